@@ -1,0 +1,114 @@
+"""Read a model's config and refuse, by name, every setting that the family's table does not understand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from anysize.arch import table
+from anysize.arch.expression import evaluate
+from anysize.arch.schema import COMMON_KEPT, Architecture
+from anysize.errors import ArchitectureError, CheckpointError, did_you_mean, joined
+
+MISSING = object()
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """A config that the table understands: `raw` as on disk, `full` with the defaults that the table reads."""
+
+    architecture: Architecture
+    raw: Mapping[str, Any]
+    full: Mapping[str, Any]
+    model_class: str
+
+    def value(self, expression: str) -> Any:
+        return evaluate(expression, self.full)
+
+    def holds(self, condition: str) -> bool:
+        return bool(evaluate(condition, self.full))
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Axis name -> size."""
+        return {axis: int(evaluate(text, self.full)) for axis, text in self.architecture.axes.items()}
+
+    @property
+    def tied(self) -> bool:
+        return bool(self.architecture.tied) and self.holds(self.architecture.tied_when)
+
+    @property
+    def init_std(self) -> float:
+        return float(self.value(self.architecture.init_std))
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return config.json of a checkpoint folder; raise CheckpointError when it is absent or not a JSON object."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise CheckpointError(f"'{folder}' is not a checkpoint: it has no config.json")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"'{path}' is not valid JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"'{path}' holds a {type(config).__name__}, wanted a JSON object")
+    return config
+
+
+def _default_of(architecture: Architecture, key: str) -> Any:
+    """Return transformers' default for a config key, or MISSING; imports transformers, so it is asked last."""
+    from transformers import CONFIG_MAPPING  # noqa: PLC0415
+
+    return CONFIG_MAPPING[architecture.model_type]().to_dict().get(key, MISSING)
+
+
+def _unknown(architecture: Architecture, raw: Mapping[str, Any]) -> list[str]:
+    known = architecture.handled_keys | set(architecture.kept) | set(COMMON_KEPT) | set(architecture.defaults)
+    return [
+        f"{key}={raw[key]!r}{did_you_mean(key, known)}"
+        for key in raw
+        if key not in known and raw[key] != _default_of(architecture, key)
+    ]
+
+
+def understand(raw: Mapping[str, Any]) -> SourceConfig:
+    """Return the config with its table, or refuse: unknown family, class, setting, or quantized weights.
+
+    Raises ArchitectureError. All unknown settings are named at once.
+    """
+    if not isinstance(raw.get("model_type"), str):
+        raise ArchitectureError("the config has no 'model_type', so the family cannot be told")
+    architecture = table(raw["model_type"])
+    if raw.get("quantization_config") is not None:
+        raise ArchitectureError("the checkpoint is quantized (quantization_config): resize the unquantized original")
+    classes = raw.get("architectures") or [architecture.classes[0]]
+    if classes[0] not in architecture.classes:
+        raise ArchitectureError(
+            f"the checkpoint holds a {classes[0]}; the table '{architecture.model_type}' knows "
+            f"{', '.join(architecture.classes)}"
+        )
+    unknown = _unknown(architecture, raw)
+    if unknown:
+        raise ArchitectureError(
+            f"the config has settings that the table '{architecture.model_type}' does not know and that may change "
+            f"the function: {joined(unknown)}; remove them or teach the table (docs/add-an-architecture.md)"
+        )
+    full = {**architecture.defaults, **raw}
+    needed = sorted(key for key in architecture.handled_keys if key not in full)
+    if needed:
+        raise ArchitectureError(f"the config lacks {', '.join(needed)}")
+    for rule in architecture.refused:
+        if not evaluate(rule.holds, full):
+            raise ArchitectureError(f"a {architecture.model_type} with not ({rule.holds}) is refused: {rule.reason}")
+    try:
+        config = SourceConfig(architecture, dict(raw), full, classes[0])
+        bad = {axis: size for axis, size in config.sizes.items() if size < 1}
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise ArchitectureError(f"the config's sizes make no sense: {error}") from error
+    if bad:
+        raise ArchitectureError(f"the config's sizes make no sense: {bad}")
+    return config

@@ -1,0 +1,239 @@
+"""The executor: recipe and source tensor in, target tensor out, in blocks of rows. The only code that makes weights.
+
+A target tensor is computed as a matrix: copied cells are W'[j, l] = factor * W[i(j), i(l)] * share(j, l), and new rows and
+columns hold zeros, means or fresh values, as the maps of the two dims say. Blocks are independent of each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from math import prod
+
+import numpy as np
+import torch
+
+from anysize.axis import NEW, AxisMap, Index
+from anysize.dims import DimMap, Fill, compose
+from anysize.errors import CheckpointError
+from anysize.io.dtypes import TORCH
+from anysize.io.reader import TensorSource
+from anysize.notation import Dim, parse
+from anysize.recipe import Plan, Recipe
+from anysize.split import normal, paired_noise, random_shares, rms, rows_per_block, stream
+
+_PADS = {"zero": Fill.ZERO, "mean": Fill.MEAN, "one": Fill.ONE}
+
+
+def _selector(index: Index) -> slice | torch.Tensor:
+    """Return a slice where the index is one ascending run, so that torch copies instead of gathering."""
+    if index.size and bool((np.diff(index) == 1).all()):
+        return slice(int(index[0]), int(index[-1]) + 1)
+    return torch.from_numpy(np.ascontiguousarray(index))
+
+
+class DimMaps:
+    """The composed dim maps of one plan, each made once."""
+
+    def __init__(self, axes: Mapping[str, AxisMap]) -> None:
+        self._axes = axes
+        self._cached = lru_cache(maxsize=None)(self._compose)
+
+    def _compose(self, dim: Dim, writes: bool, pad: Fill, score_power: float) -> DimMap:
+        return compose(dim, self._axes, writes=writes, pad=pad, score_power=score_power)
+
+    def of(self, recipe: Recipe) -> tuple[DimMap, ...]:
+        """Return one map for every stored dim of a recipe's tensor."""
+        arrow = parse(recipe.arrow)
+        writes = [self._cached(dim, True, _PADS[recipe.pad], recipe.score_power) for dim in arrow.writes]
+        reads = [self._cached(dim, False, Fill.ZERO, recipe.score_power) for dim in arrow.reads]
+        return (*reads, *writes) if arrow.reads_first else (*writes, *reads)
+
+
+def _identity(size: int) -> DimMap:
+    return DimMap(size, np.arange(size), np.zeros(size, np.uint8), np.ones(size))
+
+
+def _as_matrix(maps: tuple[DimMap, ...], shape: tuple[int, ...]) -> tuple[DimMap, DimMap]:
+    """Return the row and column maps of a tensor seen as a matrix: dims that do not change are merged."""
+    if len(maps) == 1:
+        return maps[0], _identity(1)
+    if len(maps) == 2:
+        return maps[0], maps[1]
+    if all(m.is_identity for m in maps[:-1]):
+        return _identity(prod(shape[:-1])), maps[-1]
+    if all(m.is_identity for m in maps[1:]):
+        return maps[0], _identity(prod(shape[1:]))
+    raise AssertionError("a tensor with more than two dims may be resized along its first or last dim only")
+
+
+class TensorJob:
+    """One target tensor in the making: `block(i)` returns rows [i * rows, …) of it as a 2-D tensor.
+
+    `source` is the whole source tensor. Raises CheckpointError where it holds NaN or Inf, unless allowed.
+    """
+
+    def __init__(
+        self, recipe: Recipe, source: torch.Tensor, maps: DimMaps, seed: int, *, allow_nonfinite: bool = False
+    ) -> None:
+        if not allow_nonfinite and not is_finite(source):
+            raise CheckpointError(
+                f"tensor '{recipe.source}' holds NaN or Inf: the checkpoint is damaged; pass --allow-nonfinite to go on"
+            )
+        self.recipe, self.seed, self.dtype = recipe, seed, TORCH[recipe.dtype]
+        rows, columns = _as_matrix(maps.of(recipe), recipe.source_shape)
+        matrix = source.reshape(rows.source_size, columns.source_size)
+        # Shares divide what is read; where the file stores the read dim first, the work is done on the transpose.
+        self.transposed = parse(recipe.arrow).reads_first and recipe.share != "none"
+        if self.transposed:
+            rows, columns, matrix = columns, rows, matrix.T.contiguous()
+        self.rows, self.columns, self.matrix = rows, columns, matrix
+        self.groups = [(_selector(g.sources), [_selector(t) for t in g.targets]) for g in columns.groups]
+        self.ordinal = torch.from_numpy(rows.ordinal) if recipe.share == "diagonal" else None
+        self.noise = 0.0 if recipe.noise_db is None else rms(source) * 10 ** (-recipe.noise_db / 20)
+        self.rows_per_block = rows_per_block(columns.target_size)
+        self.means = self._mean_row()
+
+    @property
+    def num_blocks(self) -> int:
+        return 1 if self.transposed else self._num_row_blocks
+
+    @property
+    def _num_row_blocks(self) -> int:
+        return -(-self.rows.target_size // self.rows_per_block)
+
+    @property
+    def block_rows(self) -> int:
+        """Rows of the stored matrix that one block holds (the last one may hold fewer)."""
+        return self.columns.target_size if self.transposed else self.rows_per_block
+
+    def _mean_row(self) -> torch.Tensor | None:
+        if not (self.rows.fill == Fill.MEAN).any():
+            return None
+        return self.matrix.to(torch.float64).mean(dim=0, keepdim=True).to(self.matrix.dtype)
+
+    def block(self, number: int) -> torch.Tensor:
+        """Return block `number` in storage orientation, contiguous, in the target's dtype."""
+        if not self.transposed:
+            return self._row_block(number)
+        return torch.cat([self._row_block(i) for i in range(self._num_row_blocks)]).T.contiguous()
+
+    def _scaled(self, values: torch.Tensor, factor: torch.Tensor | float) -> torch.Tensor:
+        if isinstance(factor, float) and factor == 1.0:
+            return values.to(self.dtype)
+        wide = torch.float64 if values.dtype == torch.float64 else torch.float32
+        offset = 1.0 if self.recipe.stored_as == "1+w" else 0.0
+        return ((values.to(wide) + offset) * factor - offset).to(self.dtype)
+
+    def _gathered(self, lo: int, hi: int) -> torch.Tensor:
+        """Return the source rows of a block, scaled; rows of new capacity hold the mean or are filled later."""
+        index, fill = self.rows.index[lo:hi], self.rows.fill[lo:hi]
+        if (fill == Fill.COPY).all():
+            values = self.matrix[_selector(index)]
+        else:
+            values = self.matrix[torch.from_numpy(np.where(index == NEW, 0, index))]
+            if self.means is not None:
+                values[torch.from_numpy(fill == Fill.MEAN)] = self.means
+        channel = self.rows.factor[lo:hi]
+        if (channel == 1).all():
+            return self._scaled(values, self.recipe.factor)
+        return self._scaled(values, torch.from_numpy(channel[:, None] * self.recipe.factor).float())
+
+    def _copies(
+        self, values: torch.Tensor, num: int, lo: int, hi: int, generator: np.random.Generator
+    ) -> list[torch.Tensor]:
+        """Return what each of `num` copies of a group of columns holds: together they read the source's values."""
+        share = self.recipe.share
+        if num == 1 or share == "none":
+            return [values] * num
+        if share == "random":
+            return random_shares(values, num, generator)
+        if share == "equal":
+            copies = [self._divided(values, num)] * num
+        else:
+            assert self.ordinal is not None
+            mine = (self.ordinal[lo:hi] % num)[:, None]
+            copies = [torch.where(mine == t, values, torch.zeros((), dtype=values.dtype)) for t in range(num)]
+        return paired_noise(copies, self.noise * self.recipe.factor / num, generator) if self.noise else copies
+
+    @staticmethod
+    def _divided(values: torch.Tensor, num: int) -> torch.Tensor:
+        return values * (1 / num) if num & (num - 1) == 0 else values / num
+
+    def _row_block(self, number: int) -> torch.Tensor:
+        lo = number * self.rows_per_block
+        hi = min(lo + self.rows_per_block, self.rows.target_size)
+        out = torch.empty((hi - lo, self.columns.target_size), dtype=self.dtype)
+        if self.recipe.silent:
+            return out.fill_(-1.0 if self.recipe.stored_as == "1+w" else 0.0)
+        generator = stream(self.seed, self.recipe.name, number)
+        values = self._gathered(lo, hi)
+        for sources, targets in self.groups:
+            part = values if self._whole(sources) else values[:, sources]
+            for target, copy in zip(targets, self._copies(part, len(targets), lo, hi, generator), strict=True):
+                out[:, target] = copy
+        self._fill_columns(out, values, generator)
+        self._fill_rows(out, lo, hi, generator)
+        return out
+
+    def _whole(self, sources: slice | torch.Tensor) -> bool:
+        return sources == slice(0, self.columns.source_size) if isinstance(sources, slice) else False
+
+    def _fill_columns(self, out: torch.Tensor, values: torch.Tensor, generator: np.random.Generator) -> None:
+        fill = self.columns.fill
+        if (fill == Fill.COPY).all():
+            return
+        for kind in (Fill.ZERO, Fill.FRESH, Fill.MEAN, Fill.ONE):
+            where = np.flatnonzero(fill == kind)
+            if where.size:
+                out[:, _selector(where)] = self._new(kind, values, (out.shape[0], where.size), generator)
+
+    def _new(
+        self, kind: Fill, values: torch.Tensor, shape: tuple[int, int], generator: np.random.Generator
+    ) -> torch.Tensor:
+        if kind == Fill.FRESH:
+            return normal(shape, self.recipe.fresh_std, self.dtype, generator)
+        if kind == Fill.MEAN:
+            return values.to(torch.float64).mean(dim=1, keepdim=True).to(self.dtype).expand(shape)
+        one = 0.0 if self.recipe.stored_as == "1+w" else 1.0
+        return torch.full(shape, one * self.recipe.factor if kind == Fill.ONE else 0.0, dtype=self.dtype)
+
+    def _fill_rows(self, out: torch.Tensor, lo: int, hi: int, generator: np.random.Generator) -> None:
+        """Overwrite the rows of new capacity; where a column is silent as well, zero wins."""
+        fill = self.rows.fill[lo:hi]
+        if (fill == Fill.COPY).all():
+            return
+        zero, fresh, one, mean = (np.flatnonzero(fill == k) for k in (Fill.ZERO, Fill.FRESH, Fill.ONE, Fill.MEAN))
+        if zero.size:
+            out[_selector(zero)] = 0
+        if one.size:
+            out[_selector(one)] = 0.0 if self.recipe.stored_as == "1+w" else 1.0
+        if fresh.size:
+            # A bias (one column, nothing read) of a new unit starts at zero, as a fresh layer's does.
+            std = self.recipe.fresh_std if len(self.recipe.shape) > 1 else 0.0
+            drawn = normal((fresh.size, out.shape[1]), std, self.dtype, generator)
+            drawn[:, torch.from_numpy(self.columns.fill == Fill.ZERO)] = 0
+            out[_selector(fresh)] = drawn
+        if mean.size:
+            silent = np.flatnonzero(self.columns.fill == Fill.FRESH)
+            if silent.size:
+                out[torch.from_numpy(mean)[:, None], torch.from_numpy(silent)[None, :]] = 0
+
+
+def is_finite(values: torch.Tensor) -> bool:
+    """Whether no value is NaN or Inf: one pass, no temporary of the tensor's size."""
+    if values.numel() == 0:
+        return True
+    low, high = torch.aminmax(values)
+    return bool(torch.isfinite(low) & torch.isfinite(high))
+
+
+def target_tensors(plan: Plan, tensors: TensorSource, *, allow_nonfinite: bool = False) -> dict[str, torch.Tensor]:
+    """Return every target tensor of a plan in memory, by name."""
+    maps = DimMaps(plan.axes)
+    made: dict[str, torch.Tensor] = {}
+    for recipe in plan.recipes:
+        job = TensorJob(recipe, tensors.read(recipe.source), maps, plan.seed, allow_nonfinite=allow_nonfinite)
+        blocks = [job.block(i) for i in range(job.num_blocks)]
+        made[recipe.name] = (blocks[0] if len(blocks) == 1 else torch.cat(blocks)).reshape(recipe.shape)
+    return made

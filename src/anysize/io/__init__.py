@@ -1,0 +1,1 @@
+"""Reading checkpoints, writing them, and recording where they came from."""

@@ -1,0 +1,247 @@
+"""Read checkpoints: strict safetensors headers, one tensor at a time into memory that the caller bounds.
+
+Headers are parsed here, not by the safetensors library, because the plan needs byte ranges, because nothing may be
+mapped (mapped pages count as resident), and because a header that lies has to be refused with a sentence.
+The format: 8 bytes little-endian header length, a JSON header, then the data (safetensors README, "Format").
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from anysize.config import read_config
+from anysize.errors import CheckpointError, joined
+
+if TYPE_CHECKING:
+    import torch
+
+_ITEM_BYTES = {
+    "F64": 8, "F32": 4, "BF16": 2, "F16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
+    "U16": 2, "U32": 4, "U64": 8, "F8_E4M3": 1, "F8_E5M2": 1,
+}  # fmt: skip
+_MAX_HEADER_BYTES = 100_000_000
+INDEX_NAME = "model.safetensors.index.json"
+SINGLE_NAME = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where one tensor lies: storage type, shape, file, and absolute byte range in it."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    path: Path | None = None
+    begin: int = 0
+    end: int = 0
+
+
+class TensorSource(Protocol):
+    """What a plan is made from and applied to: a config and named tensors, on disk or in memory."""
+
+    @property
+    def location(self) -> str: ...
+    @property
+    def config(self) -> Mapping[str, Any]: ...
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]: ...
+    @property
+    def config_sha256(self) -> str: ...
+    @property
+    def headers_sha256(self) -> str: ...
+    def read(self, name: str) -> torch.Tensor: ...
+
+
+def sha256_json(value: object) -> str:
+    """Return the SHA-256 of a JSON value in canonical form."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def headers_sha256(tensors: Mapping[str, TensorInfo]) -> str:
+    """Return a hash of the names, storage types and shapes of all tensors, whatever files they lie in."""
+    return sha256_json(sorted((name, info.dtype, list(info.shape)) for name, info in tensors.items()))
+
+
+def _header(path: Path) -> tuple[dict[str, Any], int, int]:
+    """Return (header, first data byte, file size); refuse a file that is no safetensors file."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            start = file.read(8)
+            length = struct.unpack("<Q", start)[0] if len(start) == 8 else -1
+            if not 2 <= length <= min(_MAX_HEADER_BYTES, size - 8):
+                raise CheckpointError(
+                    f"'{path}' is not a safetensors file or is cut short: it says its header has {length:,} bytes, "
+                    f"the file has {size:,}"
+                )
+            header = json.loads(file.read(length).decode("utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"cannot read '{path}': {error.strerror}") from error
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise CheckpointError(f"'{path}' has a header that is not valid JSON: {error}") from error
+    if not isinstance(header, dict):
+        raise CheckpointError(f"'{path}' has a header that is not a JSON object")
+    return header, 8 + length, size
+
+
+def _entry(path: Path, name: str, entry: object, first: int, size: int) -> TensorInfo:
+    match entry:
+        case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [int(begin), int(end)]} if (
+            dtype in _ITEM_BYTES and all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in shape)
+        ):
+            pass
+        case _:
+            raise CheckpointError(
+                f"'{path}' describes tensor '{name}' in a way that is not safetensors: {entry!r:.200}"
+            )
+    wanted = prod(shape) * _ITEM_BYTES[dtype]
+    if not 0 <= begin <= end or end - begin != wanted:
+        raise CheckpointError(
+            f"'{path}': tensor '{name}' of shape {shape} and type {dtype} needs {wanted:,} bytes, its header gives "
+            f"bytes {begin:,} to {end:,}"
+        )
+    if first + end > size:
+        raise CheckpointError(
+            f"'{path}' is cut short: tensor '{name}' ends at byte {first + end:,}, the file has {size:,}"
+        )
+    return TensorInfo(dtype, tuple(shape), path, first + begin, first + end)
+
+
+def read_header(path: Path) -> dict[str, TensorInfo]:
+    """Return every tensor of one safetensors file; raise CheckpointError for a header that lies.
+
+    Refused: unknown types, sizes that do not match the byte range, ranges that overlap, leave holes or leave the file.
+    """
+    header, first, size = _header(path)
+    header.pop("__metadata__", None)
+    found = {name: _entry(path, name, entry, first, size) for name, entry in header.items()}
+    position = first
+    for name, info in sorted(found.items(), key=lambda item: (item[1].begin, item[1].end)):
+        if info.begin != position:
+            raise CheckpointError(
+                f"'{path}': tensor '{name}' begins at byte {info.begin:,}, but the one before ends at {position:,}"
+            )
+        position = info.end
+    if position != size:
+        raise CheckpointError(f"'{path}' has {size - position:,} bytes after its last tensor")
+    return found
+
+
+def stays_inside(folder: Path, path: Path) -> bool:
+    """Whether a file, links resolved, lies in its checkpoint folder (or in the blobs of the same hub snapshot)."""
+    home = folder.resolve()
+    allowed = [home]
+    if home.parent.name == "snapshots":
+        allowed.append(home.parent.parent / "blobs")
+    real = path.resolve()
+    return any(real.is_relative_to(place) for place in allowed)
+
+
+def _shards(folder: Path) -> dict[str, list[str]]:
+    """Return file name -> tensor names that the index gives it ([] where there is no index)."""
+    index_path = folder / INDEX_NAME
+    if not index_path.is_file():
+        if (folder / SINGLE_NAME).is_file():
+            return {SINGLE_NAME: []}
+        pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
+        if pickles:
+            raise CheckpointError(
+                f"'{folder}' holds pickled weights only ({', '.join(pickles[:3])}): loading them can run code; convert "
+                "them first, with save_pretrained in a place you trust"
+            )
+        raise CheckpointError(f"'{folder}' has no {SINGLE_NAME} and no {INDEX_NAME}")
+    try:
+        weight_map = json.loads(index_path.read_text(encoding="utf-8"))["weight_map"]
+        items = list(weight_map.items())
+    except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"'{index_path}' is not a safetensors index: {error!r}") from error
+    shards: dict[str, list[str]] = {}
+    for name, file in items:
+        if not isinstance(file, str) or not file.endswith(".safetensors") or file != os.path.basename(file):
+            raise CheckpointError(
+                f"'{index_path}' puts tensor '{name}' into {file!r}, which is not a safetensors file in this folder"
+            )
+        shards.setdefault(file, []).append(name)
+    return shards
+
+
+class Checkpoint:
+    """A checkpoint folder on disk, headers checked, weights unread.
+
+    Raises CheckpointError for whatever is missing, malformed or unsafe in it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        if not folder.is_dir():
+            raise CheckpointError(f"'{folder}' is not a folder")
+        self.folder = folder
+        self.location = str(folder)
+        self.config: Mapping[str, Any] = read_config(folder)
+        self.tensors: dict[str, TensorInfo] = {}
+        problems: list[str] = []
+        for file, names in _shards(folder).items():
+            path = folder / file
+            if not path.is_file():
+                problems.append(f"the index names '{file}', which is missing")
+                continue
+            if not stays_inside(folder, path):
+                raise CheckpointError(f"'{path}' is a link that leaves the checkpoint folder")
+            found = read_header(path)
+            problems += [f"'{file}' lacks tensor '{name}'" for name in names if name not in found]
+            problems += [f"tensor '{name}' lies in two files" for name in found if name in self.tensors]
+            if names:
+                problems += [
+                    f"'{file}' holds '{name}', which the index does not name" for name in set(found) - set(names)
+                ]
+            self.tensors.update(found)
+        if problems:
+            raise CheckpointError(f"'{folder}' is incomplete: {joined(problems[:5])}")
+
+    @cached_property
+    def config_sha256(self) -> str:
+        return sha256_json(self.config)
+
+    @cached_property
+    def headers_sha256(self) -> str:
+        return headers_sha256(self.tensors)
+
+    def read(self, name: str) -> torch.Tensor:
+        """Return one tensor, read whole into fresh memory; nothing stays mapped."""
+        info = self.tensors[name]
+        assert info.path is not None
+        return read_bytes(info)
+
+
+def read_bytes(info: TensorInfo, first_row: int = 0, num_rows: int | None = None) -> torch.Tensor:
+    """Return a tensor, or a range of its rows, from its file; raise CheckpointError if the file ended early."""
+    import torch  # noqa: PLC0415
+
+    from anysize.io.dtypes import TORCH  # noqa: PLC0415
+
+    assert info.path is not None
+    rows = info.shape[0] if info.shape else 1
+    row_bytes = (info.end - info.begin) // max(rows, 1)
+    wanted_rows = rows - first_row if num_rows is None else num_rows
+    buffer = np.empty(wanted_rows * row_bytes, np.uint8)
+    view, position = memoryview(buffer), info.begin + first_row * row_bytes
+    with info.path.open("rb", buffering=0) as file:
+        done = 0
+        while done < len(view):
+            count = os.preadv(file.fileno(), [view[done:]], position + done)
+            if count == 0:
+                raise CheckpointError(f"'{info.path}' ended while its tensor was read: it changed under us")
+            done += count
+    shape = (wanted_rows, *info.shape[1:]) if info.shape else ()
+    if buffer.size == 0:
+        return torch.empty(shape, dtype=TORCH[info.dtype])
+    return torch.from_numpy(buffer).view(TORCH[info.dtype]).reshape(shape)

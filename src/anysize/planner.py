@@ -1,0 +1,292 @@
+"""Make a plan: config and tensor headers in, one recipe for every target tensor out. No weights are read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from anysize import __version__
+from anysize.arch.schema import Norm, Parameter, is_per_layer, layer_name
+from anysize.axis import AxisMap
+from anysize.config import SourceConfig, understand
+from anysize.dims import compose
+from anysize.errors import ArchitectureError, SizeError
+from anysize.io.reader import TensorSource
+from anysize.layers import LayerStep, layer_plan
+from anysize.presets import Preset, axis_maps, has_layer_norm, has_norm_after_sum, preset_named
+from anysize.proof.coverage import account, check_source
+from anysize.recipe import Pad, Plan, Recipe, Share, Source
+from anysize.target import Target, resolve_or_suggest
+from anysize.tensors import Expected, expected_tensors, shape_of
+
+DTYPES = {"keep": "", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user may ask for beside sizes; every one changes the plan or raises."""
+
+    preset: str = "auto"
+    seed: int = 0
+    layers: str = "identity"
+    noise_db: float = 10.0
+    dtype: str = "keep"
+    untie: bool = False
+
+
+@dataclass
+class _Planner:
+    """The state of one planning run: source and target configs, maps, and the scale of each stream."""
+
+    config: SourceConfig
+    target: Target
+    preset: Preset
+    options: Options
+    steps: tuple[LayerStep, ...]
+    axes: dict[str, AxisMap]
+    names: Mapping[str, str]
+    tensors: TensorSource
+    inexact: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        hidden = self.axes["hidden"]
+        copies = int(hidden.multiplicity[0])
+        ratio = copies * hidden.source_size / hidden.target_size
+        # The residual stream holds c copies-and-pad, c = 1/sqrt(r): its mean square, and with it eps, is unchanged.
+        self.copies = copies
+        self.stream = ratio**-0.5
+        self.pad: Pad = "mean" if has_layer_norm(self.config) else "zero"
+
+    @property
+    def embedding_scale(self) -> float:
+        """Run-time multipliers sqrt(hidden) grow with the target and are taken out of the stored embedding."""
+        return self.stream * (self.axes["hidden"].source_size / self.axes["hidden"].target_size) ** 0.5
+
+    @property
+    def tied_embedding(self) -> Parameter | None:
+        """The embedding that is also the head, where it reads the resized stream; None where nothing has to fold."""
+        if not self.target.config.tied or self.axes["hidden"].is_identity:
+            return None
+        name = next(iter(self.config.architecture.tied.values()))
+        for expected in expected_tensors(self.config).values():
+            if expected.name == name and isinstance(expected.origin, Parameter) and "hidden" in expected.arrow.axes:
+                return expected.origin
+        return None
+
+    @cached_property
+    def branch_scale(self) -> float:
+        """The scale of norm(hidden) inside the layers: 1 where a gain takes c out, c where none is stored."""
+        opening = [
+            self.config.holds(norm.stored)
+            for pattern, norm in self.config.architecture.norms.items()
+            if norm.writes == "norm(hidden)" and is_per_layer(pattern) and self.config.holds(norm.when)
+        ]
+        return 1.0 if all(opening) else self.stream
+
+    @cached_property
+    def final_scale(self) -> float:
+        """The scale of norm(hidden) before the head; where the head is tied, the gain takes the read share as well."""
+        norm = self.config.architecture.norms.get(self.config.architecture.final_norm)
+        stored = norm is not None and self.config.holds(norm.when) and self.config.holds(norm.stored)
+        embedding = self.tied_embedding
+        if embedding is None:
+            return 1.0 if stored else self.stream
+        if not stored:
+            raise SizeError(
+                "the head is tied to the embedding and there is no final norm gain to take the read share; "
+                "untie it (--untie) or keep hidden_size"
+            )
+        return 1 / ((self.embedding_scale if embedding.times else self.stream) * self.copies)
+
+    def source_name(self, expected: Expected, step: LayerStep | None) -> str:
+        wanted = expected.name if step is None else layer_name(expected.pattern, step.source)
+        if wanted not in self.names and self.options.untie:
+            wanted = self.config.architecture.tied.get(wanted, wanted)
+        return self.names[wanted]
+
+    def norm_recipe(self, expected: Expected, norm: Norm) -> dict[str, Any]:
+        """Return the recipe fields of a gain or bias: gains map stream scales, pads are 1, biases write."""
+        if "hidden" not in norm.reads:
+            return {"pad": "one"} if expected.part == "weight" else {}
+        if norm.writes.startswith("norm"):
+            final = expected.name.rpartition(".")[0] == self.config.architecture.final_norm
+            out = self.final_scale if final else self.branch_scale
+        else:
+            out = self.stream
+        if expected.part == "weight":
+            return {"factor": out / self.stream, "stored_as": norm.gain, "pad": "one"}
+        return {"factor": out, "pad": "zero"}
+
+    def _read_scale(self, expected: Expected) -> float:
+        """Return what a reader divides by: the scale of the stream it reads."""
+        factors = [f for dim in expected.arrow.reads for block in dim.blocks for f in block.factors]
+        if not any(f.axis == "hidden" for f in factors):
+            return 1.0
+        if not any(f.role == "norm" for f in factors):
+            return self.stream
+        return self.branch_scale if is_per_layer(expected.pattern) else self.final_scale
+
+    def parameter_recipe(self, expected: Expected, parameter: Parameter) -> dict[str, Any]:
+        """Return the recipe fields of a weight or bias: writers of `hidden` carry c, readers divide it out."""
+        arrow = expected.arrow
+        factor = 1.0
+        if any("hidden" in dim.axes for dim in arrow.writes):
+            factor *= self.embedding_scale if parameter.times else self.stream
+        factor /= self._read_scale(expected)
+        fields: dict[str, Any] = {"factor": factor, "pad": self.pad, "fresh_std": self.config.init_std}
+        share: Share = "none"
+        for dim in arrow.reads:
+            if any(group.num_copies > 1 for group in compose(dim, self.axes, writes=False).groups):
+                share = self.preset.share
+        fields["share"] = share
+        if self.preset.noisy and share != "none":
+            fields["noise_db"] = self.options.noise_db
+        if self.config.holds(self.config.architecture.fixed_score_scale):
+            fields["score_power"] = 0.0
+        return fields
+
+    def ends_branch(self, expected: Expected) -> bool:
+        """Whether zeroing this tensor silences a residual branch: a branch norm's gain, else a writer of hidden."""
+        norms = self.config.architecture.norms
+        branch_norms = any(
+            n.writes == "hidden" and is_per_layer(p) and self.config.holds(n.when) for p, n in norms.items()
+        )
+        if isinstance(expected.origin, Norm):
+            return expected.origin.writes == "hidden"
+        return not branch_norms and any("hidden" in dim.axes for dim in expected.arrow.writes)
+
+    def recipe(self, expected: Expected) -> Recipe:
+        step = None if expected.layer is None else self.steps[expected.layer]
+        source = self.source_name(expected, step)
+        info = self.tensors.tensors[source]
+        fields = (
+            self.norm_recipe(expected, expected.origin)
+            if isinstance(expected.origin, Norm)
+            else self.parameter_recipe(expected, expected.origin)
+        )
+        return Recipe(
+            name=expected.name,
+            source=source,
+            arrow=str(expected.arrow),
+            source_shape=info.shape,
+            shape=shape_of(expected.arrow, {axis: m.target_size for axis, m in self.axes.items()}),
+            source_dtype=info.dtype,
+            dtype=DTYPES[self.options.dtype] or info.dtype,
+            silent=bool(step and step.silent and self.ends_branch(expected)),
+            **fields,
+        )
+
+
+def _depth(config: SourceConfig, target: Target, options: Options) -> tuple[tuple[LayerStep, ...], list[str]]:
+    source, wanted = config.sizes["layer"], target.sizes["layer"]
+    steps = layer_plan(source, wanted, options.layers)
+    if [s.source for s in steps] == list(range(source)):
+        return steps, []
+    for condition, reason in config.architecture.depth_locked.items():
+        if config.holds(condition):
+            raise SizeError(f"num_hidden_layers {source} -> {wanted}: {reason}")
+    silent = [s for s in steps if s.silent]
+    if silent and has_norm_after_sum(config):
+        raise SizeError(
+            f"num_hidden_layers {source} -> {wanted}: with the norm after the residual sum no layer can be an identity; "
+            "use --layers interpose or stack, which are not exact"
+        )
+    kept = [s.source for s in steps if not s.silent]
+    if kept == list(range(source)):
+        return steps, []
+    return steps, [f"layers {options.layers}: the target runs layers {','.join(map(str, kept))} of the source"]
+
+
+def _per_layer_lists(config: SourceConfig, target: SourceConfig, steps: tuple[LayerStep, ...]) -> dict[str, Any]:
+    changes: dict[str, Any] = {}
+    for key in config.architecture.per_layer:
+        values = config.full.get(key)
+        if values is None:
+            continue
+        if len(values) != config.sizes["layer"]:
+            raise ArchitectureError(f"{key} lists {len(values)} layers, the config has {config.sizes['layer']}")
+        changes[key] = [values[step.source] for step in steps]
+    return {**target.raw, **changes}
+
+
+_SAFETENSORS_TO_TORCH = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+
+
+def _inexact(config: SourceConfig, target: Target, recipes: tuple[Recipe, ...]) -> list[str]:
+    reasons: list[str] = []
+    source, wanted = config.sizes["vocab"] if "vocab" in config.sizes else 0, target.sizes.get("vocab", 0)
+    if wanted > source:
+        reasons.append(
+            f"vocab_size {source} -> {wanted}: old logits are kept, but the new tokens take probability from the old"
+        )
+    narrower = sorted({f"{r.source_dtype} -> {r.dtype}" for r in recipes if r.source_dtype != r.dtype})
+    if any(
+        change not in ("BF16 -> F32", "F16 -> F32", "BF16 -> F64", "F16 -> F64", "F32 -> F64") for change in narrower
+    ):
+        reasons.append(f"dtype {', '.join(narrower)}: weights are rounded")
+    return reasons
+
+
+def make_plan(tensors: TensorSource, request: Mapping[str, int], options: Options) -> Plan:
+    """Return the plan that makes the requested sizes out of a source.
+
+    `tensors` holds the config and the tensor headers. Raises SizeError for an illegal size (with the nearest legal
+    ones), ArchitectureError for a config that is not understood, CheckpointError for headers that do not fit it.
+    """
+    config = understand(tensors.config)
+    preset = preset_named(options.preset)
+    names, dropped = check_source(config, tensors)
+
+    def legal(target: Target) -> None:
+        axis_maps(config, target.sizes, preset)
+        _depth(config, target, options)
+
+    target = resolve_or_suggest(config, request, legal)
+    if options.untie:
+        if not config.tied:
+            raise SizeError("untie: the head of this model is not tied to its embedding")
+        changes = {config.architecture.tied_when: False}
+        target = Target(
+            target.sizes,
+            SourceConfig(
+                config.architecture,
+                {**target.config.raw, **changes},
+                {**target.config.full, **changes},
+                config.model_class,
+            ),
+        )
+    maps, notes = axis_maps(config, target.sizes, preset)
+    steps, inexact = _depth(config, target, options)
+    planner = _Planner(config, target, preset, options, steps, maps, names, tensors)
+    recipes = tuple(planner.recipe(expected) for expected in expected_tensors(target.config).values())
+    target_raw = _per_layer_lists(config, target.config, steps)
+    dtypes = {recipe.dtype for recipe in recipes}
+    if options.dtype != "keep" and len(dtypes) == 1:
+        target_raw.pop("torch_dtype", None)
+        target_raw["dtype"] = _SAFETENSORS_TO_TORCH[dtypes.pop()]
+    used_layers = {step.source for step in steps}
+    for name, expected in expected_tensors(config).items():
+        if expected.layer is not None and expected.layer not in used_layers:
+            dropped[names[name]] = "its layer is not in the layer plan"
+    plan = Plan(
+        anysize_version=__version__,
+        source=Source(
+            location=tensors.location, config_sha256=tensors.config_sha256, headers_sha256=tensors.headers_sha256
+        ),
+        model_type=config.architecture.model_type,
+        model_class=config.model_class,
+        preset=preset.name,
+        seed=options.seed,
+        source_config=dict(config.raw),
+        target_config=target_raw,
+        axes=maps,
+        layers=steps,
+        recipes=recipes,
+        dropped=dropped,
+        notes=tuple(notes),
+        inexact=(*inexact, *_inexact(config, target, recipes)),
+    )
+    account(plan, tensors)
+    return plan

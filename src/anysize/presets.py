@@ -1,0 +1,131 @@
+"""The growth presets: which map each axis gets, and how readers divide over copies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from anysize.axis import AxisMap, extend, keep, tile
+from anysize.config import SourceConfig
+from anysize.errors import SizeError, did_you_mean, joined
+from anysize.recipe import Share
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One way to grow. `copies`: "all" tiles an axis, "one" keeps one copy and adds silent new capacity."""
+
+    name: str
+    summary: str
+    copies: str
+    share: Share
+    noisy: bool = False
+
+
+PRESETS = {
+    preset.name: preset
+    for preset in (
+        Preset("hypercloning", "equal copies, equal shares (2409.12903, symmetric)", "all", "equal"),
+        Preset(
+            "hypercloning-noisy", "equal copies, shares +- noise (2409.12903, noisy symmetric)", "all", "equal", True
+        ),
+        Preset("hypercloning-diagonal", "equal copies, each reads one (2409.12903, diagonal)", "all", "diagonal"),
+        Preset(
+            "hypercloning-noisy-diagonal", "diagonal +- noise (2409.12903, noisy diagonal)", "all", "diagonal", True
+        ),
+        Preset("split", "equal copies, a random convex share per weight", "all", "random"),
+        Preset("fresh", "one copy, new capacity silent at first and trainable everywhere", "one", "random"),
+    )
+}
+AUTO = "fresh"
+
+
+def preset_named(name: str) -> Preset:
+    """Return a preset; "auto" is the one that trained best. Raises SizeError with the nearest name."""
+    wanted = AUTO if name == "auto" else name
+    if wanted not in PRESETS:
+        raise SizeError(f"unknown preset '{name}'{did_you_mean(name, PRESETS)}; known: auto, {', '.join(PRESETS)}")
+    return PRESETS[wanted]
+
+
+def _norms(config: SourceConfig) -> list[tuple[str, str, bool]]:
+    """Return (kind, what it spans, whether it stands on the residual stream) for every norm of the model."""
+    return [
+        (norm.kind, norm.reads, config.holds(norm.after_sum))
+        for norm in config.architecture.norms.values()
+        if config.holds(norm.when)
+    ]
+
+
+def has_layer_norm(config: SourceConfig) -> bool:
+    """Whether norms over `hidden` subtract the mean, so that a pad has to hold the mean."""
+    return any(kind == "layer" and "hidden" in reads for kind, reads, _ in _norms(config))
+
+
+def has_norm_after_sum(config: SourceConfig) -> bool:
+    """Whether a norm stands on the residual stream itself: then no pad and no identity layer is exact."""
+    return any(after for _, _, after in _norms(config))
+
+
+def _hidden(config: SourceConfig, source: int, target: int, preset: Preset, notes: list[str]) -> AxisMap:
+    whole = target % source == 0
+    if not has_norm_after_sum(config):
+        return (
+            tile(source, target)
+            if whole and preset.copies == "all"
+            else extend(source, target, copies=1 if preset.copies == "one" else target // source)
+        )
+    if not whole:
+        raise SizeError(
+            f"hidden_size {source} -> {target}: a norm after the residual sum mixes any pad into the stream, so only "
+            f"whole copies are exact; nearest legal: {target // source * source} or {(target // source + 1) * source}"
+        )
+    if preset.copies == "one" and target > source:
+        notes.append("hidden is copied with random shares: a norm after the residual sum leaves no silent pad")
+    return tile(source, target)
+
+
+def _bound(config: SourceConfig, axis: str) -> bool:
+    """Whether a norm's statistics span whole heads (OLMo 2), so that the axis may only be copied evenly."""
+    return any(axis in reads.strip("()").split() for _, reads, _ in _norms(config))
+
+
+def _inner(config: SourceConfig, axis: str, source: int, target: int, preset: Preset, notes: list[str]) -> AxisMap:
+    if _bound(config, axis):
+        if target % source:
+            raise SizeError(
+                f"{axis} {source} -> {target}: the query and key norms span all heads, so only whole copies keep "
+                f"their statistics"
+            )
+        if preset.copies == "one" and target > source:
+            notes.append(f"{axis} is copied with random shares: the query and key norms span all heads")
+        return tile(source, target)
+    return extend(source, target) if preset.copies == "one" else tile(source, target)
+
+
+def axis_maps(config: SourceConfig, sizes: Mapping[str, int], preset: Preset) -> tuple[dict[str, AxisMap], list[str]]:
+    """Return one map for every resized axis but `layer`, and notes where an axis departs from the preset.
+
+    Raises SizeError naming every axis that cannot be grown exactly to its size.
+    """
+    maps: dict[str, AxisMap] = {}
+    notes: list[str] = []
+    problems: list[str] = []
+    for axis, source in config.sizes.items():
+        target = sizes[axis]
+        if axis == "layer":
+            continue
+        try:
+            if target == source:
+                maps[axis] = keep(source)
+            elif axis == "hidden":
+                maps[axis] = _hidden(config, source, target, preset, notes)
+            elif axis == "vocab":
+                maps[axis] = extend(source, target)
+            else:
+                maps[axis] = _inner(config, axis, source, target, preset, notes)
+        except SizeError as error:
+            problems.append(str(error))
+    if problems:
+        raise SizeError(joined(problems))
+    return maps, notes

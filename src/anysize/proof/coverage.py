@@ -1,0 +1,102 @@
+"""Exactly-once accounting: every target tensor is made once, every source tensor is used or listed as dropped."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+from anysize.arch.schema import Architecture
+from anysize.config import SourceConfig, understand
+from anysize.errors import CheckpointError, ProofError, joined
+from anysize.io.reader import TensorSource
+from anysize.recipe import BYTES, Plan
+from anysize.tensors import expected_tensors, shape_of
+
+_SHOWN = 5
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:_SHOWN])
+    return f"{shown} and {len(names) - _SHOWN} more" if len(names) > _SHOWN else shown
+
+
+def _drop_reason(architecture: Architecture, name: str) -> str | None:
+    for pattern, reason in architecture.dropped.items():
+        if re.fullmatch(re.escape(pattern).replace(r"\{layer\}", r"\d+"), name):
+            return reason
+    return None
+
+
+def _on_disk_names(config: SourceConfig, tensors: TensorSource) -> dict[str, str]:
+    """Return table name -> name in the file: headless checkpoints lack the base prefix."""
+    base = f"{config.architecture.base}."
+    if any(name.startswith(base) for name in tensors.tensors):
+        return {name: name for name in tensors.tensors}
+    return {f"{base}{name}" if name not in config.architecture.tied else name: name for name in tensors.tensors}
+
+
+def check_source(config: SourceConfig, tensors: TensorSource) -> tuple[dict[str, str], dict[str, str]]:
+    """Return (table name -> name in the file, dropped tensors with reasons), or refuse the checkpoint.
+
+    Raises CheckpointError naming all missing tensors, all that nothing accounts for, and all wrong shapes at once.
+    """
+    expected = expected_tensors(config)
+    names = _on_disk_names(config, tensors)
+    dropped: dict[str, str] = {}
+    problems: list[str] = []
+    missing = [name for name in expected if name not in names]
+    if missing:
+        problems.append(f"missing tensors: {_some(missing)}")
+    extra: list[str] = []
+    for name, stored in names.items():
+        if name in expected:
+            continue
+        if config.tied and name in config.architecture.tied:
+            dropped[stored] = f"a second copy of {config.architecture.tied[name]}, which it is tied to"
+        elif (reason := _drop_reason(config.architecture, name)) is not None:
+            dropped[stored] = reason
+        else:
+            extra.append(stored)
+    if extra:
+        problems.append(
+            f"tensors that a {config.architecture.model_type} with this config does not have: {_some(extra)}"
+        )
+    wrong = [
+        f"{name}: got {list(tensors.tensors[names[name]].shape)}, wanted {list(shape)}"
+        for name, item in expected.items()
+        if name in names and tensors.tensors[names[name]].shape != (shape := shape_of(item.arrow, config.sizes))
+    ]
+    if wrong:
+        problems.append(f"wrong shapes: {_some(wrong)}")
+    odd = [
+        f"{s}: {tensors.tensors[s].dtype}"
+        for s in names.values()
+        if tensors.tensors[s].dtype not in BYTES and s not in dropped
+    ]
+    if odd:
+        problems.append(f"storage types other than {', '.join(BYTES)}: {_some(odd)}")
+    if problems:
+        raise CheckpointError(f"'{tensors.location}' does not hold what its config says: {joined(problems)}")
+    return names, dropped
+
+
+def account(plan: Plan, tensors: TensorSource) -> None:
+    """Prove that the plan makes every tensor of the target config once, in the right shape, and drops none silently.
+
+    Raises ProofError naming every tensor that is made twice, not made, not wanted, or unaccounted for.
+    """
+    target = understand(plan.target_config)
+    wanted = {name: shape_of(item.arrow, target.sizes) for name, item in expected_tensors(target).items()}
+    made = Counter(recipe.name for recipe in plan.recipes)
+    problems = [f"{name} is made {count} times" for name, count in made.items() if count > 1]
+    problems += [f"{name} is not made" for name in wanted if name not in made]
+    problems += [f"{name} is made but the target has no such tensor" for name in made if name not in wanted]
+    problems += [
+        f"{recipe.name} is made as {list(recipe.shape)}, the target config wants {list(wanted[recipe.name])}"
+        for recipe in plan.recipes
+        if recipe.name in wanted and recipe.shape != wanted[recipe.name]
+    ]
+    used = {recipe.source for recipe in plan.recipes} | set(plan.dropped)
+    problems += [f"{name} of the source is neither used nor dropped" for name in tensors.tensors if name not in used]
+    if problems:
+        raise ProofError(f"the plan does not account for every tensor: {joined(problems[:_SHOWN])}")

@@ -1,0 +1,133 @@
+"""Plan: pure data. It says what every target tensor is made of, prints, saves as JSON and replays to the same bytes."""
+
+from __future__ import annotations
+
+import json
+from math import prod
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from anysize.axis import AxisMap
+from anysize.errors import CheckpointError
+from anysize.layers import LayerStep
+
+FORMAT = 1
+Share = Literal["none", "equal", "diagonal", "random"]
+Pad = Literal["zero", "mean", "one"]
+BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
+
+
+class Recipe(BaseModel):
+    """How one target tensor is made from one source tensor.
+
+    arrow: what it reads and writes; the axis maps of the plan do the rest. factor: multiplies every copied value.
+    stored_as: "1+w" where the file holds the gain minus one. share: how reader columns divide over copies. noise_db: signal to
+    noise ratio of the +-noise in the null space of the copies. pad: what new coordinates of `hidden` hold.
+    score_power: see `dims`. silent: the tensor ends a branch of an identity layer and is zero.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    source: str
+    arrow: str
+    source_shape: tuple[int, ...]
+    shape: tuple[int, ...]
+    source_dtype: str
+    dtype: str
+    factor: float = 1.0
+    stored_as: Literal["w", "1+w"] = "w"
+    share: Share = "none"
+    noise_db: float | None = None
+    pad: Pad = "zero"
+    fresh_std: float = 0.0
+    score_power: float = 0.25
+    silent: bool = False
+
+    @property
+    def num_bytes(self) -> int:
+        return prod(self.shape) * BYTES[self.dtype]
+
+
+class Source(BaseModel):
+    """Which checkpoint a plan was made for: its place and hashes of its config and tensor headers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    location: str
+    config_sha256: str
+    headers_sha256: str
+
+
+class Plan(BaseModel):
+    """Everything `apply` needs, and nothing it could decide: configs, maps, layers, seed and one recipe a tensor.
+
+    `inexact` lists the reasons why the target does not compute the source's function; empty means exact.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal[1] = FORMAT
+    anysize_version: str
+    source: Source
+    model_type: str
+    model_class: str
+    preset: str
+    seed: int
+    source_config: dict[str, Any]
+    target_config: dict[str, Any]
+    axes: dict[str, AxisMap]
+    layers: tuple[LayerStep, ...]
+    recipes: tuple[Recipe, ...]
+    dropped: dict[str, str]
+    notes: tuple[str, ...] = ()
+    inexact: tuple[str, ...] = ()
+
+    @property
+    def exact(self) -> bool:
+        return not self.inexact
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(prod(recipe.shape) for recipe in self.recipes)
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(recipe.num_bytes for recipe in self.recipes)
+
+    @property
+    def source_num_parameters(self) -> int:
+        return sum({recipe.source: prod(recipe.source_shape) for recipe in self.recipes}.values())
+
+    @property
+    def source_num_bytes(self) -> int:
+        return sum({r.source: prod(r.source_shape) * BYTES[r.source_dtype] for r in self.recipes}.values())
+
+    @property
+    def peak_bytes(self) -> int:
+        """The largest source tensor plus working blocks: what `apply` to disk holds beyond the interpreter."""
+        return max(prod(r.source_shape) * BYTES[r.source_dtype] for r in self.recipes) + (64 << 20)
+
+    def to_json(self) -> str:
+        """Return the plan as JSON text; the same plan gives the same text."""
+        return json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, *, origin: str = "the plan") -> Plan:
+        """Return the plan that JSON text spells; raise CheckpointError naming every field that does not fit."""
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            fields = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'it'}: {e['msg']}" for e in error.errors()[:5])
+            raise CheckpointError(f"'{origin}' is not a plan: {fields}") from error
+
+    @classmethod
+    def load(cls, path: Path) -> Plan:
+        """Read a plan from a JSON file; raise CheckpointError when it cannot be read or is no plan."""
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise CheckpointError(f"cannot read the plan '{path}': {error}") from error
+        return cls.from_json(text, origin=str(path))

@@ -1,0 +1,82 @@
+"""Shares, noise and fresh values: everything random, seeded per tensor and block, the same in any order of work.
+
+Streams come from numpy's SFC64 through SeedSequence, keyed by (seed, tensor name, block), so that a replay, a
+resumed run, another shard size or another number of threads gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import torch
+
+_ROW_BLOCK_ITEMS = 1 << 20
+
+
+def rows_per_block(num_columns: int) -> int:
+    """Return how many rows share one random stream: a function of the width alone, never of memory or threads."""
+    return max(1, _ROW_BLOCK_ITEMS // max(1, num_columns))
+
+
+def stream(seed: int, name: str, block: int) -> np.random.Generator:
+    """Return the random stream of one block of rows of one target tensor."""
+    digest = hashlib.blake2b(name.encode(), digest_size=16).digest()
+    words = np.frombuffer(digest, np.uint32).tolist()
+    return np.random.Generator(np.random.SFC64(np.random.SeedSequence([seed, block, *words])))
+
+
+def _uniform(shape: tuple[int, ...], dtype: torch.dtype, generator: np.random.Generator) -> torch.Tensor:
+    """Return values strictly inside (0, 1), as fine as half precision or single precision can use."""
+    count = int(np.prod(shape))
+    if dtype in (torch.bfloat16, torch.float16):
+        raw = generator.bit_generator.random_raw(-(-count // 8)).view(np.uint8)[:count]
+        return torch.from_numpy(raw).to(dtype).mul_(1 / 256).add_(1 / 512).reshape(shape)
+    raw = generator.bit_generator.random_raw(-(-count // 4)).view(np.int16)[:count]
+    return torch.from_numpy(raw).to(dtype).add_(32768.5).mul_(1 / 65536).reshape(shape)
+
+
+def random_shares(values: torch.Tensor, num_copies: int, generator: np.random.Generator) -> list[torch.Tensor]:
+    """Return `num_copies` tensors that add up to `values` exactly, in their own precision.
+
+    Each element's shares are a uniform draw from the simplex (stick breaking). Subtracting twice makes the split
+    free of rounding (Sterbenz): rest = v - fl(s v), share = v - rest.
+    """
+    shares: list[torch.Tensor] = []
+    rest = values
+    for left in range(num_copies - 1, 0, -1):
+        draw = _uniform(tuple(values.shape), values.dtype, generator)
+        first = rest * (draw if left == 1 else 1 - draw.pow(1 / left))
+        remaining = rest - first
+        shares.append(rest - remaining)
+        rest = remaining
+    return [*shares, rest]
+
+
+def paired_noise(copies: list[torch.Tensor], std: float, generator: np.random.Generator) -> list[torch.Tensor]:
+    """Add noise of standard deviation `std` to each pair of copies with opposite signs; an odd last copy stays clean.
+
+    Source: HyperCloning (2409.12903, figure 4) and its public code.
+    """
+    noisy = list(copies)
+    for pair in range(0, len(copies) - 1, 2):
+        shape = tuple(copies[pair].shape)
+        noise = normal(shape, std, copies[pair].dtype, generator)
+        noisy[pair] = copies[pair] + noise
+        noisy[pair + 1] = copies[pair + 1] - noise
+    return noisy
+
+
+def normal(shape: tuple[int, ...], std: float, dtype: torch.dtype, generator: np.random.Generator) -> torch.Tensor:
+    """Return normal values of standard deviation `std`."""
+    draw = generator.standard_normal(shape, dtype=np.float32)
+    return torch.from_numpy(draw).mul_(std).to(dtype)
+
+
+def rms(values: torch.Tensor) -> float:
+    """Return the root mean square, to six digits so that summation order cannot change a replay's bytes."""
+    flat, total, count = values.reshape(-1), 0.0, values.numel()
+    for start in range(0, count, _ROW_BLOCK_ITEMS):
+        block = flat[start : start + _ROW_BLOCK_ITEMS].to(torch.float64).numpy()
+        total += float(np.sum(block * block))
+    return float(f"{(total / max(count, 1)) ** 0.5:.6g}")

@@ -1,0 +1,248 @@
+"""Requested sizes, a ratio, a parameter budget or another model -> a config that the family allows, or a refusal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from anysize.arch.expression import evaluate
+from anysize.config import SourceConfig
+from anysize.errors import SizeError, did_you_mean, joined
+from anysize.tensors import num_parameters
+
+PUBLIC_SIZES = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+    "num_experts",
+)
+_PLAIN = {
+    "hidden_size": "hidden",
+    "intermediate_size": "ffn",
+    "num_hidden_layers": "layer",
+    "vocab_size": "vocab",
+    "num_experts": "expert",
+    "head_dim": "head",
+}
+
+
+@dataclass(frozen=True)
+class Target:
+    """A legal target: the size of every axis and the config that says so (without per-layer lists)."""
+
+    sizes: Mapping[str, int]
+    config: SourceConfig
+
+
+def public_sizes(config: SourceConfig) -> dict[str, int]:
+    """Return a model's sizes under transformers' usual names, whatever its family calls them."""
+    sizes = config.sizes
+    found = {public: sizes[axis] for public, axis in _PLAIN.items() if axis in sizes}
+    return found | {"num_attention_heads": sizes["kv"] * sizes["group"], "num_key_value_heads": sizes["kv"]}
+
+
+def _heads(config: SourceConfig, request: Mapping[str, int]) -> tuple[int, int]:
+    """Return (kv, group) of the target. What is not given stays; whole kv groups follow their kv head."""
+    sizes, keys = config.sizes, config.architecture.keys
+    kv, group = sizes["kv"], sizes["group"]
+    heads, kv_wanted = request.get("num_attention_heads"), request.get("num_key_value_heads")
+    if "kv" not in keys:
+        if kv_wanted not in (None, heads, kv if heads is None else heads):
+            raise SizeError(
+                f"num_key_value_heads={kv_wanted}: every {config.architecture.model_type} query head has its own kv head"
+            )
+        return (heads or kv), 1
+    if heads is None:
+        return (kv_wanted or kv), group
+    if kv_wanted is None:
+        kv_wanted = heads if group == 1 and kv > 1 else kv
+    if heads % kv_wanted:
+        below, above = heads // kv_wanted * kv_wanted, -(-heads // kv_wanted) * kv_wanted
+        raise SizeError(
+            f"num_attention_heads={heads} cannot be shared out evenly over {kv_wanted} kv heads; "
+            f"nearest legal: {below or above} or {above}, or give num_key_value_heads as well"
+        )
+    return kv_wanted, heads // kv_wanted
+
+
+def _tied_width(config: SourceConfig, request: Mapping[str, int], sizes: dict[str, int]) -> None:
+    """Settle hidden = heads * head_dim for families whose head width is not a config key; heads follow."""
+    hidden, head = sizes["hidden"], sizes["head"]
+    if "num_attention_heads" not in request and "num_key_value_heads" not in request:
+        if hidden % head:
+            below, above = hidden // head * head, (hidden // head + 1) * head
+            raise SizeError(
+                f"hidden_size={hidden} is not a whole number of heads of width {head}, and {config.architecture.model_type} "
+                f"has no separate head width; nearest legal: {below} or {above}, or give head_dim or the heads as well"
+            )
+        sizes["kv"], sizes["group"] = hidden // head, 1
+        return
+    heads = sizes["kv"] * sizes["group"]
+    if "hidden_size" not in request and "head_dim" in request:
+        hidden = sizes["hidden"] = heads * head
+    elif "head_dim" not in request and hidden % heads == 0:
+        head = sizes["head"] = hidden // heads
+    if heads * head != hidden:
+        raise SizeError(
+            f"{heads} heads of width {head} make {heads * head}, not hidden_size={hidden}, and "
+            f"{config.architecture.model_type} has no separate head width; nearest legal hidden_size: {heads * head}"
+        )
+
+
+def _sizes(config: SourceConfig, request: Mapping[str, int]) -> dict[str, int]:
+    sizes = config.sizes
+    for public, axis in _PLAIN.items():
+        if public in request:
+            if axis not in sizes:
+                raise SizeError(f"{public}: a {config.architecture.model_type} has no {axis} axis")
+            sizes[axis] = request[public]
+    sizes["kv"], sizes["group"] = _heads(config, request)
+    if "head" not in config.architecture.keys:
+        _tied_width(config, request, sizes)
+    return sizes
+
+
+def _shrunk(config: SourceConfig, sizes: Mapping[str, int]) -> list[str]:
+    source = config.sizes
+    return [
+        f"{axis} {source[axis]} -> {size}" for axis, size in sizes.items() if axis != "layer" and size < source[axis]
+    ]
+
+
+def _write_back(config: SourceConfig, sizes: Mapping[str, int]) -> SourceConfig:
+    architecture = config.architecture
+    values = {**sizes, "heads": sizes["kv"] * sizes["group"]}
+    changes: dict[str, Any] = {key: values[axis] for axis, key in architecture.keys.items()}
+    for key, followed in architecture.follows.items():
+        if config.full[key] == config.full[followed]:
+            changes[key] = changes[followed]
+    return SourceConfig(architecture, {**config.raw, **changes}, {**config.full, **changes}, config.model_class)
+
+
+def _rope(config: SourceConfig, sizes: Mapping[str, int]) -> list[str]:
+    if config.architecture.rotary and sizes["head"] != config.sizes["head"]:
+        return [
+            f"head_dim {config.sizes['head']} -> {sizes['head']}: rotary positions turn pairs of channels by fixed "
+            f"angles, so no wider head computes the same function; keep head_dim={config.sizes['head']}"
+        ]
+    return []
+
+
+def resolve(config: SourceConfig, request: Mapping[str, int]) -> Target:
+    """Return the legal target for the requested public sizes; raise SizeError naming every rule that fails."""
+    for public, size in request.items():
+        if public not in PUBLIC_SIZES:
+            raise SizeError(f"unknown size '{public}'{did_you_mean(public, PUBLIC_SIZES)}")
+        if size < 1:
+            raise SizeError(f"{public}={size} is not a size: wanted at least 1")
+    sizes = _sizes(config, request)
+    shrunk = _shrunk(config, sizes)
+    if shrunk:
+        raise SizeError(
+            f"{joined(shrunk)}: this version grows width and depth and selects layers; shrinking width needs "
+            "calibrated selection, which it does not have yet"
+        )
+    rope = _rope(config, sizes)
+    if rope:
+        raise SizeError(joined(rope))
+    target = _write_back(config, sizes)
+    broken = [
+        f"{rule.reason} (needs {rule.holds})"
+        for rule in config.architecture.rules
+        if not evaluate(rule.holds, target.full)
+    ]
+    if broken:
+        raise SizeError(joined(broken))
+    return Target(sizes, target)
+
+
+def _legal(config: SourceConfig, request: Mapping[str, int], check: Callable[[Target], object]) -> bool:
+    try:
+        check(resolve(config, request))
+    except SizeError:
+        return False
+    return True
+
+
+def resolve_or_suggest(config: SourceConfig, request: Mapping[str, int], check: Callable[[Target], object]) -> Target:
+    """Like `resolve` with a further `check`; its SizeError also names the nearest legal values of a size given."""
+    try:
+        target = resolve(config, request)
+        check(target)
+        return target
+    except SizeError as error:
+        if "nearest legal" in str(error):
+            raise
+        source = public_sizes(config)
+        for public, size in request.items():
+            near = [
+                s
+                for distance in range(1, max(64, size // 2))
+                for s in (size - distance, size + distance)
+                if s >= source.get(public, 1) and _legal(config, {**request, public: s}, check)
+            ][:2]
+            if near:
+                values = " or ".join(map(str, sorted(near)))
+                raise SizeError(f"{error}; nearest legal {public}: {values}") from error
+        raise
+
+
+def scaled(config: SourceConfig, scale: float) -> dict[str, int]:
+    """Return the public sizes of a model `scale` times as wide at equal depth: heads and ffn in step, legal.
+
+    hidden_size is rounded to what the head count divides, intermediate_size to a multiple of 8 where it was one.
+    """
+    if scale < 1:
+        raise SizeError(f"scale {scale}: this version grows, wanted at least 1")
+    sizes = config.sizes
+    kv = max(sizes["kv"], round(sizes["kv"] * scale)) if sizes["kv"] > 1 else 1
+    group = sizes["group"] if sizes["kv"] > 1 else max(sizes["group"], round(sizes["group"] * scale))
+    heads = kv * group
+    unit = heads if "head" in config.architecture.keys else sizes["head"]
+    hidden = max(sizes["hidden"], round(sizes["hidden"] * scale / unit) * unit)
+    if hidden < sizes["hidden"] or hidden % unit:
+        hidden = -(-sizes["hidden"] // unit) * unit
+    step = 8 if sizes["ffn"] % 8 == 0 else 1
+    ffn = max(sizes["ffn"], round(sizes["ffn"] * scale / step) * step)
+    wanted = {"hidden_size": hidden, "intermediate_size": ffn}
+    if "head" in config.architecture.keys:
+        wanted["num_attention_heads"] = heads
+        if "kv" in config.architecture.keys:
+            wanted["num_key_value_heads"] = kv
+    return wanted
+
+
+def for_budget(config: SourceConfig, num_params: int, check: Callable[[Target], object]) -> dict[str, int]:
+    """Return the public sizes of the legal width-scaled target whose parameter count is nearest to `num_params`."""
+    here = num_parameters(config)
+    if num_params < here:
+        raise SizeError(f"num_params {num_params:,} is below the source's {here:,}: this version grows")
+    best: tuple[int, dict[str, int]] | None = None
+    seen: set[tuple[int, ...]] = set()
+    high = max(2.0, 1.5 * num_params / here)
+    for step in range(2001):
+        request = scaled(config, 1 + (high - 1) * step / 2000)
+        key = tuple(request.values())
+        if key in seen or not _legal(config, request, check):
+            continue
+        seen.add(key)
+        distance = abs(num_parameters(resolve(config, request).config) - num_params)
+        if best is None or distance < best[0]:
+            best = distance, request
+    if best is None:
+        raise SizeError(f"num_params {num_params:,}: no legal width-scaled config was found; give the sizes themselves")
+    return best[1]
+
+
+def like(config: SourceConfig, other: SourceConfig) -> dict[str, int]:
+    """Return the public sizes of another model, as far as the source's family has them."""
+    theirs, ours = public_sizes(other), public_sizes(config)
+    request = {public: size for public, size in theirs.items() if public in ours}
+    if "kv" not in config.architecture.keys:
+        request.pop("num_key_value_heads")
+    return request
