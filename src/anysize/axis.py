@@ -9,6 +9,7 @@ coordinate fills. This module knows nothing of tensors, families or presets.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from functools import cached_property
 
@@ -28,7 +29,7 @@ def runs_of(index: Iterable[int] | Index) -> tuple[tuple[int, int], ...]:
     new = array == NEW
     continues = np.where(new[1:], new[:-1], ~new[:-1] & (np.diff(array) == 1))
     starts = np.concatenate(([0], np.flatnonzero(~continues) + 1, [array.size]))
-    return tuple((int(array[a]), int(b - a)) for a, b in zip(starts[:-1], starts[1:], strict=True))
+    return tuple((int(array[a]), int(b - a)) for a, b in itertools.pairwise(starts))
 
 
 class AxisMap(BaseModel):

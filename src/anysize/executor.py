@@ -1,7 +1,7 @@
 """The executor: recipe and source tensor in, target tensor out, in blocks of rows. The only code that makes weights.
 
-A target tensor is computed as a matrix: copied cells are W'[j, l] = factor * W[i(j), i(l)] * share(j, l), and new rows and
-columns hold zeros, means or fresh values, as the maps of the two dims say. Blocks are independent of each other.
+A target tensor is computed as a matrix: copied cells are W'[j, l] = factor * W[i(j), i(l)] * share(j, l), and new rows
+and columns hold zeros, means or fresh values, as the maps of the two dims say. Blocks are independent of each other.
 """
 
 from __future__ import annotations

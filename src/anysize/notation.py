@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 from anysize.errors import ArchitectureError
 
@@ -150,7 +150,7 @@ class _Side:
         return tuple(dims)
 
 
-@lru_cache(maxsize=None)
+@cache
 def parse(text: str) -> Arrow:
     """Return the arrow that `text` spells; raise ArchitectureError naming the character that does not fit."""
     body, comma, storage = text.partition(",")

@@ -190,8 +190,8 @@ def _depth(config: SourceConfig, target: Target, options: Options) -> tuple[tupl
     silent = [s for s in steps if s.silent]
     if silent and has_norm_after_sum(config):
         raise SizeError(
-            f"num_hidden_layers {source} -> {wanted}: with the norm after the residual sum no layer can be an identity; "
-            "use --layers interpose or stack, which are not exact"
+            f"num_hidden_layers {source} -> {wanted}: with the norm after the residual sum no layer can be an "
+            "identity; use --layers interpose or stack, which are not exact"
         )
     kept = [s.source for s in steps if not s.silent]
     if kept == list(range(source)):
@@ -216,7 +216,7 @@ _SAFETENSORS_TO_TORCH = {"F64": "float64", "F32": "float32", "BF16": "bfloat16",
 
 def _inexact(config: SourceConfig, target: Target, recipes: tuple[Recipe, ...]) -> list[str]:
     reasons: list[str] = []
-    source, wanted = config.sizes["vocab"] if "vocab" in config.sizes else 0, target.sizes.get("vocab", 0)
+    source, wanted = config.sizes.get("vocab", 0), target.sizes.get("vocab", 0)
     if wanted > source:
         reasons.append(
             f"vocab_size {source} -> {wanted}: old logits are kept, but the new tokens take probability from the old"

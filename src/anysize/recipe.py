@@ -23,8 +23,8 @@ class Recipe(BaseModel):
     """How one target tensor is made from one source tensor.
 
     arrow: what it reads and writes; the axis maps of the plan do the rest. factor: multiplies every copied value.
-    stored_as: "1+w" where the file holds the gain minus one. share: how reader columns divide over copies. noise_db: signal to
-    noise ratio of the +-noise in the null space of the copies. pad: what new coordinates of `hidden` hold.
+    stored_as: "1+w" where the file holds the gain minus one. share: how reader columns divide over copies. noise_db:
+    signal-to-noise ratio of the +-noise in the null space of the copies. pad: what new coordinates of `hidden` hold.
     score_power: see `dims`. silent: the tensor ends a branch of an identity layer and is zero.
     """
 

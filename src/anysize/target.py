@@ -54,7 +54,7 @@ def _heads(config: SourceConfig, request: Mapping[str, int]) -> tuple[int, int]:
     if "kv" not in keys:
         if kv_wanted not in (None, heads, kv if heads is None else heads):
             raise SizeError(
-                f"num_key_value_heads={kv_wanted}: every {config.architecture.model_type} query head has its own kv head"
+                f"num_key_value_heads={kv_wanted}: every query head of a {config.architecture.model_type} has its own"
             )
         return (heads or kv), 1
     if heads is None:
@@ -77,8 +77,8 @@ def _tied_width(config: SourceConfig, request: Mapping[str, int], sizes: dict[st
         if hidden % head:
             below, above = hidden // head * head, (hidden // head + 1) * head
             raise SizeError(
-                f"hidden_size={hidden} is not a whole number of heads of width {head}, and {config.architecture.model_type} "
-                f"has no separate head width; nearest legal: {below} or {above}, or give head_dim or the heads as well"
+                f"hidden_size={hidden} is not a whole number of heads of width {head}, and "
+                f"{config.architecture.model_type} has no separate head width; nearest legal: {below} or {above}, or give head_dim or the heads as well"
             )
         sizes["kv"], sizes["group"] = hidden // head, 1
         return

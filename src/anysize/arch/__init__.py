@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 from anysize.arch.schema import Architecture
@@ -17,7 +17,7 @@ def families() -> tuple[str, ...]:
     return tuple(sorted(p.stem for p in Path(__file__).parent.glob("*.py") if p.stem not in _NOT_TABLES))
 
 
-@lru_cache(maxsize=None)
+@cache
 def table(model_type: str) -> Architecture:
     """Return the table of a family; raise ArchitectureError naming the nearest known family otherwise."""
     if model_type not in families():

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 import operator
 from collections.abc import Callable, Mapping
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 from anysize.errors import ArchitectureError
@@ -31,12 +31,12 @@ _COMPARE: dict[type[ast.AST], Callable[[Any, Any], bool]] = {
 }
 
 
-@lru_cache(maxsize=None)
+@cache
 def _parsed(text: str) -> ast.expr:
     return ast.parse(text, mode="eval").body
 
 
-@lru_cache(maxsize=None)
+@cache
 def names(text: str) -> frozenset[str]:
     """Return the config keys that an expression mentions."""
     return frozenset(node.id for node in ast.walk(_parsed(text)) if isinstance(node, ast.Name))
