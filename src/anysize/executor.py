@@ -54,7 +54,7 @@ def _identity(size: int) -> DimMap:
     return DimMap(size, np.arange(size), np.zeros(size, np.uint8), np.ones(size))
 
 
-def _as_matrix(maps: tuple[DimMap, ...], shape: tuple[int, ...]) -> tuple[DimMap, DimMap]:
+def as_matrix(maps: tuple[DimMap, ...], shape: tuple[int, ...]) -> tuple[DimMap, DimMap]:
     """Return the row and column maps of a tensor seen as a matrix: dims that do not change are merged."""
     if len(maps) == 1:
         return maps[0], _identity(1)
@@ -81,7 +81,7 @@ class TensorJob:
                 f"tensor '{recipe.source}' holds NaN or Inf: the checkpoint is damaged; pass --allow-nonfinite to go on"
             )
         self.recipe, self.seed, self.dtype = recipe, seed, TORCH[recipe.dtype]
-        rows, columns = _as_matrix(maps.of(recipe), recipe.source_shape)
+        rows, columns = as_matrix(maps.of(recipe), recipe.source_shape)
         matrix = source.reshape(rows.source_size, columns.source_size)
         # Shares divide what is read; where the file stores the read dim first, the work is done on the transpose.
         self.transposed = parse(recipe.arrow).reads_first and recipe.share != "none"
@@ -106,6 +106,11 @@ class TensorJob:
     def block_rows(self) -> int:
         """Rows of the stored matrix that one block holds (the last one may hold fewer)."""
         return self.columns.target_size if self.transposed else self.rows_per_block
+
+    @property
+    def stored_rows(self) -> int:
+        """Rows of the stored matrix."""
+        return self.columns.target_size if self.transposed else self.rows.target_size
 
     def _mean_row(self) -> torch.Tensor | None:
         if not (self.rows.fill == Fill.MEAN).any():

@@ -40,7 +40,8 @@ def layer_plan(source_size: int, target_size: int, pattern: str) -> tuple[LayerS
     """Return one step for every target layer.
 
     `pattern`: "identity" interposes copies whose branches are zero (l1 l1° l2 l2°, exact), "interpose" repeats each
-    layer (l1 l1 l2 l2), "stack" repeats the whole stack (l1..ln l1..ln), or an explicit list "0-3,2-5". Raises SizeError.
+    layer (l1 l1 l2 l2), "stack" repeats the whole stack (l1..ln l1..ln), or an explicit list "0-3,2-5". Raises
+    SizeError.
     Source: methods LLaMA-Pro (2401.02415), interposition (2510.08008), G_stack (2405.15319).
     """
     if pattern not in PATTERNS:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -17,23 +17,11 @@ from anysize.io.reader import TensorSource
 from anysize.layers import LayerStep, layer_plan
 from anysize.presets import Preset, axis_maps, has_layer_norm, has_norm_after_sum, preset_named
 from anysize.proof.coverage import account, check_source
-from anysize.recipe import Pad, Plan, Recipe, Share, Source
+from anysize.recipe import Options, Pad, Plan, Recipe, Share, Source
 from anysize.target import Target, resolve_or_suggest
 from anysize.tensors import Expected, expected_tensors, shape_of
 
 DTYPES = {"keep": "", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a user may ask for beside sizes; every one changes the plan or raises."""
-
-    preset: str = "auto"
-    seed: int = 0
-    layers: str = "identity"
-    noise_db: float = 10.0
-    dtype: str = "keep"
-    untie: bool = False
 
 
 @dataclass
@@ -229,6 +217,59 @@ def _inexact(config: SourceConfig, target: Target, recipes: tuple[Recipe, ...]) 
     return reasons
 
 
+def permutation_plan(tensors: TensorSource, maps: dict[str, AxisMap]) -> Plan:
+    """Return the plan that reorders axes at equal sizes: the function must not change, which proves the table."""
+    config = understand(tensors.config)
+    names, dropped = check_source(config, tensors)
+    options = Options(preset="hypercloning")
+    steps = layer_plan(config.sizes["layer"], config.sizes["layer"], "identity")
+    target = Target(config.sizes, config)
+    planner = _Planner(config, target, preset_named(options.preset), options, steps, maps, names, tensors)
+    recipes = tuple(planner.recipe(expected) for expected in expected_tensors(config).values())
+    return _plan(planner, recipes, dict(config.raw), dropped, (), ())
+
+
+def _plan(
+    planner: _Planner,
+    recipes: tuple[Recipe, ...],
+    target_raw: dict[str, Any],
+    dropped: dict[str, str],
+    notes: tuple[str, ...],
+    inexact: tuple[str, ...],
+) -> Plan:
+    tensors, config = planner.tensors, planner.config
+    plan = Plan(
+        anysize_version=__version__,
+        source=Source(
+            location=tensors.location, config_sha256=tensors.config_sha256, headers_sha256=tensors.headers_sha256
+        ),
+        model_type=config.architecture.model_type,
+        model_class=config.model_class,
+        options=planner.options.model_copy(update={"preset": planner.preset.name}),
+        source_config=dict(config.raw),
+        target_config=target_raw,
+        axes=planner.axes,
+        layers=planner.steps,
+        recipes=recipes,
+        dropped=dropped,
+        notes=notes,
+        inexact=inexact,
+    )
+    account(plan, tensors)
+    return plan
+
+
+def legality(config: SourceConfig, options: Options) -> Callable[[Target], None]:
+    """Return the check that a target can be made from a source with these options; it raises SizeError."""
+    preset = preset_named(options.preset)
+
+    def check(target: Target) -> None:
+        axis_maps(config, target.sizes, preset)
+        _depth(config, target, options)
+
+    return check
+
+
 def make_plan(tensors: TensorSource, request: Mapping[str, int], options: Options) -> Plan:
     """Return the plan that makes the requested sizes out of a source.
 
@@ -239,11 +280,7 @@ def make_plan(tensors: TensorSource, request: Mapping[str, int], options: Option
     preset = preset_named(options.preset)
     names, dropped = check_source(config, tensors)
 
-    def legal(target: Target) -> None:
-        axis_maps(config, target.sizes, preset)
-        _depth(config, target, options)
-
-    target = resolve_or_suggest(config, request, legal)
+    target = resolve_or_suggest(config, request, legality(config, options))
     if options.untie:
         if not config.tied:
             raise SizeError("untie: the head of this model is not tied to its embedding")
@@ -270,23 +307,5 @@ def make_plan(tensors: TensorSource, request: Mapping[str, int], options: Option
     for name, expected in expected_tensors(config).items():
         if expected.layer is not None and expected.layer not in used_layers:
             dropped[names[name]] = "its layer is not in the layer plan"
-    plan = Plan(
-        anysize_version=__version__,
-        source=Source(
-            location=tensors.location, config_sha256=tensors.config_sha256, headers_sha256=tensors.headers_sha256
-        ),
-        model_type=config.architecture.model_type,
-        model_class=config.model_class,
-        preset=preset.name,
-        seed=options.seed,
-        source_config=dict(config.raw),
-        target_config=target_raw,
-        axes=maps,
-        layers=steps,
-        recipes=recipes,
-        dropped=dropped,
-        notes=tuple(notes),
-        inexact=(*inexact, *_inexact(config, target, recipes)),
-    )
-    account(plan, tensors)
-    return plan
+    reasons = (*inexact, *_inexact(config, target, recipes))
+    return _plan(planner, recipes, target_raw, dropped, tuple(notes), reasons)

@@ -51,6 +51,23 @@ class Recipe(BaseModel):
         return prod(self.shape) * BYTES[self.dtype]
 
 
+class Options(BaseModel):
+    """What a user may ask for beside sizes; every one changes the plan or raises.
+
+    preset: a growth preset or "auto". layers: see `layers.layer_plan`. noise_db: signal-to-noise ratio of the noisy
+    presets. dtype: "keep" or the storage type of the target. untie: give a tied head a matrix of its own.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    preset: str = "auto"
+    seed: int = 0
+    layers: str = "identity"
+    noise_db: float = 10.0
+    dtype: Literal["keep", "float32", "bfloat16", "float16"] = "keep"
+    untie: bool = False
+
+
 class Source(BaseModel):
     """Which checkpoint a plan was made for: its place and hashes of its config and tensor headers."""
 
@@ -74,8 +91,7 @@ class Plan(BaseModel):
     source: Source
     model_type: str
     model_class: str
-    preset: str
-    seed: int
+    options: Options
     source_config: dict[str, Any]
     target_config: dict[str, Any]
     axes: dict[str, AxisMap]
@@ -84,6 +100,14 @@ class Plan(BaseModel):
     dropped: dict[str, str]
     notes: tuple[str, ...] = ()
     inexact: tuple[str, ...] = ()
+
+    @property
+    def preset(self) -> str:
+        return self.options.preset
+
+    @property
+    def seed(self) -> int:
+        return self.options.seed
 
     @property
     def exact(self) -> bool:

@@ -10,6 +10,7 @@ import hashlib
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 _ROW_BLOCK_ITEMS = 1 << 20
 
@@ -26,13 +27,17 @@ def stream(seed: int, name: str, block: int) -> np.random.Generator:
     return np.random.Generator(np.random.SFC64(np.random.SeedSequence([seed, block, *words])))
 
 
+def _raw_words(count: int, generator: np.random.Generator) -> NDArray[np.uint64]:
+    return generator.integers(0, 2**64, size=count, dtype=np.uint64)
+
+
 def _uniform(shape: tuple[int, ...], dtype: torch.dtype, generator: np.random.Generator) -> torch.Tensor:
     """Return values strictly inside (0, 1), as fine as half precision or single precision can use."""
     count = int(np.prod(shape))
     if dtype in (torch.bfloat16, torch.float16):
-        raw = generator.bit_generator.random_raw(-(-count // 8)).view(np.uint8)[:count]
+        raw = _raw_words(-(-count // 8), generator).view(np.uint8)[:count]
         return torch.from_numpy(raw).to(dtype).mul_(1 / 256).add_(1 / 512).reshape(shape)
-    raw = generator.bit_generator.random_raw(-(-count // 4)).view(np.int16)[:count]
+    raw = _raw_words(-(-count // 4), generator).view(np.int16)[:count]
     return torch.from_numpy(raw).to(dtype).add_(32768.5).mul_(1 / 65536).reshape(shape)
 
 

@@ -78,7 +78,8 @@ def _tied_width(config: SourceConfig, request: Mapping[str, int], sizes: dict[st
             below, above = hidden // head * head, (hidden // head + 1) * head
             raise SizeError(
                 f"hidden_size={hidden} is not a whole number of heads of width {head}, and "
-                f"{config.architecture.model_type} has no separate head width; nearest legal: {below} or {above}, or give head_dim or the heads as well"
+                f"{config.architecture.model_type} has no separate head width; nearest legal: {below} or {above}, "
+                f"or give head_dim or the heads as well"
             )
         sizes["kv"], sizes["group"] = hidden // head, 1
         return
@@ -246,3 +247,10 @@ def like(config: SourceConfig, other: SourceConfig) -> dict[str, int]:
     if "kv" not in config.architecture.keys:
         request.pop("num_key_value_heads")
     return request
+
+
+def padded_vocab(config: SourceConfig, vocab_size: int | None, multiple: int) -> int:
+    """Return the vocabulary size, asked for or the source's, rounded up to a multiple."""
+    if "vocab" not in config.sizes:
+        raise SizeError(f"pad_vocab_to_multiple_of: a {config.architecture.model_type} has no vocab axis")
+    return -(-(vocab_size or config.sizes["vocab"]) // multiple) * multiple

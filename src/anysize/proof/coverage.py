@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from pathlib import Path
 
 from anysize.arch.schema import Architecture
 from anysize.config import SourceConfig, understand
 from anysize.errors import CheckpointError, ProofError, joined
-from anysize.io.reader import TensorSource
+from anysize.io.reader import TensorSource, read_header
+from anysize.proof.verdict import Check
 from anysize.recipe import BYTES, Plan
 from anysize.tensors import expected_tensors, shape_of
 
@@ -100,3 +102,24 @@ def account(plan: Plan, tensors: TensorSource) -> None:
     problems += [f"{name} of the source is neither used nor dropped" for name in tensors.tensors if name not in used]
     if problems:
         raise ProofError(f"the plan does not account for every tensor: {joined(problems[:_SHOWN])}")
+
+
+def check_written(plan: Plan, folder: Path) -> Check:
+    """Count the tensors in the files of `folder` that the plan does not make, or makes and that are not there.
+
+    The control counts against the plan with its first recipe left out.
+    """
+    written = {n: (i.dtype, i.shape) for path in folder.glob("*.safetensors") for n, i in read_header(path).items()}
+    wanted = {recipe.name: (recipe.dtype, recipe.shape) for recipe in plan.recipes}
+
+    def differ(expected: dict[str, tuple[str, tuple[int, ...]]]) -> float:
+        return float(len(set(expected.items()) ^ set(written.items())))
+
+    return Check(
+        name="coverage",
+        what=f"{len(plan.recipes)} tensors made once; {len(plan.dropped)} of the source dropped, the rest used",
+        unit="tensors unaccounted for",
+        measured=differ(wanted),
+        tolerance=0.0,
+        control=differ({name: wanted[name] for name in list(wanted)[1:]}),
+    )

@@ -1,0 +1,348 @@
+"""The public functions: plan, apply, resize, verify. Everything a command does can be done from Python."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, cast
+
+from anysize import target as targets
+from anysize.config import SourceConfig, read_config, understand
+from anysize.errors import CheckpointError, ProofError, SizeError, joined
+from anysize.io.hub import local_folder
+from anysize.io.reader import Checkpoint, TensorSource
+from anysize.planner import legality, make_plan
+from anysize.recipe import Options, Plan
+from anysize.target import PUBLIC_SIZES
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from anysize.io.writer import CheckpointWriter
+    from anysize.proof.verdict import Verification
+
+VerifyMode = Literal["auto", "full", "off"]
+Progress = Callable[[str, int, int], None]
+"""Called as progress(stage, done, total); stages are "proof", "write" (in bytes) and "verify"."""
+
+
+def _silent(stage: str, done: int, total: int) -> None:
+    del stage, done, total
+
+
+def open_source(source: str | Path | PreTrainedModel) -> TensorSource:
+    """Return a folder, a Hub id or a loaded model as a source of tensors; raise CheckpointError if it is none."""
+    if isinstance(source, (str, Path)):
+        return Checkpoint(local_folder(str(source)))
+    from anysize.io.models import LoadedModel  # noqa: PLC0415
+
+    return LoadedModel(source)
+
+
+def _request(
+    config: SourceConfig,
+    options: Options,
+    sizes: dict[str, int | None],
+    scale: float | None,
+    num_params: int | None,
+    like: str | Path | None,
+) -> dict[str, int]:
+    """Return explicit public sizes on top of at most one of scale, num_params and like."""
+    shortcuts = [name for name, value in (("scale", scale), ("num_params", num_params), ("like", like)) if value]
+    if len(shortcuts) > 1:
+        raise SizeError(f"{' and '.join(shortcuts)} both choose the sizes: give one of them")
+    chosen: dict[str, int] = {}
+    if scale is not None:
+        chosen = targets.scaled(config, scale)
+    elif num_params is not None:
+        chosen = targets.for_budget(config, num_params, legality(config, options))
+    elif like is not None:
+        chosen = targets.like(config, understand(read_config(local_folder(str(like)))))
+    chosen |= {name: size for name, size in sizes.items() if size is not None}
+    if not chosen and not options.untie and options.dtype == "keep":
+        raise SizeError(
+            f"no size was asked for: give at least one of {', '.join(PUBLIC_SIZES)}, scale, num_params, like"
+        )
+    return chosen
+
+
+def plan(
+    source: str | Path | PreTrainedModel,
+    *,
+    hidden_size: int | None = None,
+    intermediate_size: int | None = None,
+    num_hidden_layers: int | None = None,
+    num_attention_heads: int | None = None,
+    num_key_value_heads: int | None = None,
+    head_dim: int | None = None,
+    vocab_size: int | None = None,
+    pad_vocab_to_multiple_of: int | None = None,
+    num_experts: int | None = None,
+    scale: float | None = None,
+    num_params: int | None = None,
+    like: str | Path | None = None,
+    preset: str = "auto",
+    layers: str = "identity",
+    noise_db: float = 10.0,
+    seed: int = 0,
+    dtype: Literal["keep", "float32", "bfloat16", "float16"] = "keep",
+    untie: bool = False,
+) -> Plan:
+    """Return the plan that makes these sizes out of `source`, reading configs and tensor headers only.
+
+    Sizes that are not given stay as they are; `scale` (width), `num_params` and `like` (another model's
+    config) choose them. Raises SizeError, ArchitectureError or CheckpointError, each with one sentence that names what is wrong and the nearest legal sizes.
+    """
+    tensors = open_source(source)
+    config = understand(tensors.config)
+    options = Options(preset=preset, seed=seed, layers=layers, noise_db=noise_db, dtype=dtype, untie=untie)
+    sizes = {
+        "hidden_size": hidden_size,
+        "intermediate_size": intermediate_size,
+        "num_hidden_layers": num_hidden_layers,
+        "num_attention_heads": num_attention_heads,
+        "num_key_value_heads": num_key_value_heads,
+        "head_dim": head_dim,
+        "vocab_size": vocab_size,
+        "num_experts": num_experts,
+    }
+    if pad_vocab_to_multiple_of is not None:
+        if pad_vocab_to_multiple_of < 1:
+            raise SizeError(f"pad_vocab_to_multiple_of={pad_vocab_to_multiple_of}: wanted at least 1")
+        sizes["vocab_size"] = targets.padded_vocab(config, vocab_size, pad_vocab_to_multiple_of)
+    return make_plan(tensors, _request(config, options, sizes, scale, num_params, like), options)
+
+
+def _same_source(plan: Plan, tensors: TensorSource) -> None:
+    found = {"config": (tensors.config_sha256, plan.source.config_sha256),
+             "tensor headers": (tensors.headers_sha256, plan.source.headers_sha256)}  # fmt: skip
+    changed = [what for what, (now, planned) in found.items() if now != planned]
+    if changed:
+        raise CheckpointError(
+            f"'{tensors.location}' is not the source this plan was made for: its {joined(changed)} changed; plan again"
+        )
+
+
+def _require(proof: Verification, what: str) -> None:
+    if not proof.passed:
+        raise ProofError(f"{what} failed, and nothing was written: {joined(proof.failures)}")
+
+
+def _fingerprint(plan: Plan) -> str:
+    return hashlib.sha256(plan.to_json().encode()).hexdigest()
+
+
+def apply(
+    plan: Plan,
+    output: str | Path | None = None,
+    *,
+    source: str | Path | PreTrainedModel | None = None,
+    verify: VerifyMode = "auto",
+    max_shard_size: str = "5GB",
+    overwrite: bool = False,
+    allow_nonfinite: bool = False,
+    command: str = "anysize.apply(plan, output)",
+    progress: Progress = _silent,
+) -> PreTrainedModel | Path:
+    """Carry out a plan: return a plain transformers model, or stream it to the folder `output` and return its path.
+
+    The miniature proof runs before any write, coverage and algebra on sampled real rows after it, and with `verify`
+    "auto" (where both models fit in a quarter of the free memory) or "full" the comparison of whole models. The output
+    appears atomically; a killed run is resumed by the same call. `source` is needed for plans of a model in memory.
+    Raises ProofError when a proof fails, CheckpointError or OutputError for what cannot be read or written.
+    """
+    return _carry_out(plan, output, source, verify, max_shard_size, overwrite, allow_nonfinite, command, progress)[0]
+
+
+def apply_with_proof(
+    plan: Plan,
+    output: str | Path,
+    *,
+    verify: VerifyMode = "auto",
+    max_shard_size: str = "5GB",
+    overwrite: bool = False,
+    allow_nonfinite: bool = False,
+    command: str = "anysize.apply_with_proof(plan, output)",
+    progress: Progress = _silent,
+) -> tuple[Path, Verification]:
+    """Like `apply` to a folder, and return the proof as well."""
+    made, proof = _carry_out(plan, output, None, verify, max_shard_size, overwrite, allow_nonfinite, command, progress)
+    return cast("Path", made), proof
+
+
+def _carry_out(
+    plan: Plan,
+    output: str | Path | None,
+    source: str | Path | PreTrainedModel | None,
+    verify: VerifyMode,
+    max_shard_size: str,
+    overwrite: bool,
+    allow_nonfinite: bool,
+    command: str,
+    progress: Progress,
+) -> tuple[PreTrainedModel | Path, Verification]:
+    from anysize.io import writer  # noqa: PLC0415
+    from anysize.proof.miniature import prove_on_miniature  # noqa: PLC0415
+
+    tensors = open_source(plan.source.location if source is None else source)
+    _same_source(plan, tensors)
+    path = None if output is None else Path(output).expanduser()
+    max_shard_bytes = writer.parse_bytes(max_shard_size)
+    if path is not None:
+        _check_places(tensors, path)
+        writer.check_output(path, plan.num_bytes, overwrite=overwrite)
+    progress("proof", 0, 1)
+    proof = prove_on_miniature(plan)
+    progress("proof", 1, 1)
+    _require(proof, "the miniature proof")
+    if path is None:
+        return _in_memory(plan, tensors, allow_nonfinite=allow_nonfinite), proof
+    with writer.CheckpointWriter(path, plan.recipes, _fingerprint(plan), max_shard_bytes) as made:
+        proof += _to_disk(plan, tensors, made, verify, allow_nonfinite, progress)
+        _put_beside(plan, tensors, made, proof, command)
+        made.finish()
+    return path, proof
+
+
+def _check_places(tensors: TensorSource, output: Path) -> None:
+    if isinstance(tensors, Checkpoint):
+        home, there = tensors.folder.resolve(), output.resolve()
+        if there == home or there in home.parents or home in there.parents:
+            raise CheckpointError(f"the output '{output}' and the source '{tensors.folder}' lie in one another")
+
+
+def _in_memory(plan: Plan, tensors: TensorSource, *, allow_nonfinite: bool) -> PreTrainedModel:
+    from anysize.executor import target_tensors  # noqa: PLC0415
+    from anysize.io.dtypes import TORCH  # noqa: PLC0415
+    from anysize.io.models import build_model  # noqa: PLC0415
+
+    made = target_tensors(plan, tensors, allow_nonfinite=allow_nonfinite)
+    dtypes = {recipe.dtype for recipe in plan.recipes}
+    widest = max(dtypes, key=["F16", "BF16", "F32", "F64"].index)
+    return build_model(plan.model_class, plan.target_config, made, TORCH[widest])
+
+
+def _to_disk(
+    plan: Plan,
+    tensors: TensorSource,
+    made: CheckpointWriter,
+    verify: VerifyMode,
+    allow_nonfinite: bool,
+    progress: Progress,
+) -> Verification:
+    from anysize.proof import algebra, whole  # noqa: PLC0415
+    from anysize.proof.coverage import check_written  # noqa: PLC0415
+    from anysize.proof.verdict import Verification  # noqa: PLC0415
+
+    done = 0
+
+    def wrote(num_bytes: int) -> None:
+        nonlocal done
+        done += num_bytes
+        progress("write", done, plan.num_bytes)
+
+    progress("write", 0, plan.num_bytes)
+    made.write(plan, tensors, allow_nonfinite=allow_nonfinite, progress=wrote)
+    source_rows = algebra.rows_of(tensors)
+    proof = Verification(
+        checks=(
+            check_written(plan, made.folder),
+            algebra.check_rows(plan, source_rows, algebra.rows_from_files(made.places)),
+        )
+    )
+    _require(proof, "the proof of the written tensors")
+    if verify != "off":
+        progress("verify", 0, 1)
+        proof += whole.compare_written(plan, tensors, made.folder, full=verify == "full")
+        progress("verify", 1, 1)
+        _require(proof, "the comparison of the whole models")
+    return proof
+
+
+def _put_beside(plan: Plan, tensors: TensorSource, made: CheckpointWriter, proof: Verification, command: str) -> None:
+    from anysize.io import provenance  # noqa: PLC0415
+
+    if isinstance(tensors, Checkpoint):
+        for name, data in provenance.companions(tensors.folder):
+            made.add(name, data)
+    made.add(provenance.RECORD, provenance.record_json(plan, proof, command))
+    made.add("README.md", provenance.model_card(plan, proof, command))
+    made.add("config.json", provenance.config_json(plan))
+
+
+def resize(
+    source: str | Path | PreTrainedModel,
+    output: str | Path | None = None,
+    *,
+    hidden_size: int | None = None,
+    intermediate_size: int | None = None,
+    num_hidden_layers: int | None = None,
+    num_attention_heads: int | None = None,
+    num_key_value_heads: int | None = None,
+    head_dim: int | None = None,
+    vocab_size: int | None = None,
+    pad_vocab_to_multiple_of: int | None = None,
+    num_experts: int | None = None,
+    scale: float | None = None,
+    num_params: int | None = None,
+    like: str | Path | None = None,
+    preset: str = "auto",
+    layers: str = "identity",
+    noise_db: float = 10.0,
+    seed: int = 0,
+    dtype: Literal["keep", "float32", "bfloat16", "float16"] = "keep",
+    untie: bool = False,
+    verify: VerifyMode = "auto",
+    max_shard_size: str = "5GB",
+    overwrite: bool = False,
+    allow_nonfinite: bool = False,
+) -> PreTrainedModel | Path:
+    """Plan, prove and apply in one call: return a plain model in memory, or the path of the folder written.
+
+    Options are those of `plan` and `apply`, and so are the errors.
+    """
+    made = plan(
+        source,
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size,
+        num_hidden_layers=num_hidden_layers,
+        num_attention_heads=num_attention_heads,
+        num_key_value_heads=num_key_value_heads,
+        head_dim=head_dim,
+        vocab_size=vocab_size,
+        pad_vocab_to_multiple_of=pad_vocab_to_multiple_of,
+        num_experts=num_experts,
+        scale=scale,
+        num_params=num_params,
+        like=like,
+        preset=preset,
+        layers=layers,
+        noise_db=noise_db,
+        seed=seed,
+        dtype=dtype,
+        untie=untie,
+    )
+    return apply(
+        made,
+        output,
+        source=source,
+        verify=verify,
+        max_shard_size=max_shard_size,
+        overwrite=overwrite,
+        allow_nonfinite=allow_nonfinite,
+        command="anysize.resize(...)",
+    )
+
+
+def verify(
+    source: str | Path | PreTrainedModel, target: str | Path | PreTrainedModel, *, full: bool = True
+) -> Verification:
+    """Compare two models of one family and return every check with its control; nothing is raised for a difference.
+
+    A target made by anysize brings its plan: then tolerances follow its storage, and what the plan calls inexact is
+    told, not required. Raises CheckpointError when a folder is not a checkpoint.
+    """
+    from anysize.proof import whole  # noqa: PLC0415
+
+    return whole.compare(source, target, full=full)

@@ -1,0 +1,43 @@
+"""Turn what a user calls a model, a folder or a Hub id, into a folder on this machine."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from anysize.errors import CheckpointError
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+# Weights as safetensors only; whatever else a checkpoint needs is text. No Python file is ever fetched.
+_WANTED = [
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "*.json",
+    "*.txt",
+    "*.model",
+    "*.jinja",
+    "*.tiktoken",
+    "LICENSE*",
+]
+
+
+def local_folder(model: str) -> Path:
+    """Return the folder of a model given as a path or a Hub id; a Hub id is downloaded (or found in the cache).
+
+    `HF_HUB_OFFLINE`, `HF_HOME` and `HF_TOKEN` work as everywhere. Raises CheckpointError when there is no such model.
+    """
+    path = Path(model).expanduser()
+    if path.exists():
+        if path.is_file():
+            raise CheckpointError(f"'{model}' is a file, wanted a checkpoint folder or a Hub id")
+        return path
+    if not _HUB_ID.fullmatch(model):
+        raise CheckpointError(f"'{model}' is not a folder, and not a Hub id such as org/name either")
+    from huggingface_hub import snapshot_download  # noqa: PLC0415
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError  # noqa: PLC0415
+
+    try:
+        return Path(snapshot_download(model, allow_patterns=_WANTED))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(f"'{model}' is not a folder here and could not be had from the Hub: {reason}") from error

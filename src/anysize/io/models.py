@@ -1,0 +1,115 @@
+"""Between loaded models and named tensors, in the names of the disk: transformers renames some of them in memory."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from anysize.io.dtypes import SAFETENSORS
+from anysize.io.reader import TensorInfo, headers_sha256, sha256_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Silence transformers' loading bars and notes while our own output is on the screen."""
+    from transformers.utils import logging  # noqa: PLC0415
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def model_class(name: str) -> type[PreTrainedModel]:
+    """Return a model class of transformers by name."""
+    import transformers  # noqa: PLC0415
+
+    return getattr(transformers, name)
+
+
+def config_of(raw: Mapping[str, Any]) -> Any:
+    """Return the config object that transformers makes of a config dict; its own checks run here."""
+    from transformers import CONFIG_MAPPING  # noqa: PLC0415
+
+    return CONFIG_MAPPING[raw["model_type"]].from_dict(copy.deepcopy(dict(raw)))
+
+
+def build_model(
+    class_name: str, raw: Mapping[str, Any], tensors: dict[str, torch.Tensor], dtype: torch.dtype
+) -> PreTrainedModel:
+    """Return a plain transformers model with these weights, named as on disk; missing or extra tensors are our bug."""
+    with quiet_transformers():
+        model, info = model_class(class_name).from_pretrained(
+            None, config=config_of(raw), state_dict=tensors, dtype=dtype, output_loading_info=True
+        )
+    problems = {k: v for k, v in info.items() if v and k in ("missing_keys", "unexpected_keys", "mismatched_keys")}
+    assert not problems, f"transformers and the table disagree about the tensors of {class_name}: {problems}"
+    return model.eval()
+
+
+def disk_tensors(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """Return a model's weights under the names that save_pretrained would write, tied copies left out."""
+    from transformers.core_model_loading import revert_weight_conversion  # noqa: PLC0415
+
+    state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    state = {name: tensor for name, tensor in state.items() if name not in tied}
+    return {name: tensor.contiguous() for name, tensor in revert_weight_conversion(model, state).items()}
+
+
+class LoadedModel:
+    """A model in memory as a source of tensors."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self.location = model.name_or_path or type(model).__name__
+        self.config: Mapping[str, Any] = {**model.config.to_dict(), "architectures": [type(model).__name__]}
+        self._state = disk_tensors(model)
+        self.tensors = {
+            name: TensorInfo(SAFETENSORS[tensor.dtype], tuple(tensor.shape)) for name, tensor in self._state.items()
+        }
+
+    @cached_property
+    def config_sha256(self) -> str:
+        return sha256_json(self.config)
+
+    @cached_property
+    def headers_sha256(self) -> str:
+        return headers_sha256(self.tensors)
+
+    def read(self, name: str) -> torch.Tensor:
+        return self._state[name].cpu()
+
+
+class NamedTensors:
+    """A config and tensors in a dict as a source; what the miniature is made of."""
+
+    def __init__(self, config: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> None:
+        self.location = "tensors in memory"
+        self.config: Mapping[str, Any] = config
+        self._state = state
+        self.tensors = {name: TensorInfo(SAFETENSORS[t.dtype], tuple(t.shape)) for name, t in state.items()}
+
+    @cached_property
+    def config_sha256(self) -> str:
+        return sha256_json(self.config)
+
+    @cached_property
+    def headers_sha256(self) -> str:
+        return headers_sha256(self.tensors)
+
+    def read(self, name: str) -> torch.Tensor:
+        return self._state[name]

@@ -1,0 +1,96 @@
+"""What stands beside the weights: config, tokenizer files, a model card with the exact command, plan and proof."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from anysize import __version__
+from anysize.io.reader import stays_inside
+from anysize.proof.verdict import Verification
+from anysize.recipe import Plan
+
+RECORD = "anysize.json"
+_COPIED = (
+    "tokenizer*", "vocab*", "merges.txt", "*.model", "*.tiktoken", "special_tokens_map.json", "added_tokens.json",
+    "chat_template*", "additional_chat_templates/*", "generation_config.json", "*preprocessor_config.json",
+    "processor_config.json", "LICENSE*",
+)  # fmt: skip
+
+
+def companions(folder: Path) -> Iterator[tuple[str, bytes]]:
+    """Yield (name, content) of the files that travel with a checkpoint; links that leave the folder are left out."""
+    seen: set[str] = set()
+    for pattern in _COPIED:
+        for path in sorted(folder.glob(pattern)):
+            name = path.relative_to(folder).as_posix()
+            if path.is_file() and name not in seen and stays_inside(folder, path):
+                seen.add(name)
+                yield name, path.read_bytes()
+
+
+def config_json(plan: Plan) -> bytes:
+    """Return the target's config.json."""
+    config = {**plan.target_config, "architectures": [plan.model_class]}
+    return (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
+
+
+def record_json(plan: Plan, proof: Verification, command: str) -> bytes:
+    """Return anysize.json: command, versions, plan and proof."""
+    record: dict[str, Any] = {
+        "anysize": __version__,
+        "command": command,
+        "versions": {name: version(name) for name in ("torch", "transformers", "safetensors", "numpy")}
+        | {"python": platform.python_version()},
+        "exact": plan.exact,
+        "inexact_because": list(plan.inexact),
+        "proof": proof.model_dump(mode="json"),
+        "plan": plan.model_dump(mode="json"),
+    }
+    return (json.dumps(record, indent=1, sort_keys=True) + "\n").encode()
+
+
+def _row(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def model_card(plan: Plan, proof: Verification, command: str) -> bytes:
+    """Return README.md: what this model is made from, how, and what was proved."""
+    base = Path(plan.source.location).name if Path(plan.source.location).exists() else plan.source.location
+    head = {"base_model": base, "library_name": "transformers", "tags": ["anysize", plan.preset]}
+    keep = "computes the same function as its source" if plan.exact else "does not compute its source's function"
+    lines = [
+        "---",
+        yaml.safe_dump(head, sort_keys=False).strip(),
+        "---",
+        "",
+        f"# {base}, resized",
+        "",
+        f"{plan.num_parameters:,} parameters from {plan.source_num_parameters:,} with the preset `{plan.preset}` "
+        f"(seed {plan.seed}) by anysize {__version__}. At step 0 it {keep}.",
+        "",
+        *(f"- not exact: {reason}" for reason in plan.inexact),
+        *(f"- note: {note}" for note in plan.notes),
+        "",
+        "```",
+        command,
+        "```",
+        "",
+        _row(["check", "what", "measured", "allowed", "a wrong answer measures", "unit"]),
+        _row(["---"] * 6),
+        *(
+            _row([c.name, c.what, f"{c.measured:.2g}", f"{c.tolerance:.2g}",
+                  "" if c.control is None else f"{c.control:.2g}", c.unit])
+            for c in proof.checks
+        ),
+        "",
+        f"`{RECORD}` holds the plan, the proof and the versions.",
+        "",
+    ]  # fmt: skip
+    return "\n".join(lines).encode()

@@ -1,0 +1,238 @@
+"""Write a checkpoint: header first, tensors streamed into place, a journal to resume by, and one rename at the end.
+
+Everything is written into a hidden folder beside the output. It becomes the output by a rename, so that an
+interrupted run leaves nothing that looks complete; the same command run again continues where it stopped.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import struct
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+
+import psutil
+import torch
+
+from anysize.errors import OutputError
+from anysize.executor import DimMaps, TensorJob
+from anysize.io.reader import INDEX_NAME, SINGLE_NAME, TensorInfo, TensorSource
+from anysize.recipe import BYTES, Plan, Recipe
+
+JOURNAL = "journal.jsonl"
+_WORKERS = 2
+
+
+def shards_of(recipes: Iterable[Recipe], max_shard_bytes: int) -> list[list[Recipe]]:
+    """Return the recipes in files of at most `max_shard_bytes` (a larger tensor has a file to itself), in order."""
+    shards: list[list[Recipe]] = [[]]
+    size = 0
+    for recipe in recipes:
+        if shards[-1] and size + recipe.num_bytes > max_shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(recipe)
+        size += recipe.num_bytes
+    return shards
+
+
+def parse_bytes(text: str) -> int:
+    """Return the number of bytes that `5GB`, `500MB` or a plain number spells; raise OutputError otherwise."""
+    units = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "B": 1}
+    upper = text.strip().upper()
+    unit = next((u for u in sorted(units, key=len, reverse=True) if upper.endswith(u)), "")
+    try:
+        size = int(float(upper[: len(upper) - len(unit)]) * units.get(unit, 1))
+    except ValueError:
+        size = 0
+    if size < 1:
+        raise OutputError(f"shard size '{text}' is not a size: wanted something like 5GB or 500MB")
+    return size
+
+
+def _layout(recipes: list[Recipe], path: Path) -> tuple[bytes, dict[str, TensorInfo]]:
+    """Return the header bytes of one file and where each tensor lies; wide types come first, so all stay aligned."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    places: dict[str, tuple[Recipe, int]] = {}
+    position = 0
+    for recipe in sorted(recipes, key=lambda r: -BYTES[r.dtype]):
+        header[recipe.name] = {
+            "dtype": recipe.dtype,
+            "shape": list(recipe.shape),
+            "data_offsets": [position, position + recipe.num_bytes],
+        }
+        places[recipe.name] = recipe, position
+        position += recipe.num_bytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    first = 8 + len(text)
+    infos = {
+        name: TensorInfo(recipe.dtype, recipe.shape, path, first + begin, first + begin + recipe.num_bytes)
+        for name, (recipe, begin) in places.items()
+    }
+    return struct.pack("<Q", len(text)) + text, infos
+
+
+def check_output(output: Path, num_bytes: int, *, overwrite: bool) -> None:
+    """Refuse an output that is not empty, cannot be made, or does not fit on the disk, before any work."""
+    if output.exists() and not output.is_dir():
+        raise OutputError(f"the output '{output}' exists and is not a folder")
+    if output.is_dir() and any(output.iterdir()) and not overwrite:
+        raise OutputError(f"the output folder '{output}' is not empty: choose another one or pass --overwrite")
+    parent = next(p for p in (output.absolute().parent, *output.absolute().parents) if p.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise OutputError(f"the output '{output}' cannot be made: '{parent}' is not a folder that we may write to")
+    partial = staging_folder(output)
+    done = sum(f.stat().st_blocks * 512 for f in partial.iterdir() if f.is_file()) if partial.is_dir() else 0
+    free = shutil.disk_usage(parent).free + done
+    if num_bytes > free:
+        raise OutputError(f"the disk of '{output}' is too full: {num_bytes:,} bytes are needed, {free:,} are free")
+
+
+def staging_folder(output: Path) -> Path:
+    """Return the hidden folder beside the output in which it is made."""
+    return output.absolute().parent / f".{output.name}.anysize-partial"
+
+
+class CheckpointWriter:
+    """Makes one checkpoint folder: `write` streams the tensors, `add` the other files, `finish` renames.
+
+    `fingerprint` identifies the plan and layout: work of another plan in the staging folder is thrown away. Use as
+    a context manager: on an error the staging folder is removed; when the process is killed, it stays to be resumed.
+    """
+
+    def __init__(self, output: Path, recipes: tuple[Recipe, ...], fingerprint: str, max_shard_bytes: int) -> None:
+        self.output = output
+        self.folder = staging_folder(output)
+        shards = shards_of(recipes, max_shard_bytes)
+        names = [SINGLE_NAME] if len(shards) == 1 else [
+            f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))
+        ]  # fmt: skip
+        self.recipes = [recipe for shard in shards for recipe in shard]
+        self.headers: dict[Path, bytes] = {}
+        self.places: dict[str, TensorInfo] = {}
+        for name, shard in zip(names, shards, strict=True):
+            self.headers[self.folder / name], places = _layout(shard, self.folder / name)
+            self.places |= places
+        # A journal outlives a killed process but not the machine: what the disk had not taken is lost then.
+        self._key = {"fingerprint": f"{fingerprint}:{max_shard_bytes}", "boot": round(psutil.boot_time(), -2)}
+        self._journal: int | None = None
+
+    def __enter__(self) -> CheckpointWriter:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        journal = os.open(self.folder / JOURNAL, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(journal)
+            raise OutputError(f"another run is writing '{self.output}' right now") from error
+        self._journal = journal
+        self.done = self._resume()
+        return self
+
+    def _resume(self) -> set[str]:
+        """Return the tensors that an earlier run of the same plan wrote; start afresh after any other."""
+        assert self._journal is not None
+        lines = (self.folder / JOURNAL).read_bytes().split(b"\n")
+        # A line is complete when its newline is: what follows the last one was cut off by a kill.
+        records = [json.loads(line) for line in lines[:-1] if line]
+        if records and records[0] == self._key and all(path.is_file() for path in self.headers):
+            os.ftruncate(self._journal, sum(len(line) + 1 for line in lines[:-1]))
+            return {record["done"] for record in records[1:]}
+        for path in self.folder.iterdir():
+            if path.name != JOURNAL:
+                path.unlink() if path.is_file() or path.is_symlink() else shutil.rmtree(path)
+        os.ftruncate(self._journal, 0)
+        for path, header in self.headers.items():
+            path.write_bytes(header)
+        self._record(self._key)
+        return set()
+
+    def _record(self, value: object) -> None:
+        assert self._journal is not None
+        os.write(self._journal, json.dumps(value).encode() + b"\n")
+
+    def write(
+        self, plan: Plan, tensors: TensorSource, *, allow_nonfinite: bool, progress: Callable[[int], None]
+    ) -> None:
+        """Stream every tensor that is not there yet into its place; `progress` receives bytes as they are written.
+
+        Memory: one source tensor and a few row blocks. Raises CheckpointError for NaN or Inf, OutputError when the
+        disk fills up.
+        """
+        maps = DimMaps(plan.axes)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        files = {path: os.open(path, os.O_RDWR) for path in self.headers}
+        try:
+            with ThreadPoolExecutor(_WORKERS) as pool:
+                for recipe in self.recipes:
+                    if recipe.name in self.done:
+                        progress(recipe.num_bytes)
+                        continue
+                    source = tensors.read(recipe.source)
+                    job = TensorJob(recipe, source, maps, plan.seed, allow_nonfinite=allow_nonfinite)
+                    place = self.places[recipe.name]
+                    assert place.path is not None
+                    self._write_tensor(pool, job, files[place.path], place, progress)
+                    self._record({"done": recipe.name})
+                    self.done.add(recipe.name)
+        except OSError as error:
+            raise OutputError(f"cannot write '{self.output}': {error.strerror or error}") from error
+        finally:
+            torch.set_num_threads(threads)
+            for file in files.values():
+                os.close(file)
+
+    def _write_tensor(
+        self, pool: ThreadPoolExecutor, job: TensorJob, file: int, place: TensorInfo, progress: Callable[[int], None]
+    ) -> None:
+        row_bytes = (place.end - place.begin) // max(1, job.stored_rows)
+
+        def write(number: int) -> int:
+            data = memoryview(job.block(number).contiguous().view(torch.uint8).reshape(-1).numpy())
+            position = place.begin + number * job.block_rows * row_bytes
+            written = 0
+            while written < len(data):
+                written += os.pwrite(file, data[written:], position + written)
+            return written
+
+        blocks: list[Future[int]] = [pool.submit(write, number) for number in range(job.num_blocks)]
+        for block in blocks:
+            progress(block.result())
+
+    def add(self, name: str, data: bytes) -> None:
+        """Put another file into the checkpoint."""
+        try:
+            (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (self.folder / name).write_bytes(data)
+        except OSError as error:
+            raise OutputError(f"cannot write '{self.output}': {error.strerror or error}") from error
+
+    def finish(self) -> None:
+        """Write the index, and turn the staging folder into the output by a rename."""
+        if len(self.headers) > 1:
+            weight_map = {name: place.path.name for name, place in self.places.items() if place.path}
+            total = sum(place.end - place.begin for place in self.places.values())
+            index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+            self.add(INDEX_NAME, (json.dumps(index, indent=2) + "\n").encode())
+        (self.folder / JOURNAL).unlink()
+        old = self.output.absolute().parent / f".{self.output.name}.anysize-old"
+        if self.output.is_dir() and any(self.output.iterdir()):
+            self.output.rename(old)
+        self.folder.rename(self.output.absolute())
+        shutil.rmtree(old, ignore_errors=True)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._journal is not None:
+            os.close(self._journal)
+        # Ctrl-C keeps the work, as a kill does: the same command resumes. Errors leave nothing behind.
+        if error is not None and not isinstance(error, KeyboardInterrupt):
+            shutil.rmtree(self.folder, ignore_errors=True)

@@ -1,0 +1,258 @@
+"""Prove a plan on a miniature before any real tensor is touched: same table, same config flags, same kinds of maps.
+
+A tiny random model of the same `model_type` is resized with the same options. Growth must reproduce its logits in
+double precision, permuting any axis must leave them unchanged, and a deliberately wrong resize must not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+import torch
+
+from anysize.arch.expression import evaluate
+from anysize.arch.schema import Architecture
+from anysize.axis import keep, select
+from anysize.config import SourceConfig, understand
+from anysize.errors import AnysizeError, ProofError
+from anysize.executor import target_tensors
+from anysize.io.models import NamedTensors, build_model, config_of, disk_tensors, model_class, quiet_transformers
+from anysize.planner import make_plan, permutation_plan
+from anysize.proof.precision import DoubleThroughout
+from anysize.proof.verdict import Check, Verification
+from anysize.recipe import Options, Plan
+
+TOLERANCE = 1e-9
+_PERMUTED = ("hidden", "ffn", "kv", "group", "expert")
+_MAX_LAYERS = 3
+
+
+def _same_kind(source: int, target: int, small: int) -> int:
+    """Return the small target size whose ratio is of the same kind: equal, whole, or with the same whole part."""
+    if source == target:
+        return small
+    whole, rest = divmod(target, source)
+    if rest == 0:
+        return whole * small
+    return whole * small + max(1, min(small - 1, round(small * rest / source)))
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    source: Mapping[str, int]
+    target: Mapping[str, int]
+
+
+def _with_sizes(config: SourceConfig, sizes: Mapping[str, int], changes: Mapping[str, Any]) -> dict[str, Any]:
+    keys = config.architecture.keys
+    values = {**sizes, "heads": sizes["kv"] * sizes["group"]}
+    raw = {**config.raw, **{key: values[axis] for axis, key in keys.items()}, **changes}
+    for key, followed in config.architecture.follows.items():
+        if config.full[key] == config.full[followed]:
+            raw[key] = raw[followed]
+    return raw
+
+
+def _legal(architecture: Architecture, raw: Mapping[str, Any]) -> bool:
+    full = {**architecture.defaults, **raw}
+    return all(evaluate(rule.holds, full) for rule in architecture.rules)
+
+
+def _candidates(config: SourceConfig, target: SourceConfig) -> _Sizes:
+    """Return the smallest sizes with the plan's kinds of ratios that the family's rules allow."""
+    old, new = config.sizes, target.sizes
+    separate = "head" in config.architecture.keys
+    choices = {
+        "kv": [1] if old["kv"] == 1 else [2, 3, 4, 5],
+        "group": [1] if old["group"] == 1 else [2, 3, 4],
+        "hidden": range(8, 97) if separate else [0],
+    }
+    for kv, group, hidden in product(choices["kv"], choices["group"], choices["hidden"]):
+        small = {**old, "kv": kv, "group": group, "ffn": 11}
+        small |= {"vocab": 37} if "vocab" in old else {}
+        small["hidden"] = hidden or kv * group * old["head"]
+        large = {axis: _same_kind(old[axis], new[axis], size) for axis, size in small.items()}
+        large |= {"head": new["head"]}
+        if not separate:
+            large["hidden"] = large["kv"] * large["group"] * large["head"]
+        kinds = all(_kind(old[a], new[a]) == _kind(small[a], large[a]) for a in ("hidden", "kv", "group", "ffn"))
+        if kinds and all(_legal(config.architecture, _with_sizes(config, s, {})) for s in (small, large)):
+            return _Sizes(small, large)
+    raise ProofError(
+        f"no miniature of this {config.architecture.model_type} has the ratios {dict(old)} -> {dict(new)}: "
+        "the plan cannot be proved and is refused"
+    )
+
+
+def _kind(source: int, target: int) -> tuple[int, bool]:
+    return target // source, target % source == 0
+
+
+def _small_changes(config: SourceConfig, num_layers: int) -> dict[str, Any]:
+    """Return the config changes that make a miniature cheap and keep every flag that its function depends on."""
+    changes: dict[str, Any] = {key: None for key in ("bos_token_id", "eos_token_id") if key in config.raw}
+    if "vocab" in config.sizes:
+        # Some families default to a padding row that a tiny vocabulary does not have.
+        changes["pad_token_id"] = 0
+    for key in config.architecture.per_layer:
+        values = config.full.get(key)
+        if values:
+            kinds = list(dict.fromkeys(values))
+            changes[key] = [kinds[i % len(kinds)] for i in range(num_layers)]
+    if config.full.get("sliding_window"):
+        changes["sliding_window"] = 5
+    changes["architectures"] = [config.model_class]
+    changes.pop("dtype", None)
+    return changes
+
+
+def _num_layers(config: SourceConfig) -> int:
+    kinds = [len(set(config.full[key])) for key in config.architecture.per_layer if config.full.get(key)]
+    return min(config.sizes["layer"], max([2, *kinds]))
+
+
+@torch.no_grad()
+def _random_weights(model: torch.nn.Module, seed: int) -> None:
+    """Fill a model so that every mistake shows: biases are not zero and gains are not one."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+        if parameter.dim() == 1:
+            base = parameter.to(torch.float64) if name.endswith("weight") else torch.zeros_like(noise)
+            parameter.copy_(base + 0.2 * noise)
+        else:
+            parameter.copy_(noise * (0.5 / parameter.shape[-1] ** 0.5 if "embed" not in name else 0.5))
+
+
+def _inputs(config: SourceConfig) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    if config.architecture.modality == "image":
+        size, channels = config.full["image_size"], config.full["num_channels"]
+        return {"pixel_values": torch.randn((2, channels, size, size), generator=generator, dtype=torch.float64)}
+    return {"input_ids": torch.randint(1, config.sizes["vocab"], (2, 13), generator=generator)}
+
+
+def _logits(
+    plan_class: str, raw: Mapping[str, Any], tensors: dict[str, torch.Tensor], inputs: dict[str, torch.Tensor]
+) -> torch.Tensor:
+    model = build_model(plan_class, raw, tensors, torch.float64)
+    with torch.no_grad(), DoubleThroughout():
+        return model(**inputs).logits
+
+
+def relative_error(wanted: torch.Tensor, got: torch.Tensor) -> float:
+    """Return max |difference| / std of the wanted logits, over the columns that both have."""
+    columns = min(wanted.shape[-1], got.shape[-1])
+    wanted, got = wanted[..., :columns].double(), got[..., :columns].double()
+    return float((wanted - got).abs().max() / wanted.std())
+
+
+def _miniature_source(config: SourceConfig, sizes: Mapping[str, int], seed: int) -> NamedTensors:
+    raw = _with_sizes(config, sizes, _small_changes(config, sizes["layer"]))
+    with quiet_transformers():
+        model = model_class(config.model_class)._from_config(config_of(raw), dtype=torch.float64)
+    _random_weights(model, seed)
+    return NamedTensors(raw, disk_tensors(model))
+
+
+def _request(config: SourceConfig, sizes: _Sizes) -> dict[str, int]:
+    target = sizes.target
+    keys = config.architecture.keys
+    request = {
+        "hidden_size": target["hidden"],
+        "intermediate_size": target["ffn"],
+        "num_hidden_layers": target["layer"],
+    }
+    request["num_attention_heads"] = target["kv"] * target["group"]
+    if "kv" in keys:
+        request["num_key_value_heads"] = target["kv"]
+    if "vocab" in target:
+        request["vocab_size"] = target["vocab"]
+    return request
+
+
+def _wrong(plan: Plan) -> Plan:
+    """Return the plan with one mistake: whatever reads the residual stream does not divide by its share."""
+    recipes = tuple(
+        r.model_copy(update={"factor": r.factor * 1.5}) if r.arrow.startswith(("norm(hidden) ->", "hidden ->")) else r
+        for r in plan.recipes
+    )
+    return plan.model_copy(update={"recipes": recipes})
+
+
+def prove_on_miniature(plan: Plan) -> Verification:
+    """Return the proof that the plan's table and kinds of maps keep the function, on a tiny model of the same flags.
+
+    Depth and vocabulary changes that the plan itself calls inexact are left out of the comparison. Raises
+    ProofError where no miniature exists; a failed check is returned, not raised.
+    """
+    config, target = understand(plan.source_config), understand(plan.target_config)
+    sizes = _candidates(config, target)
+    layers = _num_layers(config)
+    grows = target.sizes["layer"] > config.sizes["layer"] and plan.options.layers == "identity"
+    small = _Sizes({**sizes.source, "layer": layers}, {**sizes.target, "layer": layers + 1 if grows else layers})
+    source = _miniature_source(config, small.source, plan.seed)
+    options: Options = plan.options.model_copy(update={"layers": "identity", "dtype": "keep"})
+    inputs = _inputs(understand(source.config))
+    wanted = _logits(plan.model_class, source.config, dict(source_tensors(source)), inputs)
+
+    def error(made: Plan) -> float:
+        return relative_error(
+            wanted, _logits(made.model_class, made.target_config, target_tensors(made, source), inputs)
+        )
+
+    try:
+        mini = make_plan(source, _request(config, small), options)
+    except AnysizeError as refusal:
+        raise ProofError(f"the miniature of this plan is refused: {refusal}") from refusal
+    shown = {
+        axis: f"{small.source[axis]}->{small.target[axis]}"
+        for axis in small.source
+        if small.source[axis] != small.target[axis]
+    }
+    checks = [
+        Check(
+            name="miniature", what=f"logits of a {plan.model_type} with {shown or 'equal sizes'}", unit="of the logits' std",
+            measured=error(mini), tolerance=TOLERANCE, control=error(_wrong(mini)),
+        )
+    ]  # fmt: skip
+    shuffle = np.random.default_rng(plan.seed)
+    for axis in _PERMUTED:
+        size = small.source.get(axis, 1)
+        if size < 2:
+            continue
+        maps = {a: keep(n) for a, n in small.source.items() if a != "layer"}
+        maps[axis] = select(size, np.roll(shuffle.permutation(size), 1).tolist())
+        permuted = permutation_plan(source, maps)
+        checks.append(
+            Check(name=f"permute {axis}", what="logits after permuting the axis", unit="of the logits' std",
+                  measured=error(permuted), tolerance=TOLERANCE, control=error(_half_permuted(permuted, axis)))
+        )  # fmt: skip
+    return Verification(checks=tuple(checks))
+
+
+def _half_permuted(plan: Plan, axis: str) -> Plan:
+    """Return the permutation with one mistake: the first matrix that reads the axis keeps its old order."""
+    for i, recipe in enumerate(plan.recipes):
+        left = recipe.arrow.partition("->")[0]
+        if axis in left.replace("(", " ").replace(")", " ").split() and len(recipe.shape) > 1:
+            fixed = recipe.model_copy(update={"arrow": _frozen(recipe.arrow, axis, plan.axes[axis].source_size)})
+            return plan.model_copy(update={"recipes": (*plan.recipes[:i], fixed, *plan.recipes[i + 1 :])})
+    raise ProofError(f"nothing reads the axis '{axis}', so permuting it proves nothing")
+
+
+def _frozen(arrow: str, axis: str, size: int) -> str:
+    left, _, right = arrow.partition("->")
+    for spelled in (f"norm({axis})", f"query({axis})", f"key({axis})", axis):
+        if spelled in left:
+            return f"{left.replace(spelled, str(size), 1)}->{right}"
+    return arrow
+
+
+def source_tensors(source: NamedTensors) -> dict[str, torch.Tensor]:
+    """Return all tensors of a source in memory."""
+    return {name: source.read(name) for name in source.tensors}

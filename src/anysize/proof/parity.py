@@ -1,0 +1,219 @@
+"""Compare two stock transformers models as their users would run them: logits, padding, cache, generation, reload.
+
+Both are loaded in float32 whatever they are stored in, so that what is measured is the weights. Every figure stands
+beside the same figure for a deliberately wrong target (its embedding turned by one coordinate).
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from anysize.io.models import quiet_transformers
+from anysize.proof.verdict import Check, Verification
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 6e-2}
+_KL_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 1e-2}
+_UNIT = "of the logits' std"
+_LENGTH = 64
+_NEW_TOKENS = 24
+
+
+def _columns(wanted: torch.Tensor, got: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    shared = min(wanted.shape[-1], got.shape[-1])
+    return wanted[..., :shared].double(), got[..., :shared].double()
+
+
+def logit_error(wanted: torch.Tensor, got: torch.Tensor) -> float:
+    """Return max |difference| / std of the wanted logits, over the tokens or labels that both models have."""
+    wanted, got = _columns(wanted, got)
+    return float((wanted - got).abs().max() / wanted.std())
+
+
+def kl_nats(wanted: torch.Tensor, got: torch.Tensor) -> float:
+    """Return KL(source || target) in nats per token (or image): averaged over positions, never over the vocabulary."""
+    wanted, got = _columns(wanted, got)
+    log_p, log_q = wanted.log_softmax(-1), got.log_softmax(-1)
+    return max(0.0, float((log_p.exp() * (log_p - log_q)).sum(-1).mean()))
+
+
+def text_inputs(vocab_size: int, length: int) -> torch.Tensor:
+    """Return int64 [3, length] seeded token ids; the lowest (special) and highest ids are among them."""
+    ids = torch.randint(0, vocab_size, (3, length), generator=torch.Generator().manual_seed(0))
+    ids[0, :4] = torch.arange(4) % vocab_size
+    ids[1, -4:] = vocab_size - 1 - torch.arange(4) % vocab_size
+    return ids
+
+
+def _text_length(config: Any) -> int:
+    window = getattr(config, "sliding_window", None) or 0
+    longest = getattr(config, "max_position_embeddings", None) or 10**9
+    # Past the window's edge where that is cheap: a mask that is off by one shows only there.
+    return min(longest, window + 16 if 0 < window <= 512 else _LENGTH)
+
+
+@contextmanager
+def wrong_embedding(model: PreTrainedModel) -> Iterator[None]:
+    """While active, the model's input embedding is turned by one hidden coordinate: the control of every check."""
+    embedding = model.get_input_embeddings()
+    weight: torch.Tensor = next(embedding.parameters())
+    # A patch projection writes its first dim, a token embedding its last.
+    dim = 0 if weight.dim() > 2 else -1
+    with torch.no_grad():
+        kept = weight.clone()
+        weight.copy_(weight.roll(1, dims=dim))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            weight.copy_(kept)
+
+
+Logits = Callable[["PreTrainedModel"], torch.Tensor]
+
+
+def _plain(inputs: Mapping[str, torch.Tensor]) -> Logits:
+    return lambda model: model(**inputs).logits
+
+
+def _padded(ids: torch.Tensor, side: str) -> Logits:
+    pad = ids.shape[1] // 3
+    mask = torch.ones_like(ids)
+    (mask[1:, :pad] if side == "left" else mask[1:, -pad:]).zero_()
+
+    def logits(model: PreTrainedModel) -> torch.Tensor:
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        return model(input_ids=ids, attention_mask=mask, position_ids=positions).logits[mask.bool()]
+
+    return logits
+
+
+def _cached(ids: torch.Tensor) -> Logits:
+    """Feed one token at a time through the KV cache, the same tokens to both models."""
+
+    def logits(model: PreTrainedModel) -> torch.Tensor:
+        first = ids.shape[1] - 8
+        out = model(input_ids=ids[:, :first], use_cache=True)
+        steps, cache = [out.logits[:, -1]], out.past_key_values
+        for position in range(first, ids.shape[1]):
+            out = model(input_ids=ids[:, position : position + 1], past_key_values=cache, use_cache=True)
+            steps.append(out.logits[:, -1])
+            cache = out.past_key_values
+        return torch.stack(steps, 1)
+
+    return logits
+
+
+def _generated(model: PreTrainedModel, prompt: torch.Tensor, vocab: int) -> torch.Tensor:
+    config = model.generation_config
+    pad = config.pad_token_id if config.pad_token_id is not None else 0
+    settings = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
+    # Only the source's tokens may be chosen: rows added to the vocabulary take part in no comparison.
+    added = list(range(vocab, model.config.vocab_size)) or None
+    return model.generate(
+        prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=_NEW_TOKENS, min_new_tokens=_NEW_TOKENS,
+        pad_token_id=pad, suppress_tokens=added, **settings,
+    )  # fmt: skip
+
+
+class Comparison:
+    """Two loaded models and the tolerance that their stored precision allows."""
+
+    def __init__(
+        self, source: PreTrainedModel, target: PreTrainedModel, stored: torch.dtype, *, exact: bool = True
+    ) -> None:
+        self.source, self.target, self.exact = source, target, exact
+        self.tolerance, self.kl_tolerance = TOLERANCE[stored], _KL_TOLERANCE[stored]
+        self.is_text = hasattr(source.config, "vocab_size") and source.get_output_embeddings() is not None
+
+    def inputs(self) -> dict[str, torch.Tensor]:
+        """Return seeded inputs that both models accept."""
+        if self.is_text:
+            return {"input_ids": text_inputs(self.source.config.vocab_size, _text_length(self.source.config))}
+        size, channels = self.source.config.image_size, self.source.config.num_channels
+        return {"pixel_values": torch.randn((3, channels, size, size), generator=torch.Generator().manual_seed(0))}
+
+    def check(self, name: str, what: str, logits: Logits) -> list[Check]:
+        """Return the logit check (and the KL check) of one way of running both models, each with its control."""
+        wanted, got = logits(self.source), logits(self.target)
+        with wrong_embedding(self.target):
+            wrong = logits(self.target)
+        return [
+            Check(name=name, what=what, unit=_UNIT, measured=logit_error(wanted, got), tolerance=self.tolerance,
+                  control=logit_error(wanted, wrong), required=self.exact),
+            Check(name=f"{name} KL", what=what, unit="nats/token" if self.is_text else "nats/image",
+                  measured=kl_nats(wanted, got), tolerance=self.kl_tolerance, control=kl_nats(wanted, wrong),
+                  required=self.exact),
+        ]  # fmt: skip
+
+    @torch.no_grad()
+    def run(self, *, full: bool) -> Verification:
+        """Return the checks: logits alone, or with padding, cache, greedy generation, reload and bfloat16."""
+        inputs = self.inputs()
+        checks = self.check("logits", "plain forward", _plain(inputs))
+        if self.is_text:
+            ids = inputs["input_ids"]
+            checks += self.check("cache", "one token at a time through the KV cache", _cached(ids))[:1]
+            checks.append(self.greedy(ids[:1, :8]))
+            if full:
+                for side in ("left", "right"):
+                    checks += self.check(
+                        f"{side} padding", f"two of three rows padded on the {side}", _padded(ids, side)
+                    )[:1]
+        if full:
+            checks.append(self.reloaded(inputs))
+            checks.append(self.half(inputs))
+        return Verification(checks=tuple(checks))
+
+    def greedy(self, prompt: torch.Tensor) -> Check:
+        """Return how many greedy tokens differ; the control generates with the wrong embedding."""
+        vocab = self.source.config.vocab_size
+        with quiet_transformers():
+            wanted, got = _generated(self.source, prompt, vocab), _generated(self.target, prompt, vocab)
+            with wrong_embedding(self.target):
+                wrong = _generated(self.target, prompt, vocab)
+        allowed = 0.0 if self.tolerance <= 1e-5 else float(_NEW_TOKENS)
+        return Check(
+            name="greedy", what=f"{_NEW_TOKENS} greedy tokens", unit="tokens that differ",
+            measured=float((wanted != got).sum()), tolerance=allowed,
+            control=float((wanted != wrong).sum()) or None, required=self.exact and allowed == 0,
+        )  # fmt: skip
+
+    def reloaded(self, inputs: Mapping[str, torch.Tensor]) -> Check:
+        """Return whether save_pretrained and from_pretrained give the target back bit by bit."""
+        before = self.target(**inputs).logits
+        with tempfile.TemporaryDirectory() as folder, quiet_transformers():
+            self.target.save_pretrained(folder)
+            again = type(self.target).from_pretrained(folder, dtype=torch.float32).eval()
+        after = again(**inputs).logits
+        with wrong_embedding(again):
+            wrong = again(**inputs).logits
+        return Check(name="reload", what="logits after save and reload", unit=_UNIT, measured=logit_error(before, after),
+                     tolerance=0.0, control=logit_error(before, wrong))  # fmt: skip
+
+    def half(self, inputs: Mapping[str, torch.Tensor]) -> Check:
+        """Return how far the two drift apart when both run in bfloat16; told, not required."""
+        cast = {k: v.to(torch.bfloat16) if v.is_floating_point() else v for k, v in inputs.items()}
+        wanted = self.source.to(torch.bfloat16)(**cast).logits
+        got = self.target.to(torch.bfloat16)(**cast).logits
+        self.source.float()
+        self.target.float()
+        return Check(name="bfloat16", what="both run in bfloat16", unit=_UNIT, measured=logit_error(wanted, got),
+                     tolerance=0.15, required=False)  # fmt: skip
+
+
+def load(folder: Path, class_name: str) -> PreTrainedModel:
+    """Return a checkpoint folder as a plain transformers model in float32, on the CPU."""
+    from anysize.io.models import model_class  # noqa: PLC0415
+
+    with quiet_transformers():
+        model = model_class(class_name).from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    return model.eval()

@@ -1,0 +1,86 @@
+"""The whole-model comparison: load source and target as stock models and run the parity checks on them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import torch
+
+from anysize.config import understand
+from anysize.errors import CheckpointError
+from anysize.io.dtypes import TORCH
+from anysize.io.hub import local_folder
+from anysize.io.models import LoadedModel, build_model
+from anysize.io.reader import Checkpoint, TensorInfo, TensorSource, read_bytes, read_header
+from anysize.proof.parity import Comparison, load
+from anysize.proof.verdict import Verification
+from anysize.recipe import Plan
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_FLOAT32_BYTES = 4
+
+
+def fits_in_memory(num_parameters: int) -> bool:
+    """Whether models of so many parameters in float32 take at most a quarter of the memory that is free now."""
+    return num_parameters * _FLOAT32_BYTES <= psutil.virtual_memory().available / 4
+
+
+def _coarsest(tensors: Mapping[str, TensorInfo]) -> torch.dtype:
+    order = ["F64", "F32", "F16", "BF16"]
+    return TORCH[max((info.dtype for info in tensors.values()), key=order.index)]
+
+
+def compare_written(plan: Plan, tensors: TensorSource, folder: Path, *, full: bool) -> Verification:
+    """Compare the model just written (weights in `folder`, config in the plan) with its source.
+
+    Unless `full`, models that do not fit in a quarter of the free memory are left to the other proofs, and it says so.
+    """
+    total = plan.num_parameters + plan.source_num_parameters
+    if not full and not fits_in_memory(total):
+        return Verification(
+            checks=(),
+            notes=(f"whole models not compared: {total * _FLOAT32_BYTES:,} bytes exceed a quarter of the free memory",),
+        )
+    weights = {
+        name: read_bytes(info) for path in folder.glob("*.safetensors") for name, info in read_header(path).items()
+    }
+    target = build_model(plan.model_class, plan.target_config, weights, torch.float32)
+    stored = _coarsest({r.name: TensorInfo(r.dtype, r.shape) for r in plan.recipes} | dict(tensors.tensors))
+    return Comparison(_source_model(tensors, plan.model_class), target, stored, exact=plan.exact).run(full=full)
+
+
+def _source_model(tensors: TensorSource, class_name: str) -> PreTrainedModel:
+    if isinstance(tensors, Checkpoint):
+        return load(tensors.folder, class_name)
+    return build_model(class_name, tensors.config, {n: tensors.read(n) for n in tensors.tensors}, torch.float32)
+
+
+def _plan_beside(tensors: TensorSource) -> Plan | None:
+    if not isinstance(tensors, Checkpoint) or not (tensors.folder / "anysize.json").is_file():
+        return None
+    record: Any = json.loads((tensors.folder / "anysize.json").read_text(encoding="utf-8"))
+    return Plan.from_json(json.dumps(record["plan"]), origin=str(tensors.folder / "anysize.json"))
+
+
+def compare(source: str | Path | PreTrainedModel, target: str | Path | PreTrainedModel, *, full: bool) -> Verification:
+    """Compare any two models of one family that read the same inputs; see `anysize.verify`."""
+    opened: list[TensorSource] = [
+        Checkpoint(local_folder(str(model))) if isinstance(model, (str, Path)) else LoadedModel(model)
+        for model in (source, target)
+    ]
+    configs = [understand(tensors.config) for tensors in opened]
+    if configs[0].architecture.model_type != configs[1].architecture.model_type:
+        raise CheckpointError(
+            f"cannot compare a {configs[0].architecture.model_type} with a {configs[1].architecture.model_type}: "
+            "their inputs and outputs have nothing in common"
+        )
+    plan = _plan_beside(opened[1])
+    models = [_source_model(tensors, config.model_class) for tensors, config in zip(opened, configs, strict=True)]
+    stored = _coarsest({**opened[0].tensors, **opened[1].tensors})
+    return Comparison(models[0], models[1], stored, exact=plan is None or plan.exact).run(full=full)
