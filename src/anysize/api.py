@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from anysize.proof.verdict import Verification
 
 VerifyMode = Literal["auto", "full", "off"]
+DtypeName = Literal["keep", "float32", "bfloat16", "float16"]
 Progress = Callable[[str, int, int], None]
 """Called as progress(stage, done, total); stages are "proof", "write" (in bytes) and "verify"."""
 
@@ -86,13 +87,14 @@ def plan(
     layers: str = "identity",
     noise_db: float = 10.0,
     seed: int = 0,
-    dtype: Literal["keep", "float32", "bfloat16", "float16"] = "keep",
+    dtype: DtypeName = "keep",
     untie: bool = False,
 ) -> Plan:
     """Return the plan that makes these sizes out of `source`, reading configs and tensor headers only.
 
     Sizes that are not given stay as they are; `scale` (width), `num_params` and `like` (another model's
-    config) choose them. Raises SizeError, ArchitectureError or CheckpointError, each with one sentence that names what is wrong and the nearest legal sizes.
+    config) choose them. Raises SizeError, ArchitectureError or CheckpointError, each with one
+    sentence that names what is wrong and the nearest legal sizes.
     """
     tensors = open_source(source)
     config = understand(tensors.config)
@@ -159,6 +161,7 @@ def apply_with_proof(
     plan: Plan,
     output: str | Path,
     *,
+    source: str | Path | PreTrainedModel | None = None,
     verify: VerifyMode = "auto",
     max_shard_size: str = "5GB",
     overwrite: bool = False,
@@ -167,7 +170,9 @@ def apply_with_proof(
     progress: Progress = _silent,
 ) -> tuple[Path, Verification]:
     """Like `apply` to a folder, and return the proof as well."""
-    made, proof = _carry_out(plan, output, None, verify, max_shard_size, overwrite, allow_nonfinite, command, progress)
+    made, proof = _carry_out(
+        plan, output, source, verify, max_shard_size, overwrite, allow_nonfinite, command, progress
+    )
     return cast("Path", made), proof
 
 
@@ -291,7 +296,7 @@ def resize(
     layers: str = "identity",
     noise_db: float = 10.0,
     seed: int = 0,
-    dtype: Literal["keep", "float32", "bfloat16", "float16"] = "keep",
+    dtype: DtypeName = "keep",
     untie: bool = False,
     verify: VerifyMode = "auto",
     max_shard_size: str = "5GB",

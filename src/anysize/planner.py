@@ -17,7 +17,7 @@ from anysize.io.reader import TensorSource
 from anysize.layers import LayerStep, layer_plan
 from anysize.presets import Preset, axis_maps, has_layer_norm, has_norm_after_sum, preset_named
 from anysize.proof.coverage import account, check_source
-from anysize.recipe import Options, Pad, Plan, Recipe, Share, Source
+from anysize.recipe import BYTES, Options, Pad, Plan, Recipe, Share, Source
 from anysize.target import Target, resolve_or_suggest
 from anysize.tensors import Expected, expected_tensors, shape_of
 
@@ -202,19 +202,21 @@ def _per_layer_lists(config: SourceConfig, target: SourceConfig, steps: tuple[La
 _SAFETENSORS_TO_TORCH = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
-def _inexact(config: SourceConfig, target: Target, recipes: tuple[Recipe, ...]) -> list[str]:
-    reasons: list[str] = []
+def _inexact(config: SourceConfig, target: Target) -> list[str]:
     source, wanted = config.sizes.get("vocab", 0), target.sizes.get("vocab", 0)
-    if wanted > source:
-        reasons.append(
-            f"vocab_size {source} -> {wanted}: old logits are kept, but the new tokens take probability from the old"
-        )
-    narrower = sorted({f"{r.source_dtype} -> {r.dtype}" for r in recipes if r.source_dtype != r.dtype})
-    if any(
-        change not in ("BF16 -> F32", "F16 -> F32", "BF16 -> F64", "F16 -> F64", "F32 -> F64") for change in narrower
-    ):
-        reasons.append(f"dtype {', '.join(narrower)}: weights are rounded")
-    return reasons
+    if wanted == source:
+        return []
+    return [f"vocab_size {source} -> {wanted}: old logits are kept, but the new tokens take probability from the old"]
+
+
+def _rounding(recipes: tuple[Recipe, ...]) -> list[str]:
+    """Return a note where the target is stored more coarsely than the source: exact up to that rounding only."""
+    rounded = {
+        f"{r.source_dtype} -> {r.dtype}"
+        for r in recipes
+        if r.source_dtype != r.dtype and (BYTES[r.dtype] < BYTES[r.source_dtype] or r.dtype in ("BF16", "F16"))
+    }
+    return [f"stored as {', '.join(sorted(rounded))}: exact up to that rounding"] if rounded else []
 
 
 def permutation_plan(tensors: TensorSource, maps: dict[str, AxisMap]) -> Plan:
@@ -307,5 +309,5 @@ def make_plan(tensors: TensorSource, request: Mapping[str, int], options: Option
     for name, expected in expected_tensors(config).items():
         if expected.layer is not None and expected.layer not in used_layers:
             dropped[names[name]] = "its layer is not in the layer plan"
-    reasons = (*inexact, *_inexact(config, target, recipes))
-    return _plan(planner, recipes, target_raw, dropped, tuple(notes), reasons)
+    reasons = (*inexact, *_inexact(config, target))
+    return _plan(planner, recipes, target_raw, dropped, (*notes, *_rounding(recipes)), reasons)

@@ -209,17 +209,17 @@ def prove_on_miniature(plan: Plan) -> Verification:
         mini = make_plan(source, _request(config, small), options)
     except AnysizeError as refusal:
         raise ProofError(f"the miniature of this plan is refused: {refusal}") from refusal
-    shown = {
-        axis: f"{small.source[axis]}->{small.target[axis]}"
-        for axis in small.source
-        if small.source[axis] != small.target[axis]
-    }
+    changes = [f"{axis} {n} -> {small.target[axis]}" for axis, n in small.source.items() if n != small.target[axis]]
     checks = [
         Check(
-            name="miniature", what=f"logits of a {plan.model_type} with {shown or 'equal sizes'}", unit="of the logits' std",
-            measured=error(mini), tolerance=TOLERANCE, control=error(_wrong(mini)),
+            name="miniature",
+            what=f"logits of a tiny {plan.model_type}, {', '.join(changes) or 'equal sizes'}",
+            unit="of the logits' std",
+            measured=error(mini),
+            tolerance=TOLERANCE,
+            control=error(_wrong(mini)),
         )
-    ]  # fmt: skip
+    ]
     shuffle = np.random.default_rng(plan.seed)
     for axis in _PERMUTED:
         size = small.source.get(axis, 1)

@@ -196,8 +196,14 @@ class Comparison:
         after = again(**inputs).logits
         with wrong_embedding(again):
             wrong = again(**inputs).logits
-        return Check(name="reload", what="logits after save and reload", unit=_UNIT, measured=logit_error(before, after),
-                     tolerance=0.0, control=logit_error(before, wrong))  # fmt: skip
+        return Check(
+            name="reload",
+            what="logits after save and reload",
+            unit=_UNIT,
+            measured=logit_error(before, after),
+            tolerance=0.0,
+            control=logit_error(before, wrong),
+        )
 
     def half(self, inputs: Mapping[str, torch.Tensor]) -> Check:
         """Return how far the two drift apart when both run in bfloat16; told, not required."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from anysize.errors import CheckpointError
 from anysize.io.dtypes import TORCH
 from anysize.io.hub import local_folder
 from anysize.io.models import LoadedModel, build_model
-from anysize.io.reader import Checkpoint, TensorInfo, TensorSource, read_bytes, read_header
+from anysize.io.reader import Checkpoint, TensorSource, read_bytes, read_header
 from anysize.proof.parity import Comparison, load
 from anysize.proof.verdict import Verification
 from anysize.recipe import Plan
@@ -31,9 +31,9 @@ def fits_in_memory(num_parameters: int) -> bool:
     return num_parameters * _FLOAT32_BYTES <= psutil.virtual_memory().available / 4
 
 
-def _coarsest(tensors: Mapping[str, TensorInfo]) -> torch.dtype:
-    order = ["F64", "F32", "F16", "BF16"]
-    return TORCH[max((info.dtype for info in tensors.values()), key=order.index)]
+def _coarsest(dtypes: Iterable[str]) -> torch.dtype:
+    """Return the storage type that rounds most: it decides what may be asked of the comparison."""
+    return TORCH[max(dtypes, key=["F64", "F32", "F16", "BF16"].index)]
 
 
 def compare_written(plan: Plan, tensors: TensorSource, folder: Path, *, full: bool) -> Verification:
@@ -51,7 +51,7 @@ def compare_written(plan: Plan, tensors: TensorSource, folder: Path, *, full: bo
         name: read_bytes(info) for path in folder.glob("*.safetensors") for name, info in read_header(path).items()
     }
     target = build_model(plan.model_class, plan.target_config, weights, torch.float32)
-    stored = _coarsest({r.name: TensorInfo(r.dtype, r.shape) for r in plan.recipes} | dict(tensors.tensors))
+    stored = _coarsest({r.dtype for r in plan.recipes} | {info.dtype for info in tensors.tensors.values()})
     return Comparison(_source_model(tensors, plan.model_class), target, stored, exact=plan.exact).run(full=full)
 
 
@@ -82,5 +82,5 @@ def compare(source: str | Path | PreTrainedModel, target: str | Path | PreTraine
         )
     plan = _plan_beside(opened[1])
     models = [_source_model(tensors, config.model_class) for tensors, config in zip(opened, configs, strict=True)]
-    stored = _coarsest({**opened[0].tensors, **opened[1].tensors})
+    stored = _coarsest({info.dtype for tensors in opened for info in tensors.tensors.values()})
     return Comparison(models[0], models[1], stored, exact=plan is None or plan.exact).run(full=full)

@@ -1,0 +1,72 @@
+"""Apply a plan from the command line: progress while it runs, the proof when it is done."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from anysize import api
+from anysize.cli.options import Verify
+from anysize.cli.show import console, progress_bars, show_proof
+from anysize.recipe import Plan
+
+
+def command_line() -> str:
+    """Return the command as the user typed it."""
+    return shlex.join(["anysize", *sys.argv[1:]])
+
+
+@contextmanager
+def keeping_work_on_interrupt() -> Iterator[None]:
+    """Turn Ctrl-C into a sentence and exit code 130; what was written stays, to be resumed."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("anysize: interrupted; the same command continues where it stopped", file=sys.stderr)
+        sys.exit(130)
+
+
+def carry_out(
+    plan: Plan,
+    output: Path,
+    *,
+    source: str | None = None,
+    verify: Verify,
+    max_shard_size: str,
+    overwrite: bool,
+    allow_nonfinite: bool,
+    as_json: bool,
+) -> None:
+    """Write the plan's target to `output` and print the proof, as a table or as one JSON object."""
+    with keeping_work_on_interrupt(), progress_bars(enabled=not as_json) as progress:
+        made, proof = api.apply_with_proof(
+            plan,
+            output,
+            source=source,
+            verify=verify.value,
+            max_shard_size=max_shard_size,
+            overwrite=overwrite,
+            allow_nonfinite=allow_nonfinite,
+            command=command_line(),
+            progress=progress,
+        )
+    if as_json:
+        print(
+            json.dumps(
+                {
+                    "output": str(made),
+                    "exact": plan.exact,
+                    "inexact_because": list(plan.inexact),
+                    "num_parameters": plan.num_parameters,
+                    "num_bytes": plan.num_bytes,
+                    "proof": proof.model_dump(mode="json"),
+                }
+            )
+        )
+        return
+    show_proof(proof)
+    console().print(f"made {made}: {plan.num_parameters:,} parameters, {plan.num_bytes:,} bytes", highlight=False)

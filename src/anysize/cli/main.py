@@ -1,0 +1,52 @@
+"""The `anysize` command: dispatch, and the one place where errors become a sentence and an exit code."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import typer
+
+from anysize import __version__
+from anysize.cli import apply, demo, inspect, plan, resize, verify
+from anysize.errors import AnysizeError
+
+app = typer.Typer(
+    name="anysize",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Make a transformer of any size out of a pretrained one, and prove what it kept.",
+)
+for command in (resize.resize, plan.plan, apply.apply, verify.verify, inspect.inspect, demo.demo):
+    app.command()(command)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(  # pyright: ignore[reportUnusedFunction]
+    version: bool = typer.Option(False, "--version", callback=_print_version, is_eager=True, help="Print the version."),
+) -> None:
+    del version
+
+
+def _fail(error: AnysizeError) -> int:
+    if "--json" in sys.argv:
+        typer.echo(json.dumps({"error": str(error), "kind": type(error).__name__, "exit_code": error.exit_code}))
+    typer.echo(f"anysize: {error}", err=True)
+    return error.exit_code
+
+
+def main() -> None:
+    """Run the command line: exit 0 on success, 1 when a proof fails, 2 for input that cannot be used."""
+    try:
+        app()
+    except AnysizeError as error:
+        sys.exit(_fail(error))

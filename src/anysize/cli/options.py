@@ -1,0 +1,75 @@
+"""The options that several commands share, each declared once."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+_SIZES = "Sizes"
+_HOW = "How"
+_OUT = "Output"
+
+
+class Dtype(StrEnum):
+    """Storage types a target may have."""
+
+    keep = "keep"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class Verify(StrEnum):
+    """How much of the whole-model comparison runs."""
+
+    auto = "auto"
+    full = "full"
+    off = "off"
+
+
+Source = Annotated[str, typer.Argument(help="A checkpoint folder or a Hub id.")]
+Output = Annotated[Path, typer.Argument(help="The folder to make; it must be empty or absent.")]
+Size = int | None
+HiddenSize = Annotated[Size, typer.Option(help="Width of the residual stream; any size, integer or fractional ratio.")]
+IntermediateSize = Annotated[Size, typer.Option(help="Neurons of each feed-forward block; any size.")]
+NumHiddenLayers = Annotated[Size, typer.Option(help="Number of layers; see --layers.")]
+NumAttentionHeads = Annotated[Size, typer.Option(help="Query heads; with the kv heads kept, heads per group change.")]
+NumKeyValueHeads = Annotated[Size, typer.Option(help="kv heads; their query heads follow as whole groups.")]
+HeadDim = Annotated[Size, typer.Option(help="Width of a head; only where positions are learned, not rotary.")]
+VocabSize = Annotated[Size, typer.Option(help="Rows of the vocabulary; new rows are the mean of the old.")]
+PadVocab = Annotated[Size, typer.Option(help="Round the vocabulary up to a multiple of this.")]
+NumExperts = Annotated[Size, typer.Option(help="Experts of each layer, in families that have them.")]
+Scale = Annotated[float | None, typer.Option(help="Scale the width: hidden, heads and feed-forward in step.")]
+NumParams = Annotated[str | None, typer.Option(help="Scale the width to about so many parameters, such as 350M.")]
+Like = Annotated[str | None, typer.Option(help="Take the sizes of another model (folder or Hub id).")]
+PresetName = Annotated[
+    str,
+    typer.Option(
+        "--preset",
+        help="auto (= fresh), hypercloning, hypercloning-noisy, hypercloning-diagonal, hypercloning-noisy-diagonal, "
+        "split or fresh.",
+    ),
+]
+Layers = Annotated[
+    str,
+    typer.Option(
+        help="How to add layers: identity (exact), interpose (l1 l1 l2 l2), stack (l1..ln l1..ln), or a list 0-3,2-5."
+    ),
+]
+NoiseDb = Annotated[float, typer.Option(help="Signal-to-noise ratio of the noisy presets, in dB.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
+DtypeName = Annotated[Dtype, typer.Option("--dtype", help="Storage type of the target.")]
+Untie = Annotated[bool, typer.Option("--untie", help="Give a tied head a matrix of its own.")]
+VerifyName = Annotated[
+    Verify,
+    typer.Option(
+        "--verify", help="Compare the whole models: auto where both fit in a quarter of the free memory, full, or off."
+    ),
+]
+MaxShardSize = Annotated[str, typer.Option(help="Largest file, such as 5GB.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is in the output folder.")]
+AllowNonfinite = Annotated[bool, typer.Option("--allow-nonfinite", help="Go on where weights hold NaN or Inf.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]

@@ -1,0 +1,69 @@
+"""`anysize plan`: show what would be made, and save it as JSON."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from anysize.cli import options as o
+
+
+def plan(
+    source: o.Source,
+    hidden_size: o.HiddenSize = None,
+    intermediate_size: o.IntermediateSize = None,
+    num_hidden_layers: o.NumHiddenLayers = None,
+    num_attention_heads: o.NumAttentionHeads = None,
+    num_key_value_heads: o.NumKeyValueHeads = None,
+    head_dim: o.HeadDim = None,
+    vocab_size: o.VocabSize = None,
+    pad_vocab_to_multiple_of: o.PadVocab = None,
+    num_experts: o.NumExperts = None,
+    scale: o.Scale = None,
+    num_params: o.NumParams = None,
+    like: o.Like = None,
+    preset: o.PresetName = "auto",
+    layers: o.Layers = "identity",
+    noise_db: o.NoiseDb = 10.0,
+    seed: o.Seed = 0,
+    dtype: o.DtypeName = o.Dtype.keep,
+    untie: o.Untie = False,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Save the plan here as JSON.")] = None,
+    json: o.Json = False,
+) -> None:
+    """Show what would be made of SOURCE, tensor by tensor, without reading a weight."""
+    from anysize.cli.show import show_plan  # noqa: PLC0415
+    from anysize.cli.sizes import planned  # noqa: PLC0415
+    from anysize.errors import OutputError  # noqa: PLC0415
+
+    made = planned(
+        source,
+        {
+            "hidden_size": hidden_size,
+            "intermediate_size": intermediate_size,
+            "num_hidden_layers": num_hidden_layers,
+            "num_attention_heads": num_attention_heads,
+            "num_key_value_heads": num_key_value_heads,
+            "head_dim": head_dim,
+            "vocab_size": vocab_size,
+            "pad_vocab_to_multiple_of": pad_vocab_to_multiple_of,
+            "num_experts": num_experts,
+        },
+        scale=scale,
+        num_params=num_params,
+        like=like,
+        preset=preset,
+        layers=layers,
+        noise_db=noise_db,
+        seed=seed,
+        dtype=dtype,
+        untie=untie,
+    )
+    if output is not None:
+        try:
+            output.write_text(made.to_json(), encoding="utf-8")
+        except OSError as error:
+            raise OutputError(f"cannot save the plan as '{output}': {error.strerror}") from error
+    show_plan(made, as_json=json)

@@ -1,0 +1,182 @@
+"""Print plans, proofs and inspections: rich tables on a terminal, plain lines where the output is piped."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.table import Table
+
+from anysize.inspection import Inspection
+from anysize.proof.verdict import Check, Verification
+from anysize.recipe import Plan, Recipe
+
+_STAGES = {"proof": "miniature proof", "write": "write", "verify": "compare whole models"}
+
+
+@cache
+def console() -> Console:
+    """Return the console for results (standard output)."""
+    return Console(soft_wrap=True)
+
+
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    if console().is_terminal:
+        table = Table(title=title, title_justify="left", header_style="bold")
+        for column in columns:
+            table.add_column(column, overflow="fold")
+        for row in rows:
+            table.add_row(*row)
+        Console().print(table)
+        return
+    widths = [max(len(cell) for cell in column) for column in zip(columns, *rows, strict=True)]
+    print(title)
+    for row in (columns, *rows):
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _bytes(count: int) -> str:
+    size = float(count)
+    for unit in ("B", "KB", "MB", "GB", "TB"):
+        if size < 1000 or unit == "TB":
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.2f} {unit}"
+        size /= 1000
+    raise AssertionError("unreachable")
+
+
+def _how(recipe: Recipe) -> str:
+    if recipe.silent:
+        return "zero: the layer starts as an identity"
+    parts: list[str] = []
+    if recipe.share != "none":
+        parts.append(f"{recipe.share} shares")
+    if recipe.noise_db is not None:
+        parts.append(f"+- noise at {recipe.noise_db:g} dB")
+    if abs(recipe.factor - 1) > 1e-12:
+        parts.append(f"x {recipe.factor:.4g}")
+    return ", ".join(parts) or ("copy" if recipe.shape == recipe.source_shape else "copy and extend")
+
+
+def _sizes(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _plan_rows(plan: Plan) -> list[list[str]]:
+    grouped: dict[tuple[str, ...], int] = {}
+    for recipe in plan.recipes:
+        pattern = re.sub(r"\.\d+\.", ".{layer}.", recipe.name)
+        arrow = recipe.arrow.partition(",")[0]
+        key = (pattern, arrow, _sizes(recipe.source_shape), _sizes(recipe.shape), _how(recipe))
+        grouped[key] = grouped.get(key, 0) + 1
+    exact = "yes" if plan.exact else "no"
+    return [[*key, str(count), exact] for key, count in grouped.items()]
+
+
+def show_plan(plan: Plan, *, as_json: bool) -> None:
+    """Print a plan: every kind of tensor with its arrow, shapes and operator, then sizes, bytes and exactness."""
+    if as_json:
+        print(json.dumps(plan.model_dump(mode="json")))
+        return
+    title = f"{plan.source.location} ({plan.model_type}) with preset {plan.preset}, seed {plan.seed}"
+    _table(title, ["tensor", "reads -> writes", "source", "target", "how", "count", "exact?"], _plan_rows(plan))
+    out = console()
+    growth = plan.num_parameters / max(1, plan.source_num_parameters)
+    out.print(
+        f"{plan.source_num_parameters:,} -> {plan.num_parameters:,} parameters (x {growth:.2f}), "
+        f"{_bytes(plan.source_num_bytes)} -> {_bytes(plan.num_bytes)}, "
+        f"peak memory about {_bytes(plan.peak_bytes)} beside the interpreter",
+        highlight=False,
+    )
+    for reason in plan.inexact:
+        out.print(f"not exact: {reason}", highlight=False)
+    for note in plan.notes:
+        out.print(f"note: {note}", highlight=False)
+    if plan.exact:
+        out.print("exact: the target computes the same function as the source", highlight=False)
+
+
+def _verdict(check: Check) -> str:
+    if check.passed:
+        return "pass"
+    return "FAIL" if check.required else "differs"
+
+
+def show_proof(proof: Verification) -> None:
+    """Print a proof: each figure with its tolerance, and beside it what a wrong answer measured."""
+    rows = [
+        [
+            check.name,
+            check.what,
+            f"{check.measured:.2g}",
+            f"{check.tolerance:.2g}",
+            "" if check.control is None else f"{check.control:.2g}",
+            check.unit,
+            _verdict(check),
+        ]
+        for check in proof.checks
+    ]
+    _table("proof", ["check", "what", "measured", "allowed", "wrong answer", "unit", "verdict"], rows)
+    for note in proof.notes:
+        console().print(f"note: {note}", highlight=False)
+    console().print("all proofs passed" if proof.passed else "NOT the same: " + "; ".join(proof.failures))
+
+
+def show_inspection(found: Inspection, *, as_json: bool) -> None:
+    """Print what a checkpoint holds."""
+    if as_json:
+        print(found.model_dump_json())
+        return
+    rows = [[name, f"{size:,}"] for name, size in found.sizes.items()]
+    rows += [
+        ["parameters", f"{found.num_parameters:,}"],
+        ["bytes", _bytes(found.num_bytes)],
+        ["tensors", f"{found.num_tensors} in {found.num_files} file(s)"],
+        ["storage", ", ".join(f"{dtype} x {count}" for dtype, count in found.dtypes.items())],
+        ["tied head", "yes" if found.tied else "no"],
+    ]
+    rows += [[f"ignored {name}", reason] for name, reason in found.dropped.items()]
+    if found.made_by:
+        rows.append(["made by", found.made_by])
+        rows.append(["exact", "yes" if found.exact else "no"])
+    _table(f"{found.location}: {found.model_class}", ["what", "value"], rows)
+
+
+@contextmanager
+def progress_bars(*, enabled: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """Yield a progress function: bars on a terminal, one line a stage where standard error is piped."""
+    if not enabled:
+        yield lambda _stage, _done, _total: None
+        return
+    if not sys.stderr.isatty():
+        begun: set[str] = set()
+
+        def line(stage: str, done: int, total: int) -> None:
+            del done, total
+            if stage not in begun:
+                begun.add(stage)
+                print(f"{_STAGES[stage]} ...", file=sys.stderr, flush=True)
+
+        yield line
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        tasks: dict[str, int] = {}
+
+        def bar(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(_STAGES[stage], total=total if stage == "write" else None)
+            bars.update(tasks[stage], completed=done, total=total if stage == "write" or done else None)
+
+        yield bar

@@ -1,0 +1,66 @@
+"""From the size options of a command to a plan."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+from anysize.errors import SizeError
+
+if TYPE_CHECKING:
+    from anysize.recipe import Plan
+
+_UNITS = {"K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+
+
+def parse_count(text: str | None) -> int | None:
+    """Return the number that `350M` or `1.3B` spells; raise SizeError otherwise."""
+    if text is None:
+        return None
+    unit = text[-1:].upper()
+    try:
+        count = int(float(text[:-1]) * _UNITS[unit]) if unit in _UNITS else int(text)
+    except ValueError:
+        count = 0
+    if count < 1:
+        raise SizeError(f"num_params '{text}' is not a count: wanted something like 350M or 1.3B")
+    return count
+
+
+def planned(
+    source: str,
+    sizes: dict[str, int | None],
+    *,
+    scale: float | None,
+    num_params: str | None,
+    like: str | None,
+    preset: str,
+    layers: str,
+    noise_db: float,
+    seed: int,
+    dtype: str,
+    untie: bool,
+) -> Plan:
+    """Return the plan for a command's options."""
+    from anysize import api  # noqa: PLC0415
+
+    return api.plan(
+        source,
+        hidden_size=sizes["hidden_size"],
+        intermediate_size=sizes["intermediate_size"],
+        num_hidden_layers=sizes["num_hidden_layers"],
+        num_attention_heads=sizes["num_attention_heads"],
+        num_key_value_heads=sizes["num_key_value_heads"],
+        head_dim=sizes["head_dim"],
+        vocab_size=sizes["vocab_size"],
+        pad_vocab_to_multiple_of=sizes["pad_vocab_to_multiple_of"],
+        num_experts=sizes["num_experts"],
+        scale=scale,
+        num_params=parse_count(num_params),
+        like=like,
+        preset=preset,
+        layers=layers,
+        noise_db=noise_db,
+        seed=seed,
+        dtype=cast("api.DtypeName", dtype),
+        untie=untie,
+    )
