@@ -7,6 +7,7 @@ resumed run, another shard size or another number of threads gives the same byte
 from __future__ import annotations
 
 import hashlib
+from functools import cache
 
 import numpy as np
 import torch
@@ -72,10 +73,22 @@ def paired_noise(copies: list[torch.Tensor], std: float, generator: np.random.Ge
     return noisy
 
 
+@cache
+def _normal_quantiles() -> NDArray[np.float32]:
+    """Return float32 [65536]: the normal distribution's quantiles at equal steps, scaled to unit variance.
+
+    Drawing from a table costs a tenth of drawing normals, and gives the same bits with every version of numpy.
+    """
+    steps = (torch.arange(1 << 16, dtype=torch.float64) + 0.5) / (1 << 16)
+    quantiles = torch.special.ndtri(steps)
+    return (quantiles / quantiles.square().mean().sqrt()).to(torch.float32).numpy()
+
+
 def normal(shape: tuple[int, ...], std: float, dtype: torch.dtype, generator: np.random.Generator) -> torch.Tensor:
-    """Return normal values of standard deviation `std`."""
-    draw = generator.standard_normal(shape, dtype=np.float32)
-    return torch.from_numpy(draw).mul_(std).to(dtype)
+    """Return normal values of standard deviation `std`, none beyond 4.2 of them."""
+    count = int(np.prod(shape))
+    draw = _raw_words(-(-count // 4), generator).view(np.uint16)[:count]
+    return torch.from_numpy(_normal_quantiles().take(draw)).mul_(std).to(dtype).reshape(shape)
 
 
 def rms(values: torch.Tensor) -> float:

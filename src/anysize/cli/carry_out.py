@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def command_line() -> str:
 
 
 @contextmanager
-def keeping_work_on_interrupt() -> Iterator[None]:
+def keeping_work_on_interrupt() -> Generator[None]:
     """Turn Ctrl-C into a sentence and exit code 130; what was written stays, to be resumed."""
     try:
         yield

@@ -13,6 +13,7 @@ def demo(
     seconds: Annotated[float, typer.Option(min=1, help="How long to pretrain.")] = 60.0,
 ) -> None:
     """Pretrain a small model for about a minute, grow it, print plan, proof, both texts and held-out losses."""
+    typer.echo("0. load torch and transformers")
     from anysize.demo import run_demo  # noqa: PLC0415
 
     run_demo(output, seconds)

@@ -5,12 +5,20 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from functools import cache
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.table import Table
 
 from anysize.inspection import Inspection
@@ -148,7 +156,7 @@ def show_inspection(found: Inspection, *, as_json: bool) -> None:
 
 
 @contextmanager
-def progress_bars(*, enabled: bool) -> Iterator[Callable[[str, int, int], None]]:
+def progress_bars(*, enabled: bool) -> Generator[Callable[[str, int, int], None]]:
     """Yield a progress function: bars on a terminal, one line a stage where standard error is piped."""
     if not enabled:
         yield lambda _stage, _done, _total: None
@@ -172,7 +180,7 @@ def progress_bars(*, enabled: bool) -> Iterator[Callable[[str, int, int], None]]
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        tasks: dict[str, int] = {}
+        tasks: dict[str, TaskID] = {}
 
         def bar(stage: str, done: int, total: int) -> None:
             if stage not in tasks:

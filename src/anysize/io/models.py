@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Generator[None]:
     """Silence transformers' loading bars and notes while our own output is on the screen."""
     from transformers.utils import logging  # noqa: PLC0415
 
@@ -52,9 +51,10 @@ def build_model(
 ) -> PreTrainedModel:
     """Return a plain transformers model with these weights, named as on disk; missing or extra tensors are our bug."""
     with quiet_transformers():
-        model, info = model_class(class_name).from_pretrained(
+        loaded: Any = model_class(class_name).from_pretrained(
             None, config=config_of(raw), state_dict=tensors, dtype=dtype, output_loading_info=True
         )
+    model, info = loaded
     problems = {k: v for k, v in info.items() if v and k in ("missing_keys", "unexpected_keys", "mismatched_keys")}
     assert not problems, f"transformers and the table disagree about the tensors of {class_name}: {problems}"
     return model.eval()
@@ -82,11 +82,11 @@ class LoadedModel:
             name: TensorInfo(SAFETENSORS[tensor.dtype], tuple(tensor.shape)) for name, tensor in self._state.items()
         }
 
-    @cached_property
+    @property
     def config_sha256(self) -> str:
         return sha256_json(self.config)
 
-    @cached_property
+    @property
     def headers_sha256(self) -> str:
         return headers_sha256(self.tensors)
 
@@ -103,11 +103,11 @@ class NamedTensors:
         self._state = state
         self.tensors = {name: TensorInfo(SAFETENSORS[t.dtype], tuple(t.shape)) for name, t in state.items()}
 
-    @cached_property
+    @property
     def config_sha256(self) -> str:
         return sha256_json(self.config)
 
-    @cached_property
+    @property
     def headers_sha256(self) -> str:
         return headers_sha256(self.tensors)
 

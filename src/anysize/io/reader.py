@@ -13,7 +13,6 @@ import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -207,11 +206,11 @@ class Checkpoint:
         if problems:
             raise CheckpointError(f"'{folder}' is incomplete: {joined(problems[:5])}")
 
-    @cached_property
+    @property
     def config_sha256(self) -> str:
         return sha256_json(self.config)
 
-    @cached_property
+    @property
     def headers_sha256(self) -> str:
         return headers_sha256(self.tensors)
 
@@ -233,7 +232,7 @@ def read_bytes(info: TensorInfo, first_row: int = 0, num_rows: int | None = None
     row_bytes = (info.end - info.begin) // max(rows, 1)
     wanted_rows = rows - first_row if num_rows is None else num_rows
     buffer = np.empty(wanted_rows * row_bytes, np.uint8)
-    view, position = memoryview(buffer), info.begin + first_row * row_bytes
+    view, position = buffer.data, info.begin + first_row * row_bytes
     with info.path.open("rb", buffering=0) as file:
         done = 0
         while done < len(view):

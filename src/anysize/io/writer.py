@@ -195,7 +195,7 @@ class CheckpointWriter:
         row_bytes = (place.end - place.begin) // max(1, job.stored_rows)
 
         def write(number: int) -> int:
-            data = memoryview(job.block(number).contiguous().view(torch.uint8).reshape(-1).numpy())
+            data = job.block(number).contiguous().view(torch.uint8).reshape(-1).numpy().data
             position = place.begin + number * job.block_rows * row_bytes
             written = 0
             while written < len(data):

@@ -7,7 +7,7 @@ beside the same figure for a deliberately wrong target (its embedding turned by 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,7 +61,7 @@ def _text_length(config: Any) -> int:
 
 
 @contextmanager
-def wrong_embedding(model: PreTrainedModel) -> Iterator[None]:
+def wrong_embedding(model: PreTrainedModel) -> Generator[None]:
     """While active, the model's input embedding is turned by one hidden coordinate: the control of every check."""
     embedding = model.get_input_embeddings()
     weight: torch.Tensor = next(embedding.parameters())
@@ -118,7 +118,8 @@ def _generated(model: PreTrainedModel, prompt: torch.Tensor, vocab: int) -> torc
     settings = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
     # Only the source's tokens may be chosen: rows added to the vocabulary take part in no comparison.
     added = list(range(vocab, model.config.vocab_size)) or None
-    return model.generate(
+    generate: Any = model.generate
+    return generate(
         prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=_NEW_TOKENS, min_new_tokens=_NEW_TOKENS,
         pad_token_id=pad, suppress_tokens=added, **settings,
     )  # fmt: skip
@@ -208,8 +209,8 @@ class Comparison:
     def half(self, inputs: Mapping[str, torch.Tensor]) -> Check:
         """Return how far the two drift apart when both run in bfloat16; told, not required."""
         cast = {k: v.to(torch.bfloat16) if v.is_floating_point() else v for k, v in inputs.items()}
-        wanted = self.source.to(torch.bfloat16)(**cast).logits
-        got = self.target.to(torch.bfloat16)(**cast).logits
+        wanted = self.source.bfloat16()(**cast).logits
+        got = self.target.bfloat16()(**cast).logits
         self.source.float()
         self.target.float()
         return Check(name="bfloat16", what="both run in bfloat16", unit=_UNIT, measured=logit_error(wanted, got),
