@@ -188,6 +188,7 @@ class CheckpointWriter:
             torch.set_num_threads(threads)
             for file in files.values():
                 os.close(file)
+        self._write_index()
 
     def _write_tensor(
         self, pool: ThreadPoolExecutor, job: TensorJob, file: int, place: TensorInfo, progress: Callable[[int], None]
@@ -206,6 +207,13 @@ class CheckpointWriter:
         for block in blocks:
             progress(block.result())
 
+    def _write_index(self) -> None:
+        if len(self.headers) > 1:
+            weight_map = {name: place.path.name for name, place in self.places.items() if place.path}
+            total = sum(place.end - place.begin for place in self.places.values())
+            index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+            self.add(INDEX_NAME, (json.dumps(index, indent=2) + "\n").encode())
+
     def add(self, name: str, data: bytes) -> None:
         """Put another file into the checkpoint."""
         try:
@@ -215,12 +223,7 @@ class CheckpointWriter:
             raise OutputError(f"cannot write '{self.output}': {error.strerror or error}") from error
 
     def finish(self) -> None:
-        """Write the index, and turn the staging folder into the output by a rename."""
-        if len(self.headers) > 1:
-            weight_map = {name: place.path.name for name, place in self.places.items() if place.path}
-            total = sum(place.end - place.begin for place in self.places.values())
-            index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-            self.add(INDEX_NAME, (json.dumps(index, indent=2) + "\n").encode())
+        """Turn the staging folder into the output by a rename."""
         (self.folder / JOURNAL).unlink()
         old = self.output.absolute().parent / f".{self.output.name}.anysize-old"
         if self.output.is_dir() and any(self.output.iterdir()):

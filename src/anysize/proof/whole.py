@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,20 +40,38 @@ def _coarsest(dtypes: Iterable[str]) -> torch.dtype:
 def compare_written(plan: Plan, tensors: TensorSource, folder: Path, *, full: bool) -> Verification:
     """Compare the model just written (weights in `folder`, config in the plan) with its source.
 
-    Unless `full`, models that do not fit in a quarter of the free memory are left to the other proofs, and it says so.
+    Models that do not fit in a quarter of the free memory are compared layer by layer when `full`, and otherwise left
+    to the other proofs, which is said in a note.
     """
     total = plan.num_parameters + plan.source_num_parameters
-    if not full and not fits_in_memory(total):
-        return Verification(
-            checks=(),
-            notes=(f"whole models not compared: {total * _FLOAT32_BYTES:,} bytes exceed a quarter of the free memory",),
-        )
-    weights = {
-        name: read_bytes(info) for path in folder.glob("*.safetensors") for name, info in read_header(path).items()
-    }
-    target = build_model(plan.model_class, plan.target_config, weights, torch.float32)
     stored = _coarsest({r.dtype for r in plan.recipes} | {info.dtype for info in tensors.tensors.values()})
-    return Comparison(_source_model(tensors, plan.model_class), target, stored, exact=plan.exact).run(full=full)
+    if fits_in_memory(total):
+        target = build_model(plan.model_class, plan.target_config, _read_all(folder), torch.float32)
+        source = _source_model(tensors, plan.model_class)
+        return Comparison(source, target, stored, exact=plan.exact).run(full=full)
+    if full and isinstance(tensors, Checkpoint):
+        return _streamed(plan, tensors, folder, stored)
+    return Verification(
+        checks=(),
+        notes=(f"whole models not compared: {total * _FLOAT32_BYTES:,} bytes exceed a quarter of the free memory",),
+    )
+
+
+def _read_all(folder: Path) -> dict[str, torch.Tensor]:
+    headers = [read_header(path) for path in folder.glob("*.safetensors")]
+    return {name: read_bytes(info) for header in headers for name, info in header.items()}
+
+
+def _streamed(plan: Plan, source: Checkpoint, folder: Path, stored: torch.dtype) -> Verification:
+    """Compare layer by layer. The unfinished output is looked at through links, so that it never looks complete."""
+    with tempfile.TemporaryDirectory() as place:
+        view = Path(place) / "target"
+        view.mkdir()
+        for path in folder.glob("model*.safetensors*"):
+            (view / path.name).symlink_to(path)
+        (view / "config.json").write_text(json.dumps(plan.target_config), encoding="utf-8")
+        models = [load(where, plan.model_class, scratch=place) for where in (source.folder, view)]
+        return Comparison(models[0], models[1], stored, exact=plan.exact).run_streamed()
 
 
 def _source_model(tensors: TensorSource, class_name: str) -> PreTrainedModel:
