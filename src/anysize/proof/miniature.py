@@ -175,7 +175,7 @@ def _request(config: SourceConfig, sizes: _Sizes) -> dict[str, int]:
     return request
 
 
-def _wrong(plan: Plan) -> Plan:
+def mistaken(plan: Plan) -> Plan:
     """Return the plan with one mistake: whatever reads the residual stream does not divide by its share."""
     recipes = tuple(
         r.model_copy(update={"factor": r.factor * 1.5}) if r.arrow.startswith(("norm(hidden) ->", "hidden ->")) else r
@@ -217,7 +217,7 @@ def prove_on_miniature(plan: Plan) -> Verification:
             unit="of the logits' std",
             measured=error(mini),
             tolerance=TOLERANCE,
-            control=error(_wrong(mini)),
+            control=error(mistaken(mini)),
         )
     ]
     shuffle = np.random.default_rng(plan.seed)
