@@ -13,6 +13,7 @@ import shutil
 import struct
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -48,7 +49,7 @@ def parse_bytes(text: str) -> int:
     unit = next((u for u in sorted(units, key=len, reverse=True) if upper.endswith(u)), "")
     try:
         size = int(float(upper[: len(upper) - len(unit)]) * units.get(unit, 1))
-    except ValueError:
+    except (ValueError, OverflowError):
         size = 0
     if size < 1:
         raise OutputError(f"shard size '{text}' is not a size: wanted something like 5GB or 500MB")
@@ -96,7 +97,8 @@ def check_output(output: Path, num_bytes: int, *, overwrite: bool) -> None:
 
 def staging_folder(output: Path) -> Path:
     """Return the hidden folder beside the output in which it is made."""
-    return output.absolute().parent / f".{output.name}.anysize-partial"
+    output = output.resolve()
+    return output.parent / f".{output.name}.anysize-partial"
 
 
 class CheckpointWriter:
@@ -107,7 +109,7 @@ class CheckpointWriter:
     """
 
     def __init__(self, output: Path, recipes: tuple[Recipe, ...], fingerprint: str, max_shard_bytes: int) -> None:
-        self.output = output
+        self.output = output.resolve()
         self.folder = staging_folder(output)
         shards = shards_of(recipes, max_shard_bytes)
         names = [SINGLE_NAME] if len(shards) == 1 else [
@@ -122,40 +124,69 @@ class CheckpointWriter:
         # A journal outlives a killed process but not the machine: what the disk had not taken is lost then.
         self._key = {"fingerprint": f"{fingerprint}:{max_shard_bytes}", "boot": round(psutil.boot_time(), -2)}
         self._journal: int | None = None
+        self._made_parents: list[Path] = []
 
     def __enter__(self) -> CheckpointWriter:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        journal = os.open(self.folder / JOURNAL, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
-            fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._made_parents = [path for path in self.output.parents if not path.exists()]
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._journal = os.open(self.folder / JOURNAL, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+            self._lock()
+            self.done = self._resume()
         except OSError as error:
-            os.close(journal)
-            raise OutputError(f"another run is writing '{self.output}' right now") from error
-        self._journal = journal
-        self.done = self._resume()
+            self._discard()
+            raise OutputError(f"cannot write '{self.output}': {error.strerror or error}") from error
         return self
+
+    def _lock(self) -> None:
+        assert self._journal is not None
+        try:
+            fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(self._journal)
+            raise OutputError(f"another run is writing '{self.output}' right now") from error
+
+    def _discard(self) -> None:
+        """Remove the staging folder and the parents that were made for it, and only then let go of the lock."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        for parent in self._made_parents:
+            with suppress(OSError):
+                parent.rmdir()
+        self._close()
+
+    def _close(self) -> None:
+        if self._journal is not None:
+            os.close(self._journal)
+            self._journal = None
+
+    def _records(self) -> list[bytes]:
+        """Return the journal's complete lines: what follows the last newline was cut off by a kill."""
+        return (self.folder / JOURNAL).read_bytes().split(b"\n")[:-1]
 
     def _resume(self) -> set[str]:
         """Return the tensors that an earlier run of the same plan wrote; start afresh after any other."""
         assert self._journal is not None
-        lines = (self.folder / JOURNAL).read_bytes().split(b"\n")
-        # A line is complete when its newline is: what follows the last one was cut off by a kill.
-        records = [json.loads(line) for line in lines[:-1] if line]
-        if records and records[0] == self._key and all(path.is_file() for path in self.headers):
-            os.ftruncate(self._journal, sum(len(line) + 1 for line in lines[:-1]))
-            return {record["done"] for record in records[1:]}
+        lines = self._records()
+        resumes = bool(lines) and lines[0] == self._line(self._key) and all(path.is_file() for path in self.headers)
         for path in self.folder.iterdir():
-            if path.name != JOURNAL:
+            if path.name != JOURNAL and not (resumes and path in self.headers):
                 path.unlink() if path.is_file() or path.is_symlink() else shutil.rmtree(path)
+        if resumes:
+            os.ftruncate(self._journal, sum(len(line) + 1 for line in lines))
+            return {json.loads(line)["done"] for line in lines[1:]}
         os.ftruncate(self._journal, 0)
         for path, header in self.headers.items():
             path.write_bytes(header)
         self._record(self._key)
         return set()
 
+    @staticmethod
+    def _line(value: object) -> bytes:
+        return json.dumps(value).encode()
+
     def _record(self, value: object) -> None:
         assert self._journal is not None
-        os.write(self._journal, json.dumps(value).encode() + b"\n")
+        os.write(self._journal, self._line(value) + b"\n")
 
     def write(
         self, plan: Plan, tensors: TensorSource, *, allow_nonfinite: bool, progress: Callable[[int], None]
@@ -224,18 +255,24 @@ class CheckpointWriter:
 
     def finish(self) -> None:
         """Turn the staging folder into the output by a rename."""
-        (self.folder / JOURNAL).unlink()
-        old = self.output.absolute().parent / f".{self.output.name}.anysize-old"
-        if self.output.is_dir() and any(self.output.iterdir()):
-            self.output.rename(old)
-        self.folder.rename(self.output.absolute())
+        old = self.output.parent / f".{self.output.name}.anysize-old"
+        try:
+            (self.folder / JOURNAL).unlink()
+            if self.output.is_dir() and any(self.output.iterdir()):
+                shutil.rmtree(old, ignore_errors=True)
+                self.output.rename(old)
+            self.folder.rename(self.output)
+        except OSError as error:
+            if old.exists() and not self.output.exists():
+                old.rename(self.output)
+            raise OutputError(f"cannot put '{self.output}' into place: {error.strerror or error}") from error
         shutil.rmtree(old, ignore_errors=True)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._journal is not None:
-            os.close(self._journal)
         # Ctrl-C keeps the work, as a kill does: the same command resumes. Errors leave nothing behind.
-        if error is not None and not isinstance(error, KeyboardInterrupt):
-            shutil.rmtree(self.folder, ignore_errors=True)
+        if error is None or isinstance(error, KeyboardInterrupt):
+            self._close()
+        else:
+            self._discard()
