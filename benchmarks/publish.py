@@ -1,0 +1,141 @@
+"""Write measured numbers into README.md and docs/exactness.md, between markers, from the results files alone.
+
+python -m benchmarks.publish
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+
+
+def results(suite: str) -> dict[str, Any]:
+    """Return the record that a suite's last run wrote."""
+    return json.loads((ROOT / "benchmarks" / suite / "results" / "latest.json").read_text(encoding="utf-8"))
+
+
+def replaced(text: str, section: str, body: str) -> str:
+    """Return the text with what stands between a section's markers replaced."""
+    pattern = re.compile(rf"(<!-- begin {section} -->\n).*?(<!-- end {section} -->)", re.DOTALL)
+    if not pattern.search(text):
+        raise ValueError(f"no markers for the section '{section}'")
+    return pattern.sub(lambda match: f"{match[1]}{body}\n{match[2]}", text)
+
+
+def _table(columns: list[str], rows: list[list[str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _verdict(good: bool) -> str:
+    return "yes" if good else "**no**"
+
+
+def _gb(count: float) -> str:
+    return f"{count / 1e9:.2f} GB"
+
+
+def _exactness_rows() -> list[list[str]]:
+    found = results("exactness")["results"]["summary"]
+    rows = f"{found['num_rows'] - found['num_refused']} rows: family x preset x ratio x tying"
+    error, ratio = found["worst_error"], found["least_control_ratio"]
+    return [
+        [f"worst max abs logit difference / std, float32, {rows}", f"{error:.1e}", f"≤ {found['error_asked']:.0e}",
+         _verdict(error <= found["error_asked"])],
+        ["a wrong answer measures at least so many times more", f"{ratio:.1e}", f"≥ {found['control_ratio_asked']:.0e}",
+         _verdict(ratio >= found["control_ratio_asked"])],
+    ]  # fmt: skip
+
+
+def _conversion_rows() -> list[list[str]]:
+    found = results("conversion")["results"]
+    speed = found["speed"]
+    start = speed["startup_s"]["min"]
+    asked = speed["startup_asked_s"]
+    rows = [["start-up of a conversion: imports, proof", f"{start:.1f} s", f"≤ {asked:g} s", _verdict(start <= asked)]]
+    for preset in ("hypercloning", "split", "fresh"):
+        timed = speed[preset]
+        ratio = timed["ratio_beyond_startup"]
+        sizes = f"{_gb(speed['source_bytes'])} to {_gb(timed['output_bytes'])}"
+        label = f"{sizes} with `{preset}`, beyond start-up, against `cp -r`"
+        rows.append([label, f"{ratio['median']:.1f}x ({ratio['min']:.1f} to {ratio['max']:.1f})",
+                     f"≤ {timed['ratio_asked']:g}x", _verdict(ratio["median"] <= timed["ratio_asked"])])  # fmt: skip
+    peaks = {label: run["peak_bytes"] for label, run in found["memory"].items()}
+    shown = ", ".join(f"{_gb(peak)} at {label}" for label, peak in peaks.items())
+    rows.append(
+        ["peak resident memory, by size of the output", shown, "≤ 0.7 GB, flat", _verdict(max(peaks.values()) <= 0.7e9)]
+    )
+    return rows
+
+
+def _planning_rows() -> list[list[str]]:
+    found = results("planning")["results"]
+    wall, peak = found["wall_s"]["median"], found["peak_bytes"]
+    return [
+        [
+            "plan of a 405 B-shaped model",
+            f"{wall:.1f} s, {_gb(peak)}",
+            "≤ 5 s, 1 GB",
+            _verdict(wall <= 5 and peak <= 1e9),
+        ]
+    ]
+
+
+def _startup_rows() -> list[list[str]]:
+    found = results("startup")["results"]
+    rows: list[list[str]] = []
+    for name, label in (("import", "`import anysize`, beyond an empty interpreter"), ("help", "`anysize --help`")):
+        measured = found["import_anysize_s" if name == "import" else "help_s"]["median"]
+        asked = found[f"{name}_asked_s"]
+        rows.append([label, f"{measured * 1000:.0f} ms", f"≤ {asked * 1000:.0f} ms", _verdict(measured <= asked)])
+    return rows
+
+
+def measured_section() -> str:
+    """Return the README's measured table and the line that says where it was measured."""
+    record = results("conversion")
+    machine, versions = record["machine"], record["versions"]
+    rows = [*_exactness_rows(), *_conversion_rows(), *_planning_rows(), *_startup_rows()]
+    where = (
+        f"{record['date']}, {machine['num_cores']} cores, {machine['memory_bytes'] / 2**30:.0f} GiB, no GPU, torch "
+        f"{versions['torch']}, transformers {versions['transformers']}. Written by `python -m benchmarks.publish` from "
+        "the results that `make bench` writes; medians, with the range where runs differ."
+    )
+    return f"{_table(['what', 'measured', 'asked', 'reached'], rows)}\n\n{where}"
+
+
+def exactness_section() -> str:
+    """Return the table of every family, tying and ratio: the worst of its presets, and what is refused."""
+    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for row in results("exactness")["results"]["rows"]:
+        tied = "tied" if row["tied"] else "untied"
+        groups.setdefault((row["family"], tied, row["ratio"]), []).append(row)
+    lines: list[list[str]] = []
+    for (family, tied, ratio), rows in groups.items():
+        exact = [row for row in rows if row["error"] is not None]
+        refused = sorted({row["refused"] for row in rows if row["refused"]})
+        worst = f"{max(row['error'] for row in exact):.1e}" if exact else "refused"
+        control = f"{min(row['control'] for row in exact):.1f}" if exact else ""
+        grown = ", ".join(exact[0]["grown"]) if exact else ""
+        lines.append([family, tied, ratio, grown, f"{len(exact)} of {len(rows)}", worst, control, " / ".join(refused)])
+    columns = ["family", "head", "ratio", "grown", "presets", "worst error", "least control", "what is refused"]
+    return _table(columns, lines)
+
+
+def main() -> None:
+    """Rewrite the measured sections."""
+    for name, section, body in (
+        ("README.md", "measured", measured_section()),
+        ("docs/exactness.md", "exactness", exactness_section()),
+    ):
+        path = ROOT / name
+        path.write_text(replaced(path.read_text(encoding="utf-8"), section, body), encoding="utf-8")
+        print(f"wrote {name}")
+
+
+if __name__ == "__main__":
+    main()
