@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Literal, cast, get_args
+
+from pydantic import ValidationError
 
 from anysize import target as targets
 from anysize.config import SourceConfig, read_config, understand
-from anysize.errors import CheckpointError, ProofError, SizeError, joined
-from anysize.io.hub import local_folder
+from anysize.errors import CheckpointError, InputError, OutputError, ProofError, SizeError, joined
+from anysize.io.hub import local_folder, open_checkpoint
 from anysize.io.reader import Checkpoint, TensorSource
 from anysize.planner import legality, make_plan
 from anysize.recipe import Options, Plan
@@ -35,10 +37,17 @@ def _silent(stage: str, done: int, total: int) -> None:
 def open_source(source: str | Path | PreTrainedModel) -> TensorSource:
     """Return a folder, a Hub id or a loaded model as a source of tensors; raise CheckpointError if it is none."""
     if isinstance(source, (str, Path)):
-        return Checkpoint(local_folder(str(source)))
+        return open_checkpoint(str(source))
     from anysize.io.models import LoadedModel  # noqa: PLC0415
 
     return LoadedModel(source)
+
+
+def _options(**options: object) -> Options:
+    try:
+        return Options.model_validate(options)
+    except ValidationError as error:
+        raise SizeError(joined(f"{e['loc'][0]}={e['input']!r}: {e['msg']}" for e in error.errors())) from error
 
 
 def _request(
@@ -50,7 +59,9 @@ def _request(
     like: str | Path | None,
 ) -> dict[str, int]:
     """Return explicit public sizes on top of at most one of scale, num_params and like."""
-    shortcuts = [name for name, value in (("scale", scale), ("num_params", num_params), ("like", like)) if value]
+    shortcuts = [
+        name for name, value in (("scale", scale), ("num_params", num_params), ("like", like)) if value is not None
+    ]
     if len(shortcuts) > 1:
         raise SizeError(f"{' and '.join(shortcuts)} both choose the sizes: give one of them")
     chosen: dict[str, int] = {}
@@ -59,7 +70,7 @@ def _request(
     elif num_params is not None:
         chosen = targets.for_budget(config, num_params, legality(config, options))
     elif like is not None:
-        chosen = targets.like(config, understand(read_config(local_folder(str(like)))))
+        chosen = targets.like(config, understand(read_config(local_folder(str(like), config_only=True))))
     chosen |= {name: size for name, size in sizes.items() if size is not None}
     if not chosen and not options.untie and options.dtype == "keep":
         raise SizeError(
@@ -98,7 +109,7 @@ def plan(
     """
     tensors = open_source(source)
     config = understand(tensors.config)
-    options = Options(preset=preset, seed=seed, layers=layers, noise_db=noise_db, dtype=dtype, untie=untie)
+    options = _options(preset=preset, seed=seed, layers=layers, noise_db=noise_db, dtype=dtype, untie=untie)
     sizes = {
         "hidden_size": hidden_size,
         "intermediate_size": intermediate_size,
@@ -128,11 +139,11 @@ def _same_source(plan: Plan, tensors: TensorSource) -> None:
 
 def _require(proof: Verification, what: str) -> None:
     if not proof.passed:
-        raise ProofError(f"{what} failed, and nothing was written: {joined(proof.failures)}")
+        raise ProofError(f"{what} failed, and nothing was kept: {joined(proof.failures)}")
 
 
-def _fingerprint(plan: Plan) -> str:
-    return hashlib.sha256(plan.to_json().encode()).hexdigest()
+def _fingerprint(plan: Plan, tensors: TensorSource) -> str:
+    return hashlib.sha256(f"{plan.to_json()}{tensors.identity}".encode()).hexdigest()
 
 
 def apply(
@@ -188,8 +199,12 @@ def _carry_out(
     progress: Progress,
 ) -> tuple[PreTrainedModel | Path, Verification]:
     from anysize.io import writer  # noqa: PLC0415
+    from anysize.proof import coverage  # noqa: PLC0415
+    from anysize.proof.algebra import rows_of  # noqa: PLC0415
     from anysize.proof.miniature import prove_on_miniature  # noqa: PLC0415
 
+    if verify not in get_args(VerifyMode):
+        raise InputError(f"verify '{verify}' is unknown: wanted {', '.join(get_args(VerifyMode))}")
     tensors = open_source(plan.source.location if source is None else source)
     _same_source(plan, tensors)
     path = None if output is None else Path(output).expanduser()
@@ -197,13 +212,15 @@ def _carry_out(
     if path is not None:
         _check_places(tensors, path)
         writer.check_output(path, plan.num_bytes, overwrite=overwrite)
+    coverage.account(plan, tensors)
+    coverage.check_tied_copies(plan, tensors, rows_of(tensors))
     progress("proof", 0, 1)
     proof = prove_on_miniature(plan)
     progress("proof", 1, 1)
     _require(proof, "the miniature proof")
     if path is None:
         return _in_memory(plan, tensors, allow_nonfinite=allow_nonfinite), proof
-    with writer.CheckpointWriter(path, plan.recipes, _fingerprint(plan), max_shard_bytes) as made:
+    with writer.CheckpointWriter(path, plan.recipes, _fingerprint(plan, tensors), max_shard_bytes) as made:
         proof += _to_disk(plan, tensors, made, verify, allow_nonfinite, progress)
         _put_beside(plan, tensors, made, proof, command)
         made.finish()
@@ -214,7 +231,9 @@ def _check_places(tensors: TensorSource, output: Path) -> None:
     if isinstance(tensors, Checkpoint):
         home, there = tensors.folder.resolve(), output.resolve()
         if there == home or there in home.parents or home in there.parents:
-            raise CheckpointError(f"the output '{output}' and the source '{tensors.folder}' lie in one another")
+            raise OutputError(
+                f"the output '{output}' and the source '{tensors.folder}' lie in one another: choose another output"
+            )
 
 
 def _in_memory(plan: Plan, tensors: TensorSource, *, allow_nonfinite: bool) -> PreTrainedModel:

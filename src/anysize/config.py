@@ -52,7 +52,9 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"'{folder}' is not a checkpoint: it has no config.json")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except OSError as error:
+        raise CheckpointError(f"cannot read '{path}': {error.strerror}") from error
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise CheckpointError(f"'{path}' is not valid JSON: {error}") from error
     if not isinstance(config, dict):
         raise CheckpointError(f"'{path}' holds a {type(config).__name__}, wanted a JSON object")
@@ -86,6 +88,8 @@ def understand(raw: Mapping[str, Any]) -> SourceConfig:
     if raw.get("quantization_config") is not None:
         raise ArchitectureError("the checkpoint is quantized (quantization_config): resize the unquantized original")
     classes = raw.get("architectures") or [architecture.classes[0]]
+    if not isinstance(classes, list):
+        raise ArchitectureError(f"the config's 'architectures' is {classes!r}, wanted a list of class names")
     if classes[0] not in architecture.classes:
         raise ArchitectureError(
             f"the checkpoint holds a {classes[0]}; the table '{architecture.model_type}' knows "

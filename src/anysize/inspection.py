@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from math import prod
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from anysize.config import understand
-from anysize.io.hub import local_folder
-from anysize.io.reader import Checkpoint
+from anysize.io.hub import open_checkpoint
+from anysize.io.provenance import read_record
 from anysize.proof.coverage import check_source
 from anysize.target import public_sizes
 
@@ -36,18 +34,13 @@ class Inspection(BaseModel):
     exact: bool | None
 
 
-def _record(checkpoint: Checkpoint) -> dict[str, Any]:
-    path = checkpoint.folder / "anysize.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
 def inspect_model(model: str) -> Inspection:
     """Return what a checkpoint folder or Hub id holds; raise as `anysize.plan` does where it is not understood."""
-    checkpoint = Checkpoint(local_folder(model))
+    checkpoint = open_checkpoint(model)
     config = understand(checkpoint.config)
     _, dropped = check_source(config, checkpoint)
     weights = {name: info for name, info in checkpoint.tensors.items() if name not in dropped}
-    record = _record(checkpoint)
+    record = read_record(checkpoint.folder) or {}
     return Inspection(
         location=checkpoint.location,
         model_type=config.architecture.model_type,

@@ -280,6 +280,8 @@ def make_plan(tensors: TensorSource, request: Mapping[str, int], options: Option
     """
     config = understand(tensors.config)
     preset = preset_named(options.preset)
+    if options.noise_db != Options().noise_db and not preset.noisy:
+        raise SizeError(f"noise_db={options.noise_db:g}: the preset '{preset.name}' adds no noise, a noisy one does")
     names, dropped = check_source(config, tensors)
 
     target = resolve_or_suggest(config, request, legality(config, options))

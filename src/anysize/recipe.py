@@ -7,7 +7,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from anysize.axis import AxisMap
 from anysize.errors import CheckpointError
@@ -61,9 +61,9 @@ class Options(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     preset: str = "auto"
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     layers: str = "identity"
-    noise_db: float = 10.0
+    noise_db: float = Field(default=10.0, ge=-100, le=300)
     dtype: Literal["keep", "float32", "bfloat16", "float16"] = "keep"
     untie: bool = False
 

@@ -198,8 +198,8 @@ def scaled(config: SourceConfig, scale: float) -> dict[str, int]:
 
     hidden_size is rounded to what the head count divides, intermediate_size to a multiple of 8 where it was one.
     """
-    if scale < 1:
-        raise SizeError(f"scale {scale}: this version grows, wanted at least 1")
+    if not 1 <= scale < float("inf"):
+        raise SizeError(f"scale {scale}: this version grows, wanted a number of at least 1")
     sizes = config.sizes
     kv = max(sizes["kv"], round(sizes["kv"] * scale)) if sizes["kv"] > 1 else 1
     group = sizes["group"] if sizes["kv"] > 1 else max(sizes["group"], round(sizes["group"] * scale))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from collections.abc import Generator
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from anysize import api
 from anysize.cli.options import Verify
-from anysize.cli.show import console, progress_bars, show_proof
+from anysize.cli.show import console, json_of, progress_bars, show_proof
 from anysize.recipe import Plan
 
 
@@ -55,18 +54,15 @@ def carry_out(
             progress=progress,
         )
     if as_json:
-        print(
-            json.dumps(
-                {
-                    "output": str(made),
-                    "exact": plan.exact,
-                    "inexact_because": list(plan.inexact),
-                    "num_parameters": plan.num_parameters,
-                    "num_bytes": plan.num_bytes,
-                    "proof": proof.model_dump(mode="json"),
-                }
-            )
+        told = json_of(
+            proof,
+            output=str(made),
+            exact=plan.exact,
+            inexact_because=plan.inexact,
+            num_parameters=plan.num_parameters,
+            num_bytes=plan.num_bytes,
         )
+        print(told)
         return
     show_proof(proof)
-    console().print(f"made {made}: {plan.num_parameters:,} parameters, {plan.num_bytes:,} bytes", highlight=False)
+    console().print(f"made {made}: {plan.num_parameters:,} parameters, {plan.num_bytes:,} bytes")

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import Any
 
 import typer
 
 from anysize import __version__
 from anysize.cli import apply, demo, inspect, plan, resize, verify
-from anysize.errors import AnysizeError
+from anysize.errors import AnysizeError, InputError
 
 app = typer.Typer(
     name="anysize",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -37,6 +37,10 @@ def _options(  # pyright: ignore[reportUnusedFunction]
     del version
 
 
+# typer carries its own copy of click, whose place differs between versions.
+_UsageError: Any = typer.BadParameter.__base__
+
+
 def _fail(error: AnysizeError) -> int:
     if "--json" in sys.argv:
         typer.echo(json.dumps({"error": str(error), "kind": type(error).__name__, "exit_code": error.exit_code}))
@@ -45,8 +49,10 @@ def _fail(error: AnysizeError) -> int:
 
 
 def main() -> None:
-    """Run the command line: exit 0 on success, 1 when a proof fails, 2 for input that cannot be used."""
+    """Run the command line: exit 0 on success, 1 when a proof fails, 2 for input that cannot be used, 130 on Ctrl-C."""
     try:
-        app()
+        sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False))
     except AnysizeError as error:
         sys.exit(_fail(error))
+    except _UsageError as error:
+        sys.exit(_fail(InputError(f"{error.format_message().rstrip('.')}; --help lists what there is")))

@@ -31,7 +31,7 @@ _STAGES = {"proof": "miniature proof", "write": "write", "verify": "compare whol
 @cache
 def console() -> Console:
     """Return the console for results (standard output)."""
-    return Console(soft_wrap=True)
+    return Console(soft_wrap=True, markup=False, emoji=False, highlight=False)
 
 
 def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -41,7 +41,7 @@ def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) ->
             table.add_column(column, overflow="fold")
         for row in rows:
             table.add_row(*row)
-        Console().print(table)
+        Console(markup=False, emoji=False, highlight=False).print(table)
         return
     widths = [max(len(cell) for cell in column) for column in zip(columns, *rows, strict=True)]
     print(title)
@@ -99,20 +99,25 @@ def show_plan(plan: Plan, *, as_json: bool) -> None:
         f"{plan.source_num_parameters:,} -> {plan.num_parameters:,} parameters (x {growth:.2f}), "
         f"{_bytes(plan.source_num_bytes)} -> {_bytes(plan.num_bytes)}, "
         f"peak memory about {_bytes(plan.peak_bytes)} beside the interpreter",
-        highlight=False,
     )
     for reason in plan.inexact:
-        out.print(f"not exact: {reason}", highlight=False)
+        out.print(f"not exact: {reason}")
     for note in plan.notes:
-        out.print(f"note: {note}", highlight=False)
+        out.print(f"note: {note}")
     if plan.exact:
-        out.print("exact: the target computes the same function as the source", highlight=False)
+        out.print("exact: the target computes the same function as the source")
 
 
 def _verdict(check: Check) -> str:
     if check.passed:
         return "pass"
     return "FAIL" if check.required else "differs"
+
+
+def json_of(proof: Verification, **beside: object) -> str:
+    """Return a proof with its verdict, and whatever else belongs to it, as one JSON object; NaN becomes null."""
+    told = {"passed": proof.passed, "failures": proof.failures, "proof": json.loads(proof.model_dump_json())}
+    return json.dumps(told | beside)
 
 
 def show_proof(proof: Verification) -> None:
@@ -131,7 +136,7 @@ def show_proof(proof: Verification) -> None:
     ]
     _table("proof", ["check", "what", "measured", "allowed", "wrong answer", "unit", "verdict"], rows)
     for note in proof.notes:
-        console().print(f"note: {note}", highlight=False)
+        console().print(f"note: {note}")
     console().print("all proofs passed" if proof.passed else "NOT the same: " + "; ".join(proof.failures))
 
 

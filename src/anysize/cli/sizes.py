@@ -19,7 +19,7 @@ def parse_count(text: str | None) -> int | None:
     unit = text[-1:].upper()
     try:
         count = int(float(text[:-1]) * _UNITS[unit]) if unit in _UNITS else int(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         count = 0
     if count < 1:
         raise SizeError(f"num_params '{text}' is not a count: wanted something like 350M or 1.3B")

@@ -16,14 +16,14 @@ def verify(
 ) -> None:
     """Compare TARGET with SOURCE: logits, KL, padding, KV cache, greedy text, reload. Exit 1 where they differ."""
     from anysize import api  # noqa: PLC0415
-    from anysize.cli.show import progress_bars, show_proof  # noqa: PLC0415
+    from anysize.cli.show import json_of, progress_bars, show_proof  # noqa: PLC0415
 
     with progress_bars(enabled=not json) as progress:
         progress("verify", 0, 1)
         proof = api.verify(source, target)
         progress("verify", 1, 1)
     if json:
-        typer.echo(proof.model_copy().model_dump_json())
+        typer.echo(json_of(proof))
     else:
         show_proof(proof)
     if not proof.passed:

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from anysize.errors import CheckpointError
+from anysize.io.reader import Checkpoint
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 # Weights as safetensors only; whatever else a checkpoint needs is text. No Python file is ever fetched.
@@ -21,10 +22,11 @@ _WANTED = [
 ]
 
 
-def local_folder(model: str) -> Path:
+def local_folder(model: str, *, config_only: bool = False) -> Path:
     """Return the folder of a model given as a path or a Hub id; a Hub id is downloaded (or found in the cache).
 
-    `HF_HUB_OFFLINE`, `HF_HOME` and `HF_TOKEN` work as everywhere. Raises CheckpointError when there is no such model.
+    With `config_only`, no weights are downloaded. `HF_HUB_OFFLINE`, `HF_HOME` and `HF_TOKEN` work as everywhere.
+    Raises CheckpointError when there is no such model.
     """
     path = Path(model).expanduser()
     if path.exists():
@@ -37,7 +39,12 @@ def local_folder(model: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError  # noqa: PLC0415
 
     try:
-        return Path(snapshot_download(model, allow_patterns=_WANTED))
+        return Path(snapshot_download(model, allow_patterns=["config.json"] if config_only else _WANTED))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(f"'{model}' is not a folder here and could not be had from the Hub: {reason}") from error
+
+
+def open_checkpoint(model: str) -> Checkpoint:
+    """Return the checkpoint that a path or a Hub id names; a Hub id stays its location, so that plans travel."""
+    return Checkpoint(local_folder(model), location=None if Path(model).expanduser().exists() else model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import uuid
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -78,6 +79,7 @@ class LoadedModel:
         self.location = model.name_or_path or type(model).__name__
         self.config: Mapping[str, Any] = {**model.config.to_dict(), "architectures": [type(model).__name__]}
         self._state = disk_tensors(model)
+        self.identity = uuid.uuid4().hex
         self.tensors = {
             name: TensorInfo(SAFETENSORS[tensor.dtype], tuple(tensor.shape)) for name, tensor in self._state.items()
         }
@@ -101,6 +103,7 @@ class NamedTensors:
         self.location = "tensors in memory"
         self.config: Mapping[str, Any] = config
         self._state = state
+        self.identity = uuid.uuid4().hex
         self.tensors = {name: TensorInfo(SAFETENSORS[t.dtype], tuple(t.shape)) for name, t in state.items()}
 
     @property

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from anysize import __version__
+from anysize.errors import CheckpointError
 from anysize.io.reader import stays_inside
 from anysize.proof.verdict import Verification
 from anysize.recipe import Plan
@@ -50,10 +51,23 @@ def record_json(plan: Plan, proof: Verification, command: str) -> bytes:
         | {"python": platform.python_version()},
         "exact": plan.exact,
         "inexact_because": list(plan.inexact),
-        "proof": proof.model_dump(mode="json"),
+        "proof": json.loads(proof.model_dump_json()),
         "plan": plan.model_dump(mode="json"),
     }
     return (json.dumps(record, indent=1, sort_keys=True) + "\n").encode()
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """Return what anysize.json of a checkpoint says, None where there is none; raise CheckpointError if damaged."""
+    path = folder / RECORD
+    if not path.is_file():
+        return None
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        shown = {"command": str(record["command"]), "exact": bool(record["exact"]), "plan": record["plan"]}
+    except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
+        raise CheckpointError(f"'{path}' is not a record of anysize ({error!r}): mend or remove it") from error
+    return shown
 
 
 def _row(cells: list[str]) -> str:
@@ -62,7 +76,8 @@ def _row(cells: list[str]) -> str:
 
 def model_card(plan: Plan, proof: Verification, command: str) -> bytes:
     """Return README.md: what this model is made from, how, and what was proved."""
-    base = Path(plan.source.location).name if Path(plan.source.location).exists() else plan.source.location
+    location = Path(plan.source.location)
+    base = location.name if location.is_absolute() else plan.source.location
     head = {"base_model": base, "library_name": "transformers", "tags": ["anysize", plan.preset]}
     keep = "computes the same function as its source" if plan.exact else "does not compute its source's function"
     lines = [

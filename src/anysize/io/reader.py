@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -58,7 +58,16 @@ class TensorSource(Protocol):
     def config_sha256(self) -> str: ...
     @property
     def headers_sha256(self) -> str: ...
+    @property
+    def identity(self) -> str:
+        """Changes whenever the weights may have changed: a run is resumed from the very same weights only."""
+        ...
+
     def read(self, name: str) -> torch.Tensor: ...
+
+
+# (name, first row of the first stored dim, count) -> those rows.
+ReadRows = Callable[[str, int, int], "torch.Tensor"]
 
 
 def sha256_json(value: object) -> str:
@@ -180,11 +189,12 @@ class Checkpoint:
     Raises CheckpointError for whatever is missing, malformed or unsafe in it.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, location: str | None = None) -> None:
+        """Open a folder; `location` is what the user calls it (a Hub id), the folder's absolute path by default."""
         if not folder.is_dir():
             raise CheckpointError(f"'{folder}' is not a folder")
         self.folder = folder
-        self.location = str(folder)
+        self.location = location or str(folder.absolute())
         self.config: Mapping[str, Any] = read_config(folder)
         self.tensors: dict[str, TensorInfo] = {}
         problems: list[str] = []
@@ -214,6 +224,11 @@ class Checkpoint:
     def headers_sha256(self) -> str:
         return headers_sha256(self.tensors)
 
+    @property
+    def identity(self) -> str:
+        stats = {path: path.stat() for path in {info.path for info in self.tensors.values()} if path is not None}
+        return sha256_json(sorted((str(path), stat.st_size, stat.st_mtime_ns) for path, stat in stats.items()))
+
     def read(self, name: str) -> torch.Tensor:
         """Return one tensor, read whole into fresh memory; nothing stays mapped."""
         info = self.tensors[name]
@@ -233,13 +248,16 @@ def read_bytes(info: TensorInfo, first_row: int = 0, num_rows: int | None = None
     wanted_rows = rows - first_row if num_rows is None else num_rows
     buffer = np.empty(wanted_rows * row_bytes, np.uint8)
     view, position = buffer.data, info.begin + first_row * row_bytes
-    with info.path.open("rb", buffering=0) as file:
-        done = 0
-        while done < len(view):
-            count = os.preadv(file.fileno(), [view[done:]], position + done)
-            if count == 0:
-                raise CheckpointError(f"'{info.path}' ended while its tensor was read: it changed under us")
-            done += count
+    try:
+        with info.path.open("rb", buffering=0) as file:
+            done = 0
+            while done < len(view):
+                count = os.preadv(file.fileno(), [view[done:]], position + done)
+                if count == 0:
+                    raise CheckpointError(f"'{info.path}' ended while its tensor was read: it changed under us")
+                done += count
+    except OSError as error:
+        raise CheckpointError(f"cannot read '{info.path}': {error.strerror}") from error
     shape = (wanted_rows, *info.shape[1:]) if info.shape else ()
     if buffer.size == 0:
         return torch.empty(shape, dtype=TORCH[info.dtype])

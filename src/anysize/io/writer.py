@@ -163,18 +163,26 @@ class CheckpointWriter:
         """Return the journal's complete lines: what follows the last newline was cut off by a kill."""
         return (self.folder / JOURNAL).read_bytes().split(b"\n")[:-1]
 
+    def _finished(self, lines: list[bytes]) -> set[str] | None:
+        """Return the tensors that a journal calls written, or None where it is damaged or another plan's."""
+        if not lines or lines[0] != self._line(self._key):
+            return None
+        try:
+            return {json.loads(line)["done"] for line in lines[1:]}
+        except (ValueError, KeyError, TypeError):
+            return None
+
     def _resume(self) -> set[str]:
         """Return the tensors that an earlier run of the same plan wrote; start afresh after any other."""
         assert self._journal is not None
         lines = self._records()
-        resumes = bool(lines) and lines[0] == self._line(self._key) and all(path.is_file() for path in self.headers)
+        done = self._finished(lines) if all(path.is_file() for path in self.headers) else None
         for path in self.folder.iterdir():
-            if path.name != JOURNAL and not (resumes and path in self.headers):
+            if path.name != JOURNAL and (done is None or path not in self.headers):
                 path.unlink() if path.is_file() or path.is_symlink() else shutil.rmtree(path)
-        if resumes:
-            os.ftruncate(self._journal, sum(len(line) + 1 for line in lines))
-            return {json.loads(line)["done"] for line in lines[1:]}
-        os.ftruncate(self._journal, 0)
+        os.ftruncate(self._journal, 0 if done is None else sum(len(line) + 1 for line in lines))
+        if done is not None:
+            return done
         for path, header in self.headers.items():
             path.write_bytes(header)
         self._record(self._key)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from math import prod
 from pathlib import Path
 
 from anysize.arch.schema import Architecture
 from anysize.config import SourceConfig, understand
 from anysize.errors import CheckpointError, ProofError, joined
-from anysize.io.reader import TensorSource, read_header
+from anysize.io.reader import ReadRows, TensorSource, read_header
 from anysize.proof.verdict import Check
 from anysize.recipe import BYTES, Plan
 from anysize.tensors import expected_tensors, shape_of
 
 _SHOWN = 5
+_COMPARED_ITEMS = 1 << 22
 
 
 def _some(names: list[str]) -> str:
@@ -102,6 +104,36 @@ def account(plan: Plan, tensors: TensorSource) -> None:
     problems += [f"{name} of the source is neither used nor dropped" for name in tensors.tensors if name not in used]
     if problems:
         raise ProofError(f"the plan does not account for every tensor: {joined(problems[:_SHOWN])}")
+
+
+def _same_values(tensors: TensorSource, read: ReadRows, one: str, other: str) -> bool:
+    shape = tensors.tensors[one].shape
+    if shape != tensors.tensors[other].shape:
+        return False
+    step = max(1, _COMPARED_ITEMS * shape[0] // prod(shape))
+    for first in range(0, shape[0], step):
+        mine, theirs = (read(name, first, min(step, shape[0] - first)).double() for name in (one, other))
+        if not mine.allclose(theirs, rtol=0, atol=0, equal_nan=True):
+            return False
+    return True
+
+
+def check_tied_copies(plan: Plan, tensors: TensorSource, read: ReadRows) -> None:
+    """Compare what a checkpoint stores beside a tensor that it is tied to, a block of rows at a time.
+
+    Raises CheckpointError where they differ: then the file and its config name two different models.
+    """
+    config = understand(plan.source_config)
+    names = _on_disk_names(config, tensors)
+    for head, embedding in config.architecture.tied.items() if config.tied else ():
+        if head not in names:
+            continue
+        if not _same_values(tensors, read, names[head], names[embedding]):
+            raise CheckpointError(
+                f"'{tensors.location}' stores '{names[head]}' with other values than '{names[embedding]}', to which "
+                f"its config ties it: set {config.architecture.tied_when} to false in its config.json, or remove the "
+                "copy that is wrong"
+            )
 
 
 def check_written(plan: Plan, folder: Path) -> Check:

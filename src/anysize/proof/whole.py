@@ -6,7 +6,7 @@ import json
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import psutil
 import torch
@@ -14,9 +14,12 @@ import torch
 from anysize.config import understand
 from anysize.errors import CheckpointError
 from anysize.io.dtypes import TORCH
-from anysize.io.hub import local_folder
+from anysize.io.hub import open_checkpoint
 from anysize.io.models import LoadedModel, build_model
+from anysize.io.provenance import RECORD, read_record
 from anysize.io.reader import Checkpoint, TensorSource, read_bytes, read_header
+from anysize.proof.algebra import check_rows, rows_of
+from anysize.proof.coverage import check_source, check_written
 from anysize.proof.parity import Comparison, load
 from anysize.proof.verdict import Verification
 from anysize.recipe import Plan
@@ -81,16 +84,25 @@ def _source_model(tensors: TensorSource, class_name: str) -> PreTrainedModel:
 
 
 def _plan_beside(tensors: TensorSource) -> Plan | None:
-    if not isinstance(tensors, Checkpoint) or not (tensors.folder / "anysize.json").is_file():
+    record = read_record(tensors.folder) if isinstance(tensors, Checkpoint) else None
+    if record is None:
         return None
-    record: Any = json.loads((tensors.folder / "anysize.json").read_text(encoding="utf-8"))
-    return Plan.from_json(json.dumps(record["plan"]), origin=str(tensors.folder / "anysize.json"))
+    return Plan.from_json(json.dumps(record["plan"]), origin=f"{tensors.location}/{RECORD}")
+
+
+def _against_plan(plan: Plan, source: TensorSource, target: Checkpoint) -> Verification:
+    """Hold the files of a target against the plan beside them, if it was made for this source."""
+    made_for = (plan.source.config_sha256, plan.source.headers_sha256)
+    if made_for != (source.config_sha256, source.headers_sha256):
+        return Verification(checks=(), notes=("the target was made from another source: its plan is not checked",))
+    rows = check_rows(plan, rows_of(source), rows_of(target))
+    return Verification(checks=(check_written(plan, target.folder), rows))
 
 
 def compare(source: str | Path | PreTrainedModel, target: str | Path | PreTrainedModel, *, full: bool) -> Verification:
     """Compare any two models of one family that read the same inputs; see `anysize.verify`."""
     opened: list[TensorSource] = [
-        Checkpoint(local_folder(str(model))) if isinstance(model, (str, Path)) else LoadedModel(model)
+        open_checkpoint(str(model)) if isinstance(model, (str, Path)) else LoadedModel(model)
         for model in (source, target)
     ]
     configs = [understand(tensors.config) for tensors in opened]
@@ -99,7 +111,12 @@ def compare(source: str | Path | PreTrainedModel, target: str | Path | PreTraine
             f"cannot compare a {configs[0].architecture.model_type} with a {configs[1].architecture.model_type}: "
             "their inputs and outputs have nothing in common"
         )
+    for tensors, config in zip(opened, configs, strict=True):
+        check_source(config, tensors)
     plan = _plan_beside(opened[1])
+    proof = Verification(checks=())
+    if plan is not None and isinstance(opened[1], Checkpoint):
+        proof = _against_plan(plan, opened[0], opened[1])
     models = [_source_model(tensors, config.model_class) for tensors, config in zip(opened, configs, strict=True)]
     stored = _coarsest({info.dtype for tensors in opened for info in tensors.tensors.values()})
-    return Comparison(models[0], models[1], stored, exact=plan is None or plan.exact).run(full=full)
+    return proof + Comparison(models[0], models[1], stored, exact=plan is None or plan.exact).run(full=full)
