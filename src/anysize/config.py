@@ -16,6 +16,17 @@ from anysize.errors import ArchitectureError, CheckpointError, did_you_mean, joi
 MISSING = object()
 
 
+def per_layer_values(config: SourceConfig, key: str) -> list[Any] | None:
+    """Return a config list with one entry a layer, as transformers fills it in where the config leaves it out."""
+    values = config.raw.get(key)
+    if values is None:
+        from transformers import CONFIG_MAPPING  # noqa: PLC0415
+
+        full = CONFIG_MAPPING[config.architecture.model_type].from_dict(dict(config.raw))
+        values = getattr(full, key, None)
+    return None if values is None else list(values)
+
+
 @dataclass(frozen=True)
 class SourceConfig:
     """A config that the table understands: `raw` as on disk, `full` with the defaults that the table reads."""
@@ -102,6 +113,8 @@ def understand(raw: Mapping[str, Any]) -> SourceConfig:
             f"the function: {joined(unknown)}; remove them or teach the table (docs/add-an-architecture.md)"
         )
     full = {**architecture.defaults, **raw}
+    # transformers derives the label count from the names where it is not given, and assumes two labels without either.
+    full.setdefault("num_labels", len(raw.get("id2label") or (0, 1)))
     needed = sorted(key for key in architecture.handled_keys if key not in full)
     if needed:
         raise ArchitectureError(f"the config lacks {', '.join(needed)}")

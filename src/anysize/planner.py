@@ -10,7 +10,7 @@ from typing import Any
 from anysize import __version__
 from anysize.arch.schema import Norm, Parameter, is_per_layer, layer_name
 from anysize.axis import AxisMap
-from anysize.config import SourceConfig, understand
+from anysize.config import SourceConfig, per_layer_values, understand
 from anysize.dims import compose
 from anysize.errors import ArchitectureError, SizeError
 from anysize.io.reader import TensorSource
@@ -45,6 +45,8 @@ class _Planner:
         # The residual stream holds c copies-and-pad, c = 1/sqrt(r): its mean square, and with it eps, is unchanged.
         self.copies = copies
         self.stream = ratio**-0.5
+        # Asked for at once: a tied head without a gain to fold into is refused even where nothing else would ask.
+        _ = self.final_scale
         self.pad: Pad = "mean" if has_layer_norm(self.config) else "zero"
 
     @property
@@ -190,7 +192,10 @@ def _depth(config: SourceConfig, target: Target, options: Options) -> tuple[tupl
 def _per_layer_lists(config: SourceConfig, target: SourceConfig, steps: tuple[LayerStep, ...]) -> dict[str, Any]:
     changes: dict[str, Any] = {}
     for key in config.architecture.per_layer:
-        values = config.full.get(key)
+        kept = [step.source for step in steps] == list(range(config.sizes["layer"]))
+        if kept and config.raw.get(key) is None:
+            continue
+        values = per_layer_values(config, key)
         if values is None:
             continue
         if len(values) != config.sizes["layer"]:

@@ -74,14 +74,20 @@ def _tied_width(config: SourceConfig, request: Mapping[str, int], sizes: dict[st
     """Settle hidden = heads * head_dim for families whose head width is not a config key; heads follow."""
     hidden, head = sizes["hidden"], sizes["head"]
     if "num_attention_heads" not in request and "num_key_value_heads" not in request:
-        if hidden % head:
-            below, above = hidden // head * head, (hidden // head + 1) * head
+        # Whole groups follow; with a single kv head it is the group that grows.
+        group = sizes["group"] if sizes["kv"] > 1 else 1
+        unit = head * group
+        if hidden % unit:
+            below, above = hidden // unit * unit, (hidden // unit + 1) * unit
             raise SizeError(
-                f"hidden_size={hidden} is not a whole number of heads of width {head}, and "
+                f"hidden_size={hidden} is not a whole number of kv groups, {unit} wide each, and "
                 f"{config.architecture.model_type} has no separate head width; nearest legal: {below} or {above}, "
                 f"or give head_dim or the heads as well"
             )
-        sizes["kv"], sizes["group"] = hidden // head, 1
+        if sizes["kv"] > 1 or sizes["group"] == 1:
+            sizes["kv"] = hidden // unit
+        else:
+            sizes["group"] = hidden // head
         return
     heads = sizes["kv"] * sizes["group"]
     if "hidden_size" not in request and "head_dim" in request:
@@ -204,7 +210,7 @@ def scaled(config: SourceConfig, scale: float) -> dict[str, int]:
     kv = max(sizes["kv"], round(sizes["kv"] * scale)) if sizes["kv"] > 1 else 1
     group = sizes["group"] if sizes["kv"] > 1 else max(sizes["group"], round(sizes["group"] * scale))
     heads = kv * group
-    unit = heads if "head" in config.architecture.keys else sizes["head"]
+    unit = heads if "head" in config.architecture.keys else sizes["head"] * (group if kv > 1 else 1)
     hidden = max(sizes["hidden"], round(sizes["hidden"] * scale / unit) * unit)
     if hidden < sizes["hidden"] or hidden % unit:
         hidden = -(-sizes["hidden"] // unit) * unit

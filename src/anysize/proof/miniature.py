@@ -17,7 +17,7 @@ import torch
 from anysize.arch.expression import evaluate
 from anysize.arch.schema import Architecture
 from anysize.axis import keep, select
-from anysize.config import SourceConfig, understand
+from anysize.config import SourceConfig, per_layer_values, understand
 from anysize.errors import AnysizeError, ProofError
 from anysize.executor import target_tensors
 from anysize.io.models import NamedTensors, build_model, config_of, disk_tensors, model_class, quiet_transformers
@@ -99,7 +99,7 @@ def _small_changes(config: SourceConfig, num_layers: int) -> dict[str, Any]:
         # Some families default to a padding row that a tiny vocabulary does not have.
         changes["pad_token_id"] = 0
     for key in config.architecture.per_layer:
-        values = config.full.get(key)
+        values = per_layer_values(config, key)
         if values:
             kinds = list(dict.fromkeys(values))
             changes[key] = [kinds[i % len(kinds)] for i in range(num_layers)]
@@ -111,7 +111,7 @@ def _small_changes(config: SourceConfig, num_layers: int) -> dict[str, Any]:
 
 
 def _num_layers(config: SourceConfig) -> int:
-    kinds = [len(set(config.full[key])) for key in config.architecture.per_layer if config.full.get(key)]
+    kinds = [len(set(per_layer_values(config, key) or ())) for key in config.architecture.per_layer]
     return min(config.sizes["layer"], max([2, *kinds]))
 
 
