@@ -115,7 +115,7 @@ def understand(raw: Mapping[str, Any]) -> SourceConfig:
     full = {**architecture.defaults, **raw}
     # transformers derives the label count from the names where it is not given, and assumes two labels without either.
     full.setdefault("num_labels", len(raw.get("id2label") or (0, 1)))
-    needed = sorted(key for key in architecture.handled_keys if key not in full)
+    needed = sorted(architecture.handled_keys - set(full) - set(architecture.per_layer))
     if needed:
         raise ArchitectureError(f"the config lacks {', '.join(needed)}")
     for rule in architecture.refused:

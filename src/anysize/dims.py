@@ -93,6 +93,9 @@ def _fill_of(factor: Factor, *, writes: bool, pad: Fill) -> Fill:
     name = str(factor)
     if writes:
         return pad if name == "hidden" else _WRITE_FILL.get(name, Fill.FRESH)
+    if name == "hidden" and pad == Fill.MEAN:
+        # Before a norm has taken it out, a pad that holds the mean is not silent: its readers have to be.
+        return Fill.ZERO
     return _READ_FILL.get(name, Fill.ZERO)
 
 

@@ -46,7 +46,7 @@ class DimMaps:
         """Return one map for every stored dim of a recipe's tensor."""
         arrow = parse(recipe.arrow)
         writes = [self._cached(dim, True, _PADS[recipe.pad], recipe.score_power) for dim in arrow.writes]
-        reads = [self._cached(dim, False, Fill.ZERO, recipe.score_power) for dim in arrow.reads]
+        reads = [self._cached(dim, False, _PADS[recipe.pad], recipe.score_power) for dim in arrow.reads]
         return (*reads, *writes) if arrow.reads_first else (*writes, *reads)
 
 
@@ -83,8 +83,10 @@ class TensorJob:
         self.recipe, self.seed, self.dtype = recipe, seed, TORCH[recipe.dtype]
         rows, columns = as_matrix(maps.of(recipe), recipe.source_shape)
         matrix = source.reshape(rows.source_size, columns.source_size)
-        # Shares divide what is read; where the file stores the read dim first, the work is done on the transpose.
-        self.transposed = parse(recipe.arrow).reads_first and recipe.share != "none"
+        # Shares divide what is read and channel factors scale what is written; where the file stores the read dim
+        # first, the work is done on the transpose.
+        scaled_columns = bool((columns.factor != 1).any())
+        self.transposed = parse(recipe.arrow).reads_first and (recipe.share != "none" or scaled_columns)
         if self.transposed:
             rows, columns, matrix = columns, rows, matrix.T.contiguous()
         self.rows, self.columns, self.matrix = rows, columns, matrix

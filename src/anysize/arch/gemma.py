@@ -1,6 +1,7 @@
 """Gemma: Llama with embeddings multiplied by the square root of hidden, and gains stored as 1 + w."""
 
 from anysize.arch.llama import ARCHITECTURE as LLAMA
+from anysize.arch.llama import NO_FFN_BIAS, NO_FFN_BIAS_DEFAULTS
 from anysize.arch.mistral import EVEN_HEADS
 from anysize.arch.schema import Norm, Parameter
 
@@ -10,12 +11,12 @@ ARCHITECTURE = LLAMA.derive(
     "gemma",
     ("GemmaForCausalLM",),
     parameters={
-        **LLAMA.parameters,
+        **NO_FFN_BIAS,
         "model.embed_tokens.weight": Parameter("vocab -> hidden, stored in x out", times="hidden"),
     },
     norms=dict.fromkeys(LLAMA.norms, PRE_NORM),
     rules=(EVEN_HEADS,),
-    defaults={**LLAMA.defaults, "tie_word_embeddings": True, "num_key_value_heads": 16, "head_dim": 256},
+    defaults={**NO_FFN_BIAS_DEFAULTS, "tie_word_embeddings": True, "num_key_value_heads": 16, "head_dim": 256},
     kept={
         **LLAMA.kept,
         "hidden_activation": "acts on each ffn neuron alone",

@@ -76,3 +76,9 @@ ARCHITECTURE = Architecture(
         "model.layers.{layer}.self_attn.rotary_emb.inv_freq": "a buffer that transformers computes",
     },
 )
+
+# Most descendants dropped the feed-forward biases, and some all of them.
+NO_FFN_BIAS = {name: p for name, p in ARCHITECTURE.parameters.items() if p.when != "mlp_bias"}
+NO_BIAS = {name: p for name, p in NO_FFN_BIAS.items() if p.when != "attention_bias"}
+NO_FFN_BIAS_DEFAULTS = {key: value for key, value in ARCHITECTURE.defaults.items() if key != "mlp_bias"}
+NO_BIAS_DEFAULTS = {key: value for key, value in NO_FFN_BIAS_DEFAULTS.items() if key != "attention_bias"}

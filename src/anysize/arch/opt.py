@@ -4,6 +4,8 @@ from anysize.arch.schema import Architecture, Norm, Parameter, Rule
 
 PROJECTED = "word_embed_proj_dim != hidden_size"
 WHOLE = "word_embed_proj_dim == hidden_size"
+FINAL_NORM = "do_layer_norm_before and not _remove_final_layer_norm"
+NO_FINAL_NORM = "not do_layer_norm_before or _remove_final_layer_norm"
 LAYER_NORM = Norm(
     "layer",
     "hidden",
@@ -40,7 +42,8 @@ ARCHITECTURE = Architecture(
         "model.decoder.embed_tokens.weight": Parameter("vocab -> hidden, stored in x out", WHOLE),
         "model.decoder.embed_tokens.weight|projected": Parameter("vocab -> embed, stored in x out", PROJECTED),
         "model.decoder.project_in.weight": Parameter("embed -> hidden", PROJECTED),
-        "model.decoder.project_out.weight": Parameter("norm(hidden) -> embed", PROJECTED),
+        "model.decoder.project_out.weight": Parameter("norm(hidden) -> embed", f"{PROJECTED} and ({FINAL_NORM})"),
+        "model.decoder.project_out.weight|raw": Parameter("hidden -> embed", f"{PROJECTED} and ({NO_FINAL_NORM})"),
         "model.decoder.embed_positions.weight": Parameter("position -> hidden, stored in x out"),
         "model.decoder.layers.{layer}.self_attn.q_proj.weight": Parameter("norm(hidden) -> (kv query(head))"),
         "model.decoder.layers.{layer}.self_attn.q_proj.bias": Parameter("-> (kv query(head))", "enable_bias"),
@@ -54,7 +57,8 @@ ARCHITECTURE = Architecture(
         "model.decoder.layers.{layer}.fc1.bias": Parameter("-> ffn", "enable_bias"),
         "model.decoder.layers.{layer}.fc2.weight": Parameter("ffn -> hidden"),
         "model.decoder.layers.{layer}.fc2.bias": Parameter("-> hidden", "enable_bias"),
-        "lm_head.weight": Parameter("norm(hidden) -> vocab", WHOLE),
+        "lm_head.weight": Parameter("norm(hidden) -> vocab", f"{WHOLE} and ({FINAL_NORM})"),
+        "lm_head.weight|raw": Parameter("hidden -> vocab", f"{WHOLE} and ({NO_FINAL_NORM})"),
         "lm_head.weight|projected": Parameter("embed -> vocab", PROJECTED),
     },
     norms={
@@ -66,7 +70,7 @@ ARCHITECTURE = Architecture(
             "norm(hidden)",
             stored="layer_norm_elementwise_affine",
             bias="layer_norm_elementwise_affine",
-            when="do_layer_norm_before and not _remove_final_layer_norm",
+            when=FINAL_NORM,
         ),
     },
     final_norm="model.decoder.final_layer_norm",

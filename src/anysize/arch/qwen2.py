@@ -1,6 +1,7 @@
 """Qwen2: Llama with biases on queries, keys and values, and a head width that follows hidden and heads."""
 
 from anysize.arch.llama import ARCHITECTURE as LLAMA
+from anysize.arch.llama import NO_BIAS, NO_BIAS_DEFAULTS
 from anysize.arch.mistral import EVEN_HEADS
 from anysize.arch.schema import Parameter, Rule
 
@@ -15,13 +16,13 @@ ARCHITECTURE = LLAMA.derive(
     axes=TIED_WIDTH,
     keys=TIED_KEYS,
     parameters={
-        **LLAMA.parameters,
+        **NO_BIAS,
         "model.layers.{layer}.self_attn.q_proj.bias": Parameter("-> (kv group query(head))"),
         "model.layers.{layer}.self_attn.k_proj.bias": Parameter("-> (kv key(head))"),
         "model.layers.{layer}.self_attn.v_proj.bias": Parameter("-> (kv head)"),
     },
     rules=(WHOLE_HEADS, EVEN_HEADS),
-    defaults={key: value for key, value in LLAMA.defaults.items() if key != "head_dim"} | {"num_key_value_heads": 32},
+    defaults={key: value for key, value in NO_BIAS_DEFAULTS.items() if key != "head_dim"} | {"num_key_value_heads": 32},
     kept={
         **LLAMA.kept,
         "sliding_window": "masks positions, the same in every width",
