@@ -130,7 +130,7 @@ class TensorJob:
             return values.to(self.dtype)
         wide = torch.float64 if values.dtype == torch.float64 else torch.float32
         offset = 1.0 if self.recipe.stored_as == "1+w" else 0.0
-        return ((values.to(wide) + offset) * factor - offset).to(self.dtype)
+        return ((values.to(wide) + offset) * torch.as_tensor(factor, dtype=wide) - offset).to(self.dtype)
 
     def _gathered(self, lo: int, hi: int) -> torch.Tensor:
         """Return the source rows of a block, scaled; rows of new capacity hold the mean or are filled later."""
@@ -144,7 +144,7 @@ class TensorJob:
         channel = self.rows.factor[lo:hi]
         if (channel == 1).all():
             return self._scaled(values, self.recipe.factor)
-        return self._scaled(values, torch.from_numpy(channel[:, None] * self.recipe.factor).float())
+        return self._scaled(values, torch.from_numpy(channel[:, None] * self.recipe.factor))
 
     def _copies(
         self, values: torch.Tensor, num: int, lo: int, hi: int, generator: np.random.Generator

@@ -134,7 +134,7 @@ def test_values_that_change_the_function_are_refused() -> None:
     raw = tiny.config(next(v for v in tiny.VARIANTS if v.family == "gpt2"))
     with pytest.raises(AnysizeError, match="cross-attention"):
         understand({**raw, "add_cross_attention": True})
-    with pytest.raises(AnysizeError, match="residual_multiplier=0.5"):
+    with pytest.raises(AnysizeError, match=r"residual_multiplier=0\.5"):
         understand({**raw, "residual_multiplier": 0.5})
 
 

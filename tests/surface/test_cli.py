@@ -242,7 +242,8 @@ def test_apply_refuses_a_source_that_changed(new_llama: Run, tmp_path: Path, cli
     ran = cli("apply", tmp_path / "plan.json", tmp_path / "out")
     assert ran.code == 2
     assert ran.err == (
-        f"anysize: '{source}' is not the source this plan was made for: its config; tensor headers changed; plan again\n"
+        f"anysize: '{source}' is not the source this plan was made for: its config; tensor headers changed; "
+        "plan again\n"
     )
     assert sorted(p.name for p in tmp_path.iterdir()) == ["plan.json", "source"]
 

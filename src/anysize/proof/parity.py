@@ -54,9 +54,12 @@ def text_inputs(vocab_size: int, length: int) -> torch.Tensor:
 
 def _text_length(config: Any) -> int:
     window = getattr(config, "sliding_window", None) or 0
-    longest = getattr(config, "max_position_embeddings", None) or 10**9
     # Past the window's edge where that is cheap: a mask that is off by one shows only there.
-    return min(longest, window + 16 if 0 < window <= 512 else _LENGTH)
+    return min(_longest(config), window + 16 if 0 < window <= 512 else _LENGTH)
+
+
+def _longest(config: Any) -> int:
+    return getattr(config, "max_position_embeddings", None) or 10**9
 
 
 def turned(inputs: Mapping[str, torch.Tensor], vocab_size: int) -> dict[str, torch.Tensor]:
@@ -109,9 +112,10 @@ def _generated(model: PreTrainedModel, prompt: torch.Tensor, vocab: int) -> torc
     settings = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
     # Only the source's tokens may be chosen: rows added to the vocabulary take part in no comparison.
     added = list(range(vocab, model.config.vocab_size)) or None
+    new_tokens = min(_NEW_TOKENS, _longest(model.config) - prompt.shape[1])
     generate: Any = model.generate
     return generate(
-        prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=_NEW_TOKENS, min_new_tokens=_NEW_TOKENS,
+        prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=new_tokens, min_new_tokens=new_tokens,
         pad_token_id=pad, suppress_tokens=added, **settings,
     )  # fmt: skip
 
@@ -178,7 +182,7 @@ class Comparison:
         wanted, got, wrong = (ids[:, prompt.shape[1] :] for ids in (wanted, got, wrong))
         allowed = 0.0 if self.tolerance <= 1e-5 else float(_NEW_TOKENS)
         return Check(
-            name="greedy", what=f"{_NEW_TOKENS} greedy tokens", unit="tokens that differ",
+            name="greedy", what=f"{wanted.shape[1]} greedy tokens", unit="tokens that differ",
             measured=float((wanted != got).sum()), tolerance=allowed,
             control=float((wanted != wrong).sum()) or None, required=self.exact and allowed == 0,
         )  # fmt: skip

@@ -1,0 +1,97 @@
+"""A folder in, a folder out, for every family: streamed, proved in full, loaded with stock transformers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tests import tiny
+
+import anysize
+from anysize.api import apply_with_proof
+from anysize.config import understand
+from anysize.errors import SizeError
+from anysize.io.models import quiet_transformers
+from anysize.target import public_sizes
+
+_MAIN = ("GQA-tied", "tied", "bias", "350m", "projected")
+VARIANTS = [v for v in tiny.VARIANTS if v.name in _MAIN and not (v.family == "olmo" and v.tied)]
+VARIANTS += [v for v in tiny.VARIANTS if str(v) == "olmo-GQA-untied" or str(v) == "olmo-MHA-untied"]
+
+
+def saved(variant: tiny.Variant, folder: Path, dtype: torch.dtype = torch.float32) -> Path:
+    with quiet_transformers():
+        tiny.model(variant, dtype=dtype).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_a_resized_folder_passes_every_proof(variant: tiny.Variant, tmp_path: Path) -> None:
+    source = saved(variant, tmp_path / "source")
+    plan = anysize.plan(source, scale=2, preset="split")
+    output, proof = apply_with_proof(plan, tmp_path / "out", verify="full")
+    assert proof.passed, proof.failures
+    names = {check.name for check in proof.checks}
+    assert {"miniature", "permute hidden", "permute ffn", "coverage", "algebra", "logits", "reload"} <= names
+    assert all(c.control is not None for c in proof.checks if c.name not in ("bfloat16", "greedy"))
+    assert anysize.verify(source, output).passed
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt", "vit"])
+def test_wider_heads_pass_every_proof(family: str, tmp_path: Path) -> None:
+    variant = next(v for v in tiny.VARIANTS if v.family == family and v.name in ("tied", "bias"))
+    source = saved(variant, tmp_path / "source")
+    for preset in ("fresh", "hypercloning"):
+        plan = anysize.plan(source, hidden_size=48, head_dim=16, num_attention_heads=3, preset=preset)
+        _, proof = apply_with_proof(plan, tmp_path / preset, verify="full")
+        assert proof.passed, proof.failures
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_folders_stay_half_and_pass(dtype: torch.dtype, tmp_path: Path) -> None:
+    variant = next(v for v in tiny.VARIANTS if str(v) == "llama-GQA-tied")
+    source = saved(variant, tmp_path / "source", dtype)
+    plan = anysize.plan(source, hidden_size=36, num_hidden_layers=3)
+    output, proof = apply_with_proof(plan, tmp_path / "out", verify="full")
+    assert proof.passed, proof.failures
+    assert {recipe.dtype for recipe in plan.recipes} == {"BF16" if dtype == torch.bfloat16 else "F16"}
+    assert output.is_dir()
+
+
+@pytest.mark.parametrize("preset", ["hypercloning", "split"])
+def test_doubling_in_bfloat16_is_exact_bit_by_bit_after_folding_back(preset: str, tmp_path: Path) -> None:
+    variant = next(v for v in tiny.VARIANTS if str(v) == "llama-GQA-untied")
+    source = saved(variant, tmp_path / "source", torch.bfloat16)
+    plan = anysize.plan(source, hidden_size=48, intermediate_size=58, preset=preset)
+    _, proof = apply_with_proof(plan, tmp_path / "out", verify="off")
+    algebra = next(check for check in proof.checks if check.name == "algebra")
+    assert algebra.measured == 0.0
+
+
+def test_a_loaded_model_is_resized_in_memory() -> None:
+    variant = next(v for v in tiny.VARIANTS if str(v) == "gemma2-GQA-tied")
+    model = tiny.model(variant, dtype=torch.float32)
+    grown = anysize.resize(model, hidden_size=48)
+    assert type(grown) is type(model)
+    given = tiny.inputs(variant)
+    with torch.no_grad():
+        wanted, got = model(**given).logits, grown(**given).logits
+    assert (wanted - got).abs().max() / wanted.std() <= 1e-5
+    assert grown.config.hidden_size == 48
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_scale_chooses_a_legal_config_near_the_ratio(variant: tiny.Variant, tmp_path: Path) -> None:
+    source = saved(variant, tmp_path / "source")
+    before = public_sizes(understand(tiny.config(variant)))
+    try:
+        plan = anysize.plan(source, scale=1.7)
+    except SizeError:
+        # These two grow by whole copies only: norms on the stream itself, and norms over all heads.
+        assert variant.name == "350m" or variant.family == "olmo2"
+        return
+    after = public_sizes(understand(plan.target_config))
+    assert 1.3 <= after["hidden_size"] / before["hidden_size"] <= 2.1
+    assert after["num_hidden_layers"] == before["num_hidden_layers"]
+    assert after["head_dim"] == before["head_dim"]
