@@ -7,7 +7,8 @@ beside the same figure for a deliberately wrong target (its embedding turned by 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,6 +121,19 @@ def _generated(model: PreTrainedModel, prompt: torch.Tensor, vocab: int) -> torc
     )  # fmt: skip
 
 
+@contextmanager
+def rounded_once(model: PreTrainedModel, stored: torch.dtype) -> Generator[None]:
+    """While active, every weight carries one rounding to `stored`, as scaling it by 1.25 and storing it leaves it."""
+    kept = [(parameter, parameter.detach().clone()) for parameter in model.parameters()]
+    for parameter, weight in kept:
+        parameter.data = (weight * 1.25).to(stored).to(weight.dtype) / 1.25
+    try:
+        yield
+    finally:
+        for parameter, weight in kept:
+            parameter.data = weight
+
+
 class Comparison:
     """Two loaded models and the tolerance that their stored precision allows."""
 
@@ -127,7 +141,7 @@ class Comparison:
         self, source: PreTrainedModel, target: PreTrainedModel, stored: torch.dtype, *, exact: bool = True
     ) -> None:
         self.source, self.target, self.exact = source, target, exact
-        self.tolerance = TOLERANCE[stored]
+        self.stored, self.tolerance = stored, TOLERANCE[stored]
         self.vocab_size: int = getattr(source.config, "vocab_size", 0)
         self.is_text = hasattr(source.config, "vocab_size") and source.get_output_embeddings() is not None
 
@@ -157,6 +171,7 @@ class Comparison:
     def run(self, *, full: bool) -> Verification:
         """Return the checks: logits, cache and greedy text, and when `full` padding, reload and bfloat16 as well."""
         inputs = self.inputs()
+        self.allow_for_rounding(inputs)
         checks = self.check("logits", "plain forward", _plain)
         if self.is_text:
             checks += self.check("cache", "one token at a time through the KV cache", _cached)[:1]
@@ -167,6 +182,16 @@ class Comparison:
         if full:
             checks += [self.reloaded(inputs), self.half(inputs)]
         return Verification(checks=tuple(checks))
+
+    def allow_for_rounding(self, inputs: Inputs) -> None:
+        """Raise the tolerance to twice what one rounding of every weight does to the source itself.
+
+        How far half precision moves logits depends on the model, so a fixed figure would refuse sensitive ones.
+        """
+        if self.stored in (torch.float16, torch.bfloat16):
+            wanted = _plain(self.source, inputs)
+            with rounded_once(self.source, self.stored):
+                self.tolerance = max(self.tolerance, 2 * logit_error(wanted, _plain(self.source, inputs)))
 
     @torch.no_grad()
     def run_streamed(self) -> Verification:
