@@ -26,7 +26,7 @@ class Fill(IntEnum):
 # Where the new coordinates of an axis are silent. `hidden` is silent at its writers, so its readers are free and
 # get gradient through the fresh values; `ffn`, `kv`, `group` and `head` are silent at their readers. A new
 # query/key channel is silent in the dot product because the key is zero. A token's row is the mean of the old.
-_WRITE_FILL = {"hidden": Fill.ZERO, "vocab": Fill.MEAN, "key(head)": Fill.ZERO}
+_WRITE_FILL = {"vocab": Fill.MEAN, "key(head)": Fill.ZERO}
 _READ_FILL = {"hidden": Fill.FRESH, "norm(hidden)": Fill.FRESH, "vocab": Fill.MEAN}
 
 
@@ -92,7 +92,7 @@ class DimMap:
 def _fill_of(factor: Factor, *, writes: bool, pad: Fill) -> Fill:
     name = str(factor)
     if writes:
-        return pad if name == "hidden" else _WRITE_FILL.get(name, Fill.FRESH)
+        return pad if factor.axis == "hidden" else _WRITE_FILL.get(name, Fill.FRESH)
     if name == "hidden" and pad == Fill.MEAN:
         # Before a norm has taken it out, a pad that holds the mean is not silent: its readers have to be.
         return Fill.ZERO

@@ -47,9 +47,7 @@ def test_a_composed_dim_is_the_kronecker_product_of_its_axes(maps: dict[str, Axi
 
 
 @given(axes(), st.sampled_from(DIMS), st.booleans())
-def test_groups_hold_every_copy_once_and_ordinals_count_them(
-    maps: dict[str, AxisMap], text: str, writes: bool
-) -> None:
+def test_groups_hold_every_copy_once_and_ordinals_count_them(maps: dict[str, AxisMap], text: str, writes: bool) -> None:
     dim_map = compose(parse(f"-> {text}").writes[0], maps, writes=writes)
     seen = []
     for group in dim_map.groups:
@@ -72,6 +70,7 @@ def test_exactly_the_new_coordinates_are_filled(maps: dict[str, AxisMap], writes
         ("hidden", True, Fill.ZERO, Fill.ZERO),
         ("hidden", True, Fill.MEAN, Fill.MEAN),
         ("hidden", True, Fill.ONE, Fill.ONE),
+        ("norm(hidden)", True, Fill.ONE, Fill.ONE),
         ("norm(hidden)", False, Fill.ZERO, Fill.FRESH),
         ("norm(hidden)", False, Fill.MEAN, Fill.FRESH),
         ("hidden", False, Fill.ZERO, Fill.FRESH),
@@ -102,7 +101,9 @@ def test_query_and_key_factors_keep_the_scaled_product(width: int, more: int, po
     generator = np.random.default_rng(width)
     query, key = generator.standard_normal((2, width))
     maps = {"head": tile(width, width + more)}
-    q, k = (compose(parse(f"-> {role}(head)").writes[0], maps, writes=True, score_power=power) for role in ("query", "key"))
+    q, k = (
+        compose(parse(f"-> {role}(head)").writes[0], maps, writes=True, score_power=power) for role in ("query", "key")
+    )
     wide = (query[q.index] * q.factor) @ (key[k.index] * k.factor)
     scale = np.sqrt(width / (width + more)) if power else 1.0
     assert np.isclose(wide * scale, query @ key)

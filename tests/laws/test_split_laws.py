@@ -12,7 +12,9 @@ from anysize.split import normal, paired_noise, random_shares, rms, stream
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
 VALUES = st.lists(
-    st.floats(-3.0, 3.0, width=16) | st.sampled_from([0.0, -0.0, 1e-38, -1e-40, 5e-324, 6e-8, 1e30]), min_size=1, max_size=50
+    st.floats(-3.0, 3.0, width=16) | st.sampled_from([0.0, -0.0, 1e-38, -1e-40, 5e-324, 6e-8, 1e30]),
+    min_size=1,
+    max_size=50,
 )
 
 
@@ -56,7 +58,9 @@ def test_streams_are_those_of_every_earlier_version() -> None:
 
 @pytest.mark.parametrize("num_copies", [2, 3, 4, 5])
 def test_noise_comes_in_pairs_of_opposite_sign(num_copies: int) -> None:
-    clean = [torch.randn(64, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(i)) for i in range(num_copies)]
+    clean = [
+        torch.randn(64, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(i)) for i in range(num_copies)
+    ]
     noisy = paired_noise(clean, 0.5, stream(0, "w", 0))
     assert torch.allclose(sum(noisy), sum(clean), atol=1e-12)
     changed = [not torch.equal(a, b) for a, b in zip(clean, noisy, strict=True)]
