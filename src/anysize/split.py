@@ -92,9 +92,12 @@ def normal(shape: tuple[int, ...], std: float, dtype: torch.dtype, generator: np
 
 
 def rms(values: torch.Tensor) -> float:
-    """Return the root mean square, to six digits so that summation order cannot change a replay's bytes."""
+    """Return the root mean square, to six digits so that summation order cannot change a replay's bytes.
+
+    NaN and Inf, where they are allowed at all, count as zero: one bad weight must not drown all others in noise.
+    """
     flat, total, count = values.reshape(-1), 0.0, values.numel()
     for start in range(0, count, _ROW_BLOCK_ITEMS):
-        block = flat[start : start + _ROW_BLOCK_ITEMS].to(torch.float64).numpy()
+        block = flat[start : start + _ROW_BLOCK_ITEMS].to(torch.float64).nan_to_num(0.0, 0.0, 0.0).numpy()
         total += float(np.sum(block * block))
     return float(f"{(total / max(count, 1)) ** 0.5:.6g}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 
 import anysize
 from anysize.errors import CheckpointError
-from anysize.io.hub import open_checkpoint
+from anysize.io.hub import local_folder, open_checkpoint
 
 Run = Callable[..., Any]
 REVISION = "0123456789abcdef0123456789abcdef01234567"
@@ -87,3 +88,17 @@ def test_hf_home_is_honoured_by_the_command(hub: Path, process: Run) -> None:
     assert (absent.code, absent.out) == (2, "")
     assert absent.err.startswith("anysize: 'org/absent' is not a folder here and could not be had from the Hub: ")
     assert absent.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["no such", "../up", "a/b/c", "//"])
+def test_what_is_neither_folder_nor_id_is_refused_without_asking(name: str) -> None:
+    with pytest.raises(CheckpointError, match=r"is not a folder, and not a Hub id|is not a checkpoint"):
+        open_checkpoint(name)
+
+
+def test_a_folder_wins_over_an_id(hub: Path, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    del hub
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(llama, tmp_path / "org" / "tiny")
+    assert local_folder("org/tiny") == Path("org/tiny")
+    assert open_checkpoint("org/tiny").location == str(tmp_path / "org" / "tiny")

@@ -226,7 +226,10 @@ class Checkpoint:
 
     @property
     def identity(self) -> str:
-        stats = {path: path.stat() for path in {info.path for info in self.tensors.values()} if path is not None}
+        try:
+            stats = {path: path.stat() for path in {info.path for info in self.tensors.values()} if path is not None}
+        except OSError as error:
+            raise CheckpointError(f"cannot read '{error.filename}': {error.strerror}") from error
         return sha256_json(sorted((str(path), stat.st_size, stat.st_mtime_ns) for path, stat in stats.items()))
 
     def read(self, name: str) -> torch.Tensor:

@@ -1,0 +1,171 @@
+"""Places that cannot be written: refused before any work, and cleaned up where they fail in the middle."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import anysize
+from anysize.errors import CheckpointError, InputError, OutputError
+from anysize.io.writer import staging_folder
+
+Run = Callable[..., Any]
+SIZES = {"intermediate_size": 61}
+
+
+def test_parents_are_made_as_mkdir_p_does(llama: Path, tmp_path: Path) -> None:
+    output = tmp_path / "a" / "b" / "out"
+    assert anysize.resize(llama, output, verify="off", **SIZES) == output
+    assert (output / "model.safetensors").is_file()
+    assert [p.name for p in output.parent.iterdir()] == ["out"]
+
+
+def test_an_empty_folder_and_a_link_to_one_are_filled(llama: Path, tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    anysize.resize(llama, tmp_path / "link", verify="off", **SIZES)
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real" / "model.safetensors").is_file()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "real"]
+
+
+def test_a_link_into_the_source_is_the_source(new_llama: Run, tmp_path: Path) -> None:
+    source = new_llama(tmp_path / "source")
+    (tmp_path / "link").symlink_to(source)
+    with pytest.raises(OutputError, match="lie in one another"):
+        anysize.resize(source, tmp_path / "link", overwrite=True, **SIZES)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere; the next test covers the same sentence")
+def test_a_parent_without_write_permission_is_refused(llama: Path, tmp_path: Path) -> None:
+    (tmp_path / "locked").mkdir(mode=stat.S_IRUSR | stat.S_IXUSR)
+    with pytest.raises(OutputError, match="is not a folder that we may write to"):
+        anysize.resize(llama, tmp_path / "locked" / "out", **SIZES)
+
+
+def test_a_parent_that_may_not_be_written_to_is_refused(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.access", lambda _path, mode: mode != os.W_OK)
+    with pytest.raises(OutputError, match=f"cannot be made: '{tmp_path}' is not a folder that we may write to"):
+        anysize.resize(llama, tmp_path / "out", **SIZES)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_system_that_makes_no_folders_is_one_sentence(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(llama)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
+    with pytest.raises(OutputError, match=r"^cannot write '/proc/anysize-out': No such file or directory$"):
+        anysize.resize(llama, "/proc/anysize-out", verify="off", **SIZES)
+
+
+@pytest.mark.parametrize("failing", ["write_bytes", "rename"])
+def test_a_disk_that_fails_before_and_after_the_tensors_leaves_nothing(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    """`write_bytes` fails while headers are written, `rename` when all is done."""
+
+    def full(_path: Path, _argument: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, failing, full)
+    with pytest.raises(OutputError, match="No space left on device"):
+        anysize.resize(llama, tmp_path / "new" / "out", verify="off", **SIZES)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_to_be_overwritten_comes_back_if_the_last_step_fails(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, rename = tmp_path / "out", Path.rename
+    output.mkdir()
+    (output / "precious").write_text("kept")
+
+    def refuse(path: Path, target: Path) -> Path:
+        if path == staging_folder(output):
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(OutputError, match=r"cannot put '.*' into place: Input/output error"):
+        anysize.resize(llama, output, verify="off", overwrite=True, **SIZES)
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert (output / "precious").read_text() == "kept"
+
+
+def test_a_source_that_vanishes_while_it_is_read_is_named(
+    new_llama: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = new_llama(tmp_path / "source")
+    plan = anysize.plan(source, **SIZES)
+    monkeypatch.setattr("anysize.proof.miniature.prove_on_miniature", lambda _: (_remove(source), _passing())[1])
+    with pytest.raises(CheckpointError, match=r"^cannot read '.*model\.safetensors': No such file or directory$"):
+        anysize.apply(plan, tmp_path / "out")
+    assert [p.name for p in tmp_path.iterdir()] == ["source"]
+
+
+def _remove(source: Path) -> None:
+    (source / "model.safetensors").unlink()
+
+
+def _passing() -> Any:
+    from anysize.proof.verdict import Verification
+
+    return Verification(checks=())
+
+
+@pytest.mark.parametrize("size", ["", "big", "0", "-1GB", "nanGB", "infGB", "5XB"])
+def test_a_shard_size_that_is_no_size_is_refused(llama: Path, tmp_path: Path, size: str) -> None:
+    with pytest.raises(OutputError, match=f"shard size '{size}' is not a size: wanted something like 5GB or 500MB"):
+        anysize.resize(llama, tmp_path / "out", max_shard_size=size, **SIZES)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_verify_mode_is_refused(llama: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="verify 'none' is unknown: wanted auto, full, off"):
+        anysize.resize(llama, tmp_path / "out", verify="none", **SIZES)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("count", ["many", "0", "-3M", "infM", "nanB", "1e400"])
+def test_a_count_that_is_no_count_is_refused(llama: Path, cli: Run, count: str) -> None:
+    ran = cli("plan", llama, "--num-params", count)
+    assert ran.code == 2
+    assert ran.err == f"anysize: num_params '{count}' is not a count: wanted something like 350M or 1.3B\n"
+
+
+@pytest.mark.parametrize("scale", ["nan", "inf", "0", "-2"])
+def test_a_scale_that_is_no_growth_is_refused(llama: Path, cli: Run, scale: str) -> None:
+    ran = cli("plan", llama, "--scale", scale)
+    assert ran.code == 2
+    assert ran.err.endswith(": this version grows, wanted a number of at least 1\n")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("preset", ["hypercloning", "hypercloning-noisy", "split", "fresh"])
+def test_weights_that_are_not_finite_go_where_the_source_has_them_if_allowed(
+    new_llama: Run, tmp_path: Path, cli: Run, value: float, preset: str
+) -> None:
+    source = new_llama(tmp_path / "source")
+    tensors = load_file(source / "model.safetensors")
+    name = "model.layers.1.mlp.down_proj.weight"
+    tensors[name][3, 5] = value
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    asked = ("resize", source, tmp_path / "out", "--intermediate-size", 96, "--preset", preset, "--verify", "off")
+    assert cli(*asked).code == 2
+    ran = cli(*asked, "--allow-nonfinite", "--json")
+    assert ran.code == 0, ran.err
+    bad = ~load_file(tmp_path / "out" / "model.safetensors")[name].isfinite()
+    rows, columns = bad.nonzero(as_tuple=True)
+    assert set(rows.tolist()) == {3}
+    assert set(columns.tolist()) == ({5} if preset == "fresh" else {5, 53})
+    others = {n: t for n, t in load_file(tmp_path / "out" / "model.safetensors").items() if n != name}
+    assert all(bool(torch.isfinite(t).all()) for t in others.values())
