@@ -11,14 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+# A slow machine is no failure: nothing here asserts a time.
+hypothesis.settings.register_profile("anysize", deadline=None)
+hypothesis.settings.load_profile("anysize")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-# Two workers share two cores: threads inside torch only make them wait for each other.
+# Two workers share two cores: threads inside torch, here or in a command, only make them wait for each other.
+os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 
 CONFIG = {

@@ -31,18 +31,23 @@ _PERMUTED = ("hidden", "ffn", "kv", "group", "expert")
 _MAX_LAYERS = 3
 
 
-def _same_kind(source: int, target: int, small: int) -> int:
-    """Return the small target size whose ratio is of the same kind: equal, whole, or with the same whole part."""
+def _same_kind(source: int, target: int, small: int) -> list[int]:
+    """Return the small target sizes whose ratio is of the same kind, the nearest first.
+
+    Of one kind are ratios with the same whole part that are both whole, or both not.
+    """
     if source == target:
-        return small
+        return [small]
     whole, rest = divmod(target, source)
     if rest == 0:
-        return whole * small
-    return whole * small + max(1, min(small - 1, round(small * rest / source)))
+        return [whole * small]
+    return sorted(range(whole * small + 1, (whole + 1) * small), key=lambda size: abs(size * source - small * target))
 
 
 @dataclass(frozen=True)
-class _Sizes:
+class MiniatureSizes:
+    """The sizes of a miniature, by axis."""
+
     source: Mapping[str, int]
     target: Mapping[str, int]
 
@@ -62,26 +67,29 @@ def _legal(architecture: Architecture, raw: Mapping[str, Any]) -> bool:
     return all(evaluate(rule.holds, full) for rule in architecture.rules)
 
 
-def _candidates(config: SourceConfig, target: SourceConfig) -> _Sizes:
-    """Return the smallest sizes with the plan's kinds of ratios that the family's rules allow."""
+def smallest_sizes(config: SourceConfig, target: SourceConfig) -> MiniatureSizes:
+    """Return the smallest source and target sizes with the plan's kinds of ratios that the family's rules allow.
+
+    Raises ProofError where there are none: then the plan cannot be proved.
+    """
     old, new = config.sizes, target.sizes
     separate = "head" in config.architecture.keys
-    choices = {
-        "kv": [1] if old["kv"] == 1 else [2, 3, 4, 5],
-        "group": [1] if old["group"] == 1 else [2, 3, 4],
-        "hidden": range(8, 97) if separate else [0],
-    }
-    for kv, group, hidden in product(choices["kv"], choices["group"], choices["hidden"]):
-        small = {**old, "kv": kv, "group": group, "ffn": 11}
-        small |= {"vocab": 37} if "vocab" in old else {}
-        small["hidden"] = hidden or kv * group * old["head"]
-        large = {axis: _same_kind(old[axis], new[axis], size) for axis, size in small.items()}
-        large |= {"head": new["head"]}
-        if not separate:
-            large["hidden"] = large["kv"] * large["group"] * large["head"]
-        kinds = all(_kind(old[a], new[a]) == _kind(small[a], large[a]) for a in ("hidden", "kv", "group", "ffn"))
-        if kinds and all(_legal(config.architecture, _with_sizes(config, s, {})) for s in (small, large)):
-            return _Sizes(small, large)
+    fixed = {**old, "ffn": 11} | ({"vocab": 37} if "vocab" in old else {})
+    grown = {axis: _same_kind(old[axis], new[axis], size)[0] for axis, size in fixed.items() if axis != "hidden"}
+    heads = ([1] if old["kv"] == 1 else [2, 3, 4, 5], [1] if old["group"] == 1 else [2, 3, 4])
+    for kv, group, hidden in product(*heads, range(8, 97) if separate else [0]):
+        small = {**fixed, "kv": kv, "group": group, "hidden": hidden or kv * group * old["head"]}
+        if not _legal(config.architecture, _with_sizes(config, small, {})):
+            continue
+        more = (_same_kind(old[axis], new[axis], small[axis]) for axis in ("kv", "group"))
+        for new_kv, new_group in product(*more):
+            large = {**grown, "kv": new_kv, "group": new_group, "head": new["head"]}
+            tied_width = [new_kv * new_group * new["head"]]
+            for new_hidden in _same_kind(old["hidden"], new["hidden"], small["hidden"]) if separate else tied_width:
+                large["hidden"] = new_hidden
+                kinds = all(_kind(old[axis], new[axis]) == _kind(small[axis], large[axis]) for axis in small)
+                if kinds and _legal(config.architecture, _with_sizes(config, large, {})):
+                    return MiniatureSizes(small, large)
     raise ProofError(
         f"no miniature of this {config.architecture.model_type} has the ratios {dict(old)} -> {dict(new)}: "
         "the plan cannot be proved and is refused"
@@ -159,7 +167,7 @@ def _miniature_source(config: SourceConfig, sizes: Mapping[str, int], seed: int)
     return NamedTensors(raw, disk_tensors(model))
 
 
-def _request(config: SourceConfig, sizes: _Sizes) -> dict[str, int]:
+def _request(config: SourceConfig, sizes: MiniatureSizes) -> dict[str, int]:
     target = sizes.target
     keys = config.architecture.keys
     request = {
@@ -191,10 +199,12 @@ def prove_on_miniature(plan: Plan) -> Verification:
     ProofError where no miniature exists; a failed check is returned, not raised.
     """
     config, target = understand(plan.source_config), understand(plan.target_config)
-    sizes = _candidates(config, target)
+    sizes = smallest_sizes(config, target)
     layers = _num_layers(config)
     grows = target.sizes["layer"] > config.sizes["layer"] and plan.options.layers == "identity"
-    small = _Sizes({**sizes.source, "layer": layers}, {**sizes.target, "layer": layers + 1 if grows else layers})
+    small = MiniatureSizes(
+        {**sizes.source, "layer": layers}, {**sizes.target, "layer": layers + 1 if grows else layers}
+    )
     source = _miniature_source(config, small.source, plan.seed)
     options: Options = plan.options.model_copy(update={"layers": "identity", "dtype": "keep"})
     inputs = _inputs(understand(source.config))
