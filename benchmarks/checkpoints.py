@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from anysize.config import understand
 from anysize.io.dtypes import TORCH
+from anysize.recipe import BYTES
 from anysize.tensors import expected_tensors, shape_of
 
 
@@ -50,7 +51,7 @@ def random_checkpoint(folder: Path, config: dict[str, Any], *, storage: str = "B
     return weights.stat().st_size
 
 
-def hollow_checkpoint(folder: Path, config: dict[str, Any], *, num_files: int) -> int:
+def hollow_checkpoint(folder: Path, config: dict[str, Any], *, num_files: int, storage: str = "BF16") -> int:
     """Write headers whose weights are holes in sparse files, so nothing lies on the disk; return the apparent size."""
     folder.mkdir(parents=True, exist_ok=True)
     shapes = list(_shapes(config).items())
@@ -61,8 +62,8 @@ def hollow_checkpoint(folder: Path, config: dict[str, Any], *, num_files: int) -
         header: dict[str, Any] = {}
         position = 0
         for tensor, shape in shapes[number::num_files]:
-            size = prod(shape) * 2
-            header[tensor] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [position, position + size]}
+            size = prod(shape) * BYTES[storage]
+            header[tensor] = {"dtype": storage, "shape": list(shape), "data_offsets": [position, position + size]}
             weight_map[tensor] = name
             position += size
         text = json.dumps(header).encode()

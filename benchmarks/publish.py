@@ -7,8 +7,14 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any
+
+from anysize.demo import source_config
+from benchmarks.checkpoints import hollow_checkpoint
+from benchmarks.measure import anysize
 
 ROOT = Path(__file__).parent.parent
 
@@ -126,9 +132,19 @@ def exactness_section() -> str:
     return _table(columns, lines)
 
 
+def plan_section() -> str:
+    """Return what `anysize plan demo-output/source --scale 1.5` prints."""
+    arguments = ("plan", "demo-output/source", "--scale", "1.5")
+    with tempfile.TemporaryDirectory() as place:
+        hollow_checkpoint(Path(place) / "demo-output" / "source", source_config(), num_files=1, storage="F32")
+        done = subprocess.run(anysize(*arguments), cwd=place, capture_output=True, text=True, check=True)
+    return f"`anysize {' '.join(arguments)}` prints:\n\n```text\n{done.stdout.strip()}\n```"
+
+
 def main() -> None:
     """Rewrite the measured sections."""
     for name, section, body in (
+        ("README.md", "plan", plan_section()),
         ("README.md", "measured", measured_section()),
         ("docs/exactness.md", "exactness", exactness_section()),
     ):

@@ -19,8 +19,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from anysize import api
 from anysize.cli.show import console, progress_bars, show_plan, show_proof
-from anysize.io.models import quiet_transformers
-from anysize.recipe import Plan
+from anysize.io.models import config_of, quiet_transformers
 
 _VOCAB_SIZE = 1024
 _CONTEXT = 128
@@ -56,16 +55,21 @@ def _tokenizer(text: str) -> Tokenizer:
     return tokenizer
 
 
+def source_config() -> dict[str, Any]:
+    """Return the config of the model that the demo pretrains."""
+    return {
+        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": _VOCAB_SIZE, "hidden_size": 128,
+        "intermediate_size": 344, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "head_dim": 32, "max_position_embeddings": _CONTEXT * 2, "tie_word_embeddings": True, "bos_token_id": 0,
+        "eos_token_id": None,
+    }  # fmt: skip
+
+
 def _model() -> Any:
-    from transformers import LlamaConfig, LlamaForCausalLM  # noqa: PLC0415
+    from transformers import LlamaForCausalLM  # noqa: PLC0415
 
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=_VOCAB_SIZE, hidden_size=128, intermediate_size=344, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=32, max_position_embeddings=_CONTEXT * 2, tie_word_embeddings=True,
-        bos_token_id=0, eos_token_id=None,
-    )  # fmt: skip
-    return LlamaForCausalLM(config)
+    return LlamaForCausalLM(config_of(source_config()))
 
 
 def _batches(ids: torch.Tensor) -> Iterator[torch.Tensor]:
@@ -146,8 +150,11 @@ def _make_source(folder: Path, train: str, held_out: str, seconds: float) -> tor
     return torch.tensor(tokenizer.encode(held_out).ids)
 
 
-def run_demo(output: Path, seconds: float) -> Plan:
-    """Pretrain, grow, prove and compare; both models stay in `output`. Return the plan of the growth."""
+def run_demo(output: Path, seconds: float) -> dict[str, Any]:
+    """Pretrain, grow, prove and compare; both models stay in `output`.
+
+    Returns each model's folder, parameters, held-out loss in nats/token and text, and whether every proof passed.
+    """
     out = console()
     source, grown = output / "source", output / "grown"
     for folder in (source, grown):
@@ -163,13 +170,14 @@ def run_demo(output: Path, seconds: float) -> Plan:
         _, proof = api.apply_with_proof(plan, grown, command="anysize demo", progress=progress)
     show_proof(proof)
     out.print("5. both models, loaded with plain transformers", highlight=False)
+    found: dict[str, Any] = {"exact": plan.exact, "proof_passed": proof.passed}
     for name, folder in (("source", source), ("grown", grown)):
         model, tokenizer = _load(folder)
-        loss = _loss(model, ids)
-        out.print(
-            f"   {name}: {model.num_parameters():,} parameters, held-out loss {loss:.6f} nats/token", highlight=False
-        )
-        for line in _text(model, tokenizer).splitlines():
+        loss, text = _loss(model, ids), _text(model, tokenizer)
+        count = model.num_parameters()
+        out.print(f"   {name}: {count:,} parameters, held-out loss {loss:.6f} nats/token", highlight=False)
+        for line in text.splitlines():
             out.print(f"   | {line}", highlight=False, markup=False)
+        found[name] = {"folder": str(folder), "num_parameters": count, "loss_nats_per_token": loss, "text": text}
     out.print(f"made {source} and {grown}", highlight=False)
-    return plan
+    return found

@@ -131,8 +131,9 @@ class Plan(BaseModel):
 
     @property
     def peak_bytes(self) -> int:
-        """The largest source tensor plus working blocks: what `apply` to disk holds beyond the interpreter."""
-        return max(prod(r.source_shape) * BYTES[r.source_dtype] for r in self.recipes) + (64 << 20)
+        """The two largest source tensors and working blocks: what `apply` to disk holds beside the interpreter."""
+        sizes = sorted(prod(r.source_shape) * BYTES[r.source_dtype] for r in self.recipes)
+        return sum(sizes[-2:]) + (64 << 20)
 
     def to_json(self) -> str:
         """Return the plan as JSON text; the same plan gives the same text."""

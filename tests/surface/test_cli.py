@@ -39,7 +39,7 @@ OPTIONS = {
     "apply": APPLYING | {"--source"},
     "verify": {"--json"},
     "inspect": {"--json"},
-    "demo": {"-o", "--output", "--seconds"},
+    "demo": {"-o", "--output", "--seconds", "--json"},
 }
 
 

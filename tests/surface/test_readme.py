@@ -61,9 +61,10 @@ def test_both_set_up_commands_are_named_and_exist() -> None:
 
 
 def test_measured_numbers_are_those_of_the_results_files() -> None:
-    from benchmarks.publish import exactness_section, measured_section, replaced
+    from benchmarks.publish import exactness_section, measured_section, plan_section, replaced
 
     assert replaced(README, "measured", measured_section()) == README
+    assert replaced(README, "plan", plan_section()) == README
     exactness = (ROOT / "docs" / "exactness.md").read_text(encoding="utf-8")
     assert replaced(exactness, "exactness", exactness_section()) == exactness
 

@@ -101,6 +101,17 @@ def staging_folder(output: Path) -> Path:
     return output.parent / f".{output.name}.anysize-partial"
 
 
+def _write_block(job: TensorJob, number: int, file: int, place: TensorInfo) -> int:
+    """Make one block of rows and put it where it belongs; return its bytes."""
+    data = job.block(number).contiguous().view(torch.uint8).reshape(-1).numpy().data
+    row_bytes = (place.end - place.begin) // max(1, job.stored_rows)
+    position = place.begin + number * job.block_rows * row_bytes
+    written = 0
+    while written < len(data):
+        written += os.pwrite(file, data[written:], position + written)
+    return written
+
+
 class CheckpointWriter:
     """Makes one checkpoint folder: `write` streams the tensors, `add` the other files, `finish` renames.
 
@@ -201,7 +212,7 @@ class CheckpointWriter:
     ) -> None:
         """Stream every tensor that is not there yet into its place; `progress` receives bytes as they are written.
 
-        Memory: one source tensor and a few row blocks. Raises CheckpointError for NaN or Inf, OutputError when the
+        Memory: two source tensors and a few row blocks. Raises CheckpointError for NaN or Inf, OutputError when the
         disk fills up.
         """
         maps = DimMaps(plan.axes)
@@ -210,17 +221,7 @@ class CheckpointWriter:
         files = {path: os.open(path, os.O_RDWR) for path in self.headers}
         try:
             with ThreadPoolExecutor(_WORKERS) as pool:
-                for recipe in self.recipes:
-                    if recipe.name in self.done:
-                        progress(recipe.num_bytes)
-                        continue
-                    source = tensors.read(recipe.source)
-                    job = TensorJob(recipe, source, maps, plan.seed, allow_nonfinite=allow_nonfinite)
-                    place = self.places[recipe.name]
-                    assert place.path is not None
-                    self._write_tensor(pool, job, files[place.path], place, progress)
-                    self._record({"done": recipe.name})
-                    self.done.add(recipe.name)
+                self._stream(pool, plan, tensors, maps, files, allow_nonfinite=allow_nonfinite, progress=progress)
         except OSError as error:
             raise OutputError(f"cannot write '{self.output}': {error.strerror or error}") from error
         finally:
@@ -229,22 +230,39 @@ class CheckpointWriter:
                 os.close(file)
         self._write_index()
 
-    def _write_tensor(
-        self, pool: ThreadPoolExecutor, job: TensorJob, file: int, place: TensorInfo, progress: Callable[[int], None]
+    def _stream(
+        self,
+        pool: ThreadPoolExecutor,
+        plan: Plan,
+        tensors: TensorSource,
+        maps: DimMaps,
+        files: dict[Path, int],
+        *,
+        allow_nonfinite: bool,
+        progress: Callable[[int], None],
     ) -> None:
-        row_bytes = (place.end - place.begin) // max(1, job.stored_rows)
+        """Read one tensor while the blocks of the one before are made and written."""
+        before: tuple[str, list[Future[int]]] | None = None
+        for recipe in self.recipes:
+            if recipe.name in self.done:
+                progress(recipe.num_bytes)
+                continue
+            source = tensors.read(recipe.source)
+            job = TensorJob(recipe, source, maps, plan.seed, allow_nonfinite=allow_nonfinite)
+            place = self.places[recipe.name]
+            assert place.path is not None
+            blocks = [pool.submit(_write_block, job, i, files[place.path], place) for i in range(job.num_blocks)]
+            if before is not None:
+                self._finish_tensor(*before, progress)
+            before = recipe.name, blocks
+        if before is not None:
+            self._finish_tensor(*before, progress)
 
-        def write(number: int) -> int:
-            data = job.block(number).contiguous().view(torch.uint8).reshape(-1).numpy().data
-            position = place.begin + number * job.block_rows * row_bytes
-            written = 0
-            while written < len(data):
-                written += os.pwrite(file, data[written:], position + written)
-            return written
-
-        blocks: list[Future[int]] = [pool.submit(write, number) for number in range(job.num_blocks)]
+    def _finish_tensor(self, name: str, blocks: list[Future[int]], progress: Callable[[int], None]) -> None:
         for block in blocks:
             progress(block.result())
+        self._record({"done": name})
+        self.done.add(name)
 
     def _write_index(self) -> None:
         if len(self.headers) > 1:
