@@ -17,7 +17,7 @@ from typing import Any
 from benchmarks.checkpoints import llama_config, random_checkpoint
 from benchmarks.measure import Run, anysize, cache_folder, run, spread, write_results
 
-ASKED = {"hypercloning": 2.0, "split": 4.0, "fresh": 4.0}
+ASKED = {"hypercloning": 2.0, "split": 4.0, "fresh": None}
 SOURCE = llama_config(hidden=1024, ffn=2816, layers=14, heads=16, kv_heads=16, vocab=32768)
 TINY = llama_config(hidden=64, ffn=96, layers=2, heads=4, kv_heads=4, vocab=128)
 MEMORY_LAYERS = {"0.5 GB": (2, 1024), "1.7 GB": (14, 1024), "8 GB": (78, 1024)}
