@@ -12,12 +12,11 @@ from functools import cache
 from rich.console import Console
 from rich.progress import (
     BarColumn,
-    DownloadColumn,
     Progress,
     TaskID,
     TextColumn,
+    TimeElapsedColumn,
     TimeRemainingColumn,
-    TransferSpeedColumn,
 )
 from rich.table import Table
 
@@ -180,16 +179,19 @@ def progress_bars(*, enabled: bool) -> Generator[Callable[[str, int, int], None]
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
+        TextColumn("{task.fields[amount]}"),
+        TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
         tasks: dict[str, TaskID] = {}
 
         def bar(stage: str, done: int, total: int) -> None:
+            # Only writing can be counted, in bytes; the proofs show that they are at work, and for how long.
+            counted = stage == "write"
             if stage not in tasks:
-                tasks[stage] = bars.add_task(_STAGES[stage], total=total if stage == "write" else None)
-            bars.update(tasks[stage], completed=done, total=total if stage == "write" or done else None)
+                tasks[stage] = bars.add_task(_STAGES[stage], total=None, amount="")
+            amount = f"{_bytes(done)} of {_bytes(total)}" if counted else ""
+            bars.update(tasks[stage], completed=done, total=total if counted or done else None, amount=amount)
 
         yield bar
