@@ -141,7 +141,9 @@ def plan_section() -> str:
     with tempfile.TemporaryDirectory() as place:
         hollow_checkpoint(Path(place) / "demo-output" / "source", source_config(), num_files=1, storage="F32")
         done = subprocess.run(anysize(*arguments), cwd=place, capture_output=True, text=True, check=True)
-    return f"`anysize {' '.join(arguments)}` prints:\n\n```text\n{done.stdout.strip()}\n```"
+        # What a reader sees in a folder of their own, not where this script happened to run.
+        shown = done.stdout.replace(f"{Path(place).resolve()}/", "").strip()
+    return f"`anysize {' '.join(arguments)}` prints:\n\n```text\n{shown}\n```"
 
 
 def main() -> None:

@@ -16,11 +16,11 @@ import re
 from dataclasses import dataclass
 from functools import cache
 
-from anysize.errors import ArchitectureError
+from anysize.errors import ArchitectureError, did_you_mean
 
 ROLES = frozenset({"norm", "query", "key"})
 TRANSPOSED = "stored in x out"
-_TOKEN = re.compile(r"\s*(?:([A-Za-z_]+)|(\d+)|([()+]))")
+_TOKEN = re.compile(r"\s*(?:[A-Za-z_]+\(?|\d+|[()+])")
 
 
 @dataclass(frozen=True)
@@ -118,16 +118,21 @@ class _Side:
         self.at += 1
         return token
 
+    def axis(self, name: str) -> str:
+        if name in ("(", ")", "+") or name in ROLES or name.endswith("("):
+            raise _refuse(self.text, f"wanted an axis, got '{name}'")
+        return name
+
     def factor(self) -> Factor:
         name = self.take()
-        if name in ("(", ")", "+"):
-            raise _refuse(self.text, f"wanted an axis, got '{name}'")
-        if self.peek() == "(" and name in ROLES:
-            self.take("(")
-            axis = self.take()
-            self.take(")")
-            return Factor(axis, name)
-        return Factor(name)
+        if not name.endswith("("):
+            return Factor(self.axis(name))
+        role = name.removesuffix("(")
+        if role and role not in ROLES:
+            raise _refuse(self.text, f"unknown role '{role}'{did_you_mean(role, ROLES)}")
+        factor = Factor(self.axis(self.take()), role)
+        self.take(")")
+        return factor
 
     def block(self) -> Block:
         if self.peek() != "(":

@@ -243,20 +243,23 @@ class CheckpointWriter:
     ) -> None:
         """Read one tensor while the blocks of the one before are made and written."""
         before: tuple[str, list[Future[int]]] | None = None
-        for recipe in self.recipes:
-            if recipe.name in self.done:
-                progress(recipe.num_bytes)
-                continue
-            source = tensors.read(recipe.source)
-            job = TensorJob(recipe, source, maps, plan.seed, allow_nonfinite=allow_nonfinite)
-            place = self.places[recipe.name]
-            assert place.path is not None
-            blocks = [pool.submit(_write_block, job, i, files[place.path], place) for i in range(job.num_blocks)]
-            if before is not None:
+        try:
+            for recipe in self.recipes:
+                if recipe.name in self.done:
+                    progress(recipe.num_bytes)
+                    continue
+                source = tensors.read(recipe.source)
+                job = TensorJob(recipe, source, maps, plan.seed, allow_nonfinite=allow_nonfinite)
+                place = self.places[recipe.name]
+                assert place.path is not None
+                blocks = [pool.submit(_write_block, job, i, files[place.path], place) for i in range(job.num_blocks)]
+                if before is not None:
+                    self._finish_tensor(*before, progress)
+                before = recipe.name, blocks
+        finally:
+            # Also when the next tensor cannot be read or the user stops: what is under way is kept.
+            if before is not None and before[0] not in self.done:
                 self._finish_tensor(*before, progress)
-            before = recipe.name, blocks
-        if before is not None:
-            self._finish_tensor(*before, progress)
 
     def _finish_tensor(self, name: str, blocks: list[Future[int]], progress: Callable[[int], None]) -> None:
         for block in blocks:
