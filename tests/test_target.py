@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from anysize.config import understand
 from anysize.errors import SizeError
 from anysize.planner import legality
 from anysize.recipe import Options
-from anysize.target import for_budget, like, padded_vocab, public_sizes, resolve, scaled
+from anysize.target import for_budget, like, padded_vocab, public_sizes, resolve, resolve_or_suggest, scaled
 from anysize.tensors import num_parameters
 
 SMOL = {
@@ -58,21 +59,61 @@ def test_heads_follow_hidden_where_the_head_width_is_no_key() -> None:
     assert target.config.raw["n_inner"] == 3072
 
 
-@pytest.mark.parametrize(
-    ("raw", "asked", "why"),
-    [
-        (GPT2, {"hidden_size": 1000}, "nearest legal: 960 or 1024"),
-        (GPT2, {"num_key_value_heads": 4}, "every query head of a gpt2 has its own"),
-        (SMOL, {"num_attention_heads": 20}, "nearest legal: 18 or 21"),
-        (SMOL, {"head_dim": 128}, "keep head_dim=64"),
-        (SMOL, {"hidden_sise": 640}, "unknown size 'hidden_sise' (did you mean 'hidden_size'?)"),
-        (SMOL, {"num_key_value_heads": 2}, "kv 3 -> 2"),
-    ],
-)
-def test_illegal_sizes_are_refused_with_the_reason(raw: dict[str, Any], asked: dict[str, int], why: str) -> None:
+OLMO2 = {
+    "model_type": "olmo2", "architectures": ["Olmo2ForCausalLM"], "hidden_size": 2048, "intermediate_size": 8192,
+    "num_hidden_layers": 16, "num_attention_heads": 16, "num_key_value_heads": 16, "vocab_size": 100352,
+}  # fmt: skip
+POST_NORM = {
+    "model_type": "opt", "architectures": ["OPTForCausalLM"], "hidden_size": 16384, "ffn_dim": 4096,
+    "num_hidden_layers": 24, "num_attention_heads": 16, "vocab_size": 50272, "word_embed_proj_dim": 512,
+    "do_layer_norm_before": False,
+}  # fmt: skip
+
+ILLEGAL = [
+    (GPT2, {"hidden_size": 1000}, "nearest legal hidden_size: 960 or 1024"),
+    (GPT2, {"num_key_value_heads": 4}, "every query head of a gpt2 has its own"),
+    (SMOL, {"num_attention_heads": 20}, "nearest legal num_attention_heads: 18 or 24"),
+    (SMOL, {"num_attention_heads": 20, "hidden_size": 1440}, "nearest legal num_attention_heads: 18 or 24"),
+    (SMOL, {"head_dim": 128}, "keep head_dim=64"),
+    (SMOL, {"hidden_sise": 640}, "unknown size 'hidden_sise' (did you mean 'hidden_size'?)"),
+    (SMOL, {"num_key_value_heads": 2}, "kv 3 -> 2"),
+    (SMOL, {"hidden_size": 2**31}, "hidden_size=2147483648 is not a size"),
+    (SMOL, {"hidden_size": 2**80}, "is not a size"),
+    (SMOL, {"hidden_size": 640.0}, "hidden_size=640.0 is not a size"),
+    (SMOL, {"hidden_size": "640"}, "hidden_size='640' is not a size"),
+    (SMOL, {"hidden_size": True}, "hidden_size=True is not a size"),
+    (SMOL, {"hidden_size": None}, "hidden_size=None is not a size"),
+    (GPT2, {"hidden_size": 2**31 - 1}, "no separate head width"),
+    (OLMO2, {"hidden_size": 3000}, "nearest legal hidden_size: 2048 or 4096"),
+    (POST_NORM, {"hidden_size": 24576}, "nearest legal hidden_size: 16384 or 32768"),
+]
+
+
+@pytest.mark.parametrize(("raw", "asked", "why"), ILLEGAL, ids=lambda value: str(value)[:40])
+def test_illegal_sizes_are_refused_with_the_reason_and_legal_neighbours(
+    raw: dict[str, Any], asked: dict[str, int], why: str
+) -> None:
+    config = understand(raw)
+    check = legality(config, Options())
     with pytest.raises(SizeError) as refusal:
-        resolve(understand(raw), asked)
+        resolve_or_suggest(config, asked, check)
     assert why in str(refusal.value)
+    for public, below, above in re.findall(r"nearest legal (\w+): (\d+) or (\d+)", str(refusal.value)):
+        for size in (below, above):
+            check(resolve(config, {**asked, public: int(size)}))
+
+
+@pytest.mark.parametrize("scale", [True, "2", None, float("nan"), float("inf"), 0.5, -1])
+def test_what_is_no_scale_is_refused(scale: Any) -> None:
+    with pytest.raises(SizeError, match=r"scale .*: this version grows"):
+        scaled(understand(SMOL), scale)
+
+
+@pytest.mark.parametrize("budget", [True, "350M", None, float("nan"), float("inf"), 10])
+def test_what_is_no_budget_is_refused(budget: Any) -> None:
+    config = understand(SMOL)
+    with pytest.raises(SizeError, match="num_params"):
+        for_budget(config, budget, legality(config, Options()))
 
 
 @pytest.mark.parametrize("raw", [SMOL, GPT2], ids=["smol", "gpt2"])

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from anysize.arch import table
-from anysize.arch.expression import evaluate
+from anysize.arch.expression import evaluate, names
 from anysize.arch.schema import COMMON_KEPT, Architecture
 from anysize.errors import ArchitectureError, CheckpointError, did_you_mean, joined
 
@@ -65,7 +65,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise CheckpointError(f"cannot read '{path}': {error.strerror}") from error
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"'{path}' is not valid JSON: {error}") from error
     if not isinstance(config, dict):
         raise CheckpointError(f"'{path}' holds a {type(config).__name__}, wanted a JSON object")
@@ -118,14 +118,29 @@ def understand(raw: Mapping[str, Any]) -> SourceConfig:
     needed = sorted(architecture.handled_keys - set(full) - set(architecture.per_layer))
     if needed:
         raise ArchitectureError(f"the config lacks {', '.join(needed)}")
+    _require_types(architecture, full)
     for rule in architecture.refused:
         if not evaluate(rule.holds, full):
             raise ArchitectureError(f"a {architecture.model_type} with not ({rule.holds}) is refused: {rule.reason}")
-    try:
-        config = SourceConfig(architecture, dict(raw), full, classes[0])
-        bad = {axis: size for axis, size in config.sizes.items() if size < 1}
-    except (TypeError, ValueError, ZeroDivisionError) as error:
-        raise ArchitectureError(f"the config's sizes make no sense: {error}") from error
-    if bad:
-        raise ArchitectureError(f"the config's sizes make no sense: {bad}")
-    return config
+    return SourceConfig(architecture, dict(raw), full, classes[0])
+
+
+def _require_types(architecture: Architecture, full: Mapping[str, Any]) -> None:
+    """Refuse settings that the table reads and that are no size, flag or number, all at once."""
+    wrong: list[str] = []
+    for axis, text in architecture.axes.items():
+        try:
+            size = evaluate(text, full)
+        except (TypeError, ZeroDivisionError):
+            size = None
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            given = ", ".join(f"{key}={full[key]!r}" for key in sorted(names(text)))
+            wrong.append(f"the {axis} axis has no whole size of at least 1 ({given})")
+    for key, default in architecture.defaults.items():
+        if isinstance(default, bool) and not isinstance(full[key], bool | None):
+            wrong.append(f"{key}={full[key]!r} is neither true nor false")
+    std = evaluate(architecture.init_std, full)
+    if not isinstance(std, int | float) or isinstance(std, bool) or not 0 <= std < float("inf"):
+        wrong.append(f"{architecture.init_std}={std!r} is not a standard deviation")
+    if wrong:
+        raise ArchitectureError(f"the config's sizes make no sense: {joined(wrong)}")

@@ -23,8 +23,8 @@ from anysize.io.models import config_of, quiet_transformers
 
 _VOCAB_SIZE = 1024
 _CONTEXT = 128
-_BATCH = 16
-_RATE = 3e-3
+_BATCH = 8
+_RATE = 2e-3
 _WARMUP = 0.05
 _TRAIN_BYTES = 6_000_000
 _HELD_OUT_BYTES = 400_000

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
-from math import prod
+from math import isfinite, prod
 
 import numpy as np
 import torch
@@ -76,11 +76,9 @@ class TensorJob:
     def __init__(
         self, recipe: Recipe, source: torch.Tensor, maps: DimMaps, seed: int, *, allow_nonfinite: bool = False
     ) -> None:
-        if not allow_nonfinite and not is_finite(source):
-            raise CheckpointError(
-                f"tensor '{recipe.source}' holds NaN or Inf: the checkpoint is damaged; pass --allow-nonfinite to go on"
-            )
         self.recipe, self.seed, self.dtype = recipe, seed, TORCH[recipe.dtype]
+        if not allow_nonfinite:
+            _require_storable(recipe, source, self.dtype)
         rows, columns = as_matrix(maps.of(recipe), recipe.source_shape)
         matrix = source.reshape(rows.source_size, columns.source_size)
         # Shares divide what is read and channel factors scale what is written; where the file stores the read dim
@@ -93,6 +91,8 @@ class TensorJob:
         self.groups = [(_selector(g.sources), [_selector(t) for t in g.targets]) for g in columns.groups]
         self.ordinal = torch.from_numpy(rows.ordinal) if recipe.share == "diagonal" else None
         self.noise = 0.0 if recipe.noise_db is None else rms(source) * 10 ** (-recipe.noise_db / 20)
+        # Noise follows the channels' own scale, so that widened heads keep the ratio that was asked for.
+        self.noise *= rms(torch.from_numpy(rows.factor[rows.fill == Fill.COPY]))
         self.rows_per_block = rows_per_block(columns.target_size)
         self.means = self._mean_row()
 
@@ -172,7 +172,7 @@ class TensorJob:
         hi = min(lo + self.rows_per_block, self.rows.target_size)
         out = torch.empty((hi - lo, self.columns.target_size), dtype=self.dtype)
         if self.recipe.silent:
-            return out.fill_(-1.0 if self.recipe.stored_as == "1+w" else 0.0)
+            return out.fill_(self._one - 1.0)
         generator = stream(self.seed, self.recipe.name, number)
         values = self._gathered(lo, hi)
         for sources, targets in self.groups:
@@ -202,8 +202,12 @@ class TensorJob:
             return normal(shape, self.recipe.fresh_std, self.dtype, generator)
         if kind == Fill.MEAN:
             return values.to(torch.float64).mean(dim=1, keepdim=True).to(self.dtype).expand(shape)
-        one = 0.0 if self.recipe.stored_as == "1+w" else 1.0
-        return torch.full(shape, one * self.recipe.factor if kind == Fill.ONE else 0.0, dtype=self.dtype)
+        return torch.full(shape, self._one if kind == Fill.ONE else 0.0, dtype=self.dtype)
+
+    @property
+    def _one(self) -> float:
+        """What the file holds where the gain is 1."""
+        return 0.0 if self.recipe.stored_as == "1+w" else 1.0
 
     def _fill_rows(self, out: torch.Tensor, lo: int, hi: int, generator: np.random.Generator) -> None:
         """Overwrite the rows of new capacity; where a column is silent as well, zero wins."""
@@ -214,7 +218,7 @@ class TensorJob:
         if zero.size:
             out[_selector(zero)] = 0
         if one.size:
-            out[_selector(one)] = 0.0 if self.recipe.stored_as == "1+w" else 1.0
+            out[_selector(one)] = self._one
         if fresh.size:
             # A bias (one column, nothing read) of a new unit starts at zero, as a fresh layer's does.
             std = self.recipe.fresh_std if len(self.recipe.shape) > 1 else 0.0
@@ -227,12 +231,31 @@ class TensorJob:
                 out[torch.from_numpy(mean)[:, None], torch.from_numpy(silent)[None, :]] = 0
 
 
-def is_finite(values: torch.Tensor) -> bool:
-    """Whether no value is NaN or Inf: one pass, no temporary of the tensor's size."""
+def _largest(values: torch.Tensor) -> float:
+    """Return max |value|, NaN where there is one: one pass, no temporary of the tensor's size."""
     if values.numel() == 0:
-        return True
+        return 0.0
     low, high = torch.aminmax(values)
-    return bool(torch.isfinite(low) & torch.isfinite(high))
+    return float(torch.maximum(-low, high))
+
+
+def is_finite(values: torch.Tensor) -> bool:
+    """Whether no value is NaN or Inf."""
+    return isfinite(_largest(values))
+
+
+def _require_storable(recipe: Recipe, source: torch.Tensor, dtype: torch.dtype) -> None:
+    largest = _largest(source)
+    if not isfinite(largest):
+        raise CheckpointError(
+            f"tensor '{recipe.source}' holds NaN or Inf: the checkpoint is damaged; pass --allow-nonfinite to go on"
+        )
+    # A half and more beyond the largest number rounds to Inf; what lies just below is the last that can be kept.
+    if not bool(torch.tensor(largest, dtype=source.dtype).to(dtype).isfinite()):
+        raise CheckpointError(
+            f"tensor '{recipe.source}' holds values up to {largest:.4g}, which {str(dtype).removeprefix('torch.')} "
+            "cannot store: choose a wider --dtype, such as bfloat16"
+        )
 
 
 def target_tensors(plan: Plan, tensors: TensorSource, *, allow_nonfinite: bool = False) -> dict[str, torch.Tensor]:

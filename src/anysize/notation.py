@@ -125,10 +125,10 @@ class _Side:
 
     def factor(self) -> Factor:
         name = self.take()
-        if not name.endswith("("):
+        role, touching, _ = name.partition("(")
+        if not role or not touching:
             return Factor(self.axis(name))
-        role = name.removesuffix("(")
-        if role and role not in ROLES:
+        if role not in ROLES:
             raise _refuse(self.text, f"unknown role '{role}'{did_you_mean(role, ROLES)}")
         factor = Factor(self.axis(self.take()), role)
         self.take(")")

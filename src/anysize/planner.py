@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 from anysize import __version__
 from anysize.arch.schema import Norm, Parameter, is_per_layer, layer_name
@@ -17,11 +17,11 @@ from anysize.io.reader import TensorSource
 from anysize.layers import LayerStep, layer_plan
 from anysize.presets import Preset, axis_maps, has_layer_norm, has_norm_after_sum, preset_named
 from anysize.proof.coverage import account, check_source
-from anysize.recipe import BYTES, Options, Pad, Plan, Recipe, Share, Source
+from anysize.recipe import BYTES, Dtype, Options, Pad, Plan, Recipe, Share, Source
 from anysize.target import Target, resolve_or_suggest
 from anysize.tensors import Expected, expected_tensors, shape_of
 
-DTYPES = {"keep": "", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+DTYPES: dict[str, Dtype | None] = {"keep": None, "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 
 @dataclass
@@ -151,6 +151,7 @@ class _Planner:
         step = None if expected.layer is None else self.steps[expected.layer]
         source = self.source_name(expected, step)
         info = self.tensors.tensors[source]
+        stored = cast("Dtype", info.dtype)  # `check_source` has refused every other type
         fields = (
             self.norm_recipe(expected, expected.origin)
             if isinstance(expected.origin, Norm)
@@ -162,8 +163,8 @@ class _Planner:
             arrow=str(expected.arrow),
             source_shape=info.shape,
             shape=shape_of(expected.arrow, {axis: m.target_size for axis, m in self.axes.items()}),
-            source_dtype=info.dtype,
-            dtype=DTYPES[self.options.dtype] or info.dtype,
+            source_dtype=stored,
+            dtype=DTYPES[self.options.dtype] or stored,
             silent=bool(step and step.silent and self.ends_branch(expected)),
             **fields,
         )

@@ -78,7 +78,7 @@ def _hidden(config: SourceConfig, source: int, target: int, preset: Preset, note
     if not whole:
         raise SizeError(
             f"hidden_size {source} -> {target}: a norm after the residual sum mixes any pad into the stream, so only "
-            f"whole copies are exact; nearest legal: {target // source * source} or {(target // source + 1) * source}"
+            f"whole copies are exact"
         )
     if preset.copies == "one" and target > source:
         notes.append("hidden is copied with random shares: a norm after the residual sum leaves no silent pad")

@@ -16,6 +16,7 @@ from anysize.layers import LayerStep
 FORMAT = 1
 Share = Literal["none", "equal", "diagonal", "random"]
 Pad = Literal["zero", "mean", "one"]
+Dtype = Literal["F64", "F32", "BF16", "F16"]
 BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
 
 
@@ -28,15 +29,15 @@ class Recipe(BaseModel):
     score_power: see `dims`. silent: the tensor ends a branch of an identity layer and is zero.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: str
     source: str
     arrow: str
     source_shape: tuple[int, ...]
     shape: tuple[int, ...]
-    source_dtype: str
-    dtype: str
+    source_dtype: Dtype
+    dtype: Dtype
     factor: float = 1.0
     stored_as: Literal["w", "1+w"] = "w"
     share: Share = "none"
@@ -143,7 +144,7 @@ class Plan(BaseModel):
     def from_json(cls, text: str, *, origin: str = "the plan") -> Plan:
         """Return the plan that JSON text spells; raise CheckpointError naming every field that does not fit."""
         try:
-            return cls.model_validate_json(text)
+            return cls.model_validate_json(text, strict=True)
         except ValidationError as error:
             fields = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'it'}: {e['msg']}" for e in error.errors()[:5])
             raise CheckpointError(f"'{origin}' is not a plan: {fields}") from error

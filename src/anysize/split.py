@@ -37,7 +37,9 @@ def _uniform(shape: tuple[int, ...], dtype: torch.dtype, generator: np.random.Ge
     count = int(np.prod(shape))
     if dtype in (torch.bfloat16, torch.float16):
         raw = _raw_words(-(-count // 8), generator).view(np.uint8)[:count]
-        return torch.from_numpy(raw).to(dtype).mul_(1 / 256).add_(1 / 512).reshape(shape)
+        # bfloat16 has nothing between 255/256 and 1: the outermost of the 256 steps would leave one share nothing.
+        edge = 1 / 256
+        return torch.from_numpy(raw).to(dtype).mul_(edge).add_(edge / 2).clamp_(edge, 1 - edge).reshape(shape)
     raw = _raw_words(-(-count // 4), generator).view(np.int16)[:count]
     return torch.from_numpy(raw).to(dtype).add_(32768.5).mul_(1 / 65536).reshape(shape)
 

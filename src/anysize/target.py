@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
+from types import UnionType
 from typing import Any
 
 from anysize.arch.expression import evaluate
@@ -29,6 +31,10 @@ _PLAIN = {
     "num_experts": "expert",
     "head_dim": "head",
 }
+
+_LARGEST = 2**31
+# The nearest legal size is looked for this far from the one asked for.
+_NEAR = 4096
 
 
 @dataclass(frozen=True)
@@ -62,11 +68,8 @@ def _heads(config: SourceConfig, request: Mapping[str, int]) -> tuple[int, int]:
     if kv_wanted is None:
         kv_wanted = heads if group == 1 and kv > 1 else kv
     if heads % kv_wanted:
-        below, above = heads // kv_wanted * kv_wanted, -(-heads // kv_wanted) * kv_wanted
-        raise SizeError(
-            f"num_attention_heads={heads} cannot be shared out evenly over {kv_wanted} kv heads; "
-            f"nearest legal: {below or above} or {above}, or give num_key_value_heads as well"
-        )
+        more = "" if "num_key_value_heads" in request else ": give num_key_value_heads as well"
+        raise SizeError(f"num_attention_heads={heads} cannot be shared out evenly over {kv_wanted} kv heads{more}")
     return kv_wanted, heads // kv_wanted
 
 
@@ -78,11 +81,9 @@ def _tied_width(config: SourceConfig, request: Mapping[str, int], sizes: dict[st
         group = sizes["group"] if sizes["kv"] > 1 else 1
         unit = head * group
         if hidden % unit:
-            below, above = hidden // unit * unit, (hidden // unit + 1) * unit
             raise SizeError(
                 f"hidden_size={hidden} is not a whole number of kv groups, {unit} wide each, and "
-                f"{config.architecture.model_type} has no separate head width; nearest legal: {below} or {above}, "
-                f"or give head_dim or the heads as well"
+                f"{config.architecture.model_type} has no separate head width: give head_dim or the heads as well"
             )
         if sizes["kv"] > 1 or sizes["group"] == 1:
             sizes["kv"] = hidden // unit
@@ -97,7 +98,7 @@ def _tied_width(config: SourceConfig, request: Mapping[str, int], sizes: dict[st
     if heads * head != hidden:
         raise SizeError(
             f"{heads} heads of width {head} make {heads * head}, not hidden_size={hidden}, and "
-            f"{config.architecture.model_type} has no separate head width; nearest legal hidden_size: {heads * head}"
+            f"{config.architecture.model_type} has no separate head width: hidden_size={heads * head} fits these heads"
         )
 
 
@@ -140,13 +141,18 @@ def _rope(config: SourceConfig, sizes: Mapping[str, int]) -> list[str]:
     return []
 
 
+def _is_number(value: object, kind: type | UnionType) -> bool:
+    """Whether a value from outside is a number of this kind; `True` is no number."""
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
 def resolve(config: SourceConfig, request: Mapping[str, int]) -> Target:
     """Return the legal target for the requested public sizes; raise SizeError naming every rule that fails."""
     for public, size in request.items():
         if public not in PUBLIC_SIZES:
             raise SizeError(f"unknown size '{public}'{did_you_mean(public, PUBLIC_SIZES)}")
-        if size < 1:
-            raise SizeError(f"{public}={size} is not a size: wanted at least 1")
+        if not _is_number(size, int) or not 1 <= size < _LARGEST:
+            raise SizeError(f"{public}={size!r} is not a size: wanted a whole number of at least 1, below 2^31")
     sizes = _sizes(config, request)
     shrunk = _shrunk(config, sizes)
     if shrunk:
@@ -176,6 +182,14 @@ def _legal(config: SourceConfig, request: Mapping[str, int], check: Callable[[Ta
     return True
 
 
+def _near(size: int, source: int) -> Iterator[int]:
+    """Yield sizes from the source's own on, the nearest to `size` first: all that are near, then whole copies."""
+    for distance in range(1, _NEAR):
+        yield from (s for s in (size - distance, size + distance) if s >= source)
+    copies = size // source
+    yield from (s for s in (copies * source, (copies + 1) * source) if s >= source and abs(s - size) >= _NEAR)
+
+
 def resolve_or_suggest(config: SourceConfig, request: Mapping[str, int], check: Callable[[Target], object]) -> Target:
     """Like `resolve` with a further `check`; its SizeError also names the nearest legal values of a size given."""
     try:
@@ -183,17 +197,12 @@ def resolve_or_suggest(config: SourceConfig, request: Mapping[str, int], check: 
         check(target)
         return target
     except SizeError as error:
-        if "nearest legal" in str(error):
-            raise
         source = public_sizes(config)
         for public, size in request.items():
-            near = [
-                s
-                for distance in range(1, max(64, size // 2))
-                for s in (size - distance, size + distance)
-                if s >= source.get(public, 1) and _legal(config, {**request, public: s}, check)
-            ][:2]
-            if near:
+            if not _is_number(size, int) or public not in source:
+                continue
+            legal = (s for s in _near(size, source[public]) if _legal(config, {**request, public: s}, check))
+            if near := list(islice(legal, 2)):
                 values = " or ".join(map(str, sorted(near)))
                 raise SizeError(f"{error}; nearest legal {public}: {values}") from error
         raise
@@ -204,8 +213,8 @@ def scaled(config: SourceConfig, scale: float) -> dict[str, int]:
 
     hidden_size is rounded to what the head count divides, intermediate_size to a multiple of 8 where it was one.
     """
-    if not 1 <= scale < float("inf"):
-        raise SizeError(f"scale {scale}: this version grows, wanted a number of at least 1")
+    if not _is_number(scale, int | float) or not 1 <= scale < float("inf"):
+        raise SizeError(f"scale {scale!r}: this version grows, wanted a number of at least 1")
     sizes = config.sizes
     kv = max(sizes["kv"], round(sizes["kv"] * scale)) if sizes["kv"] > 1 else 1
     group = sizes["group"] if sizes["kv"] > 1 else max(sizes["group"], round(sizes["group"] * scale))
@@ -227,6 +236,8 @@ def scaled(config: SourceConfig, scale: float) -> dict[str, int]:
 def for_budget(config: SourceConfig, num_params: int, check: Callable[[Target], object]) -> dict[str, int]:
     """Return the public sizes of the legal width-scaled target whose parameter count is nearest to `num_params`."""
     here = num_parameters(config)
+    if not _is_number(num_params, int | float) or not num_params < float("inf"):
+        raise SizeError(f"num_params {num_params!r} is not a count")
     if num_params < here:
         raise SizeError(f"num_params {num_params:,} is below the source's {here:,}: this version grows")
     best: tuple[int, dict[str, int]] | None = None

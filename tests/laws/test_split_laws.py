@@ -41,6 +41,15 @@ def test_shares_are_uniform_on_the_simplex(num_copies: int) -> None:
     assert torch.allclose(variance, torch.full((num_copies,), expected), rtol=0.05)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_no_share_is_all_or_nothing(dtype: torch.dtype) -> None:
+    # A share of exactly 1 leaves its twin at 0, which no gradient reaches where its partner is 0 as well.
+    whole = (1 + torch.arange(200_000) % 128 / 128).to(dtype)
+    shares = torch.stack(random_shares(whole, 2, stream(0, "w", 0)))
+    assert (shares > 0).all()
+    assert (shares < whole).all()
+
+
 def test_a_stream_depends_on_seed_name_and_block_and_on_nothing_else() -> None:
     def draw(seed: int, name: str, block: int) -> list[int]:
         return stream(seed, name, block).integers(0, 2**63, 4).tolist()

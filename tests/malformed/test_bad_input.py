@@ -99,6 +99,11 @@ BAD: dict[str, tuple[Edit, str]] = {
     "another class": (config(architectures=["LlamaForSequenceClassification"]), "knows LlamaForCausalLM"),
     "size of zero": (config(num_hidden_layers=0), "sizes make no sense"),
     "size of text": (config(hidden_size="wide"), "sizes make no sense"),
+    "size of half": (config(hidden_size=32.5), "the hidden axis has no whole size of at least 1 (hidden_size=32.5)"),
+    "size of truth": (config(vocab_size=True), "the vocab axis has no whole size of at least 1 (vocab_size=True)"),
+    "flag of text": (config(tie_word_embeddings="no"), "tie_word_embeddings='no' is neither true nor false"),
+    "negative spread": (config(initializer_range=-0.1), "initializer_range=-0.1 is not a standard deviation"),
+    "digits beyond reading": (put("config.json", '{"a": ' + "9" * 5000 + "}"), "is not valid JSON"),
     "config of other weights": (config(hidden_size=40), "wrong shapes"),
     "no weights": (lambda f: (f / WEIGHTS).unlink(), "has no model.safetensors"),
     "pickled weights": (pickled, "pickled weights only (pytorch_model.bin)"),
@@ -109,16 +114,21 @@ BAD: dict[str, tuple[Edit, str]] = {
     "header not JSON": (put(WEIGHTS, struct.pack("<Q", 4) + b"abcd"), "a header that is not valid JSON"),
     "header not an object": (put(WEIGHTS, struct.pack("<Q", 2) + b"[]"), "a header that is not a JSON object"),
     "nested header": (put(WEIGHTS, struct.pack("<Q", 60_000) + b"[" * 60_000), "a header that is not valid JSON"),
+    "name twice": (put(WEIGHTS, struct.pack("<Q", 18) + b'{"a": {}, "a": {}}'), "'a' stands twice"),
+    "65 dims": (rewrite(entry(NORM, shape=[1] * 65)), "describes tensor 'model.norm.weight'"),
+    "offset beyond counting": (rewrite(entry(NORM, shape=[2**70])), "describes tensor 'model.norm.weight'"),
     "unknown type": (rewrite(entry(NORM, dtype="F7")), "describes tensor 'model.norm.weight'"),
     "negative shape": (rewrite(entry(NORM, shape=[-32])), "describes tensor 'model.norm.weight'"),
     "boolean shape": (rewrite(entry(NORM, shape=[True])), "describes tensor 'model.norm.weight'"),
-    "boolean offset": (rewrite(entry(NORM, data_offsets=[False, True])), "needs 128 bytes"),
+    "boolean offset": (rewrite(entry(NORM, data_offsets=[False, True])), "describes tensor 'model.norm.weight'"),
     "other shape": (rewrite(entry(NORM, shape=[31])), "needs 124 bytes"),
     "beyond the file": (rewrite(entry(NORM, data_offsets=[10**9, 10**9 + 128])), "cut short"),
     "overlap": (rewrite(entry(NORM, data_offsets=[0, 128])), "but the one before ends at"),
     "cut short": (rewrite(lambda _: None, lambda data: data[:-4]), "is cut short"),
     "bytes after the end": (rewrite(lambda _: None, lambda data: data + b"xx"), "2 bytes after its last tensor"),
     "index not JSON": (put("model.safetensors.index.json", "{"), "is not a safetensors index"),
+    "index of a list": (put("model.safetensors.index.json", "[]"), "it has no object 'weight_map'"),
+    "index names one twice": (put("model.safetensors.index.json", '{"a": 1, "a": 2}'), "'a' stands twice"),
     "index leaves": (index({NORM: "../x.safetensors"}), "is not a safetensors file in this folder"),
     "index absolute": (index({NORM: "/tmp/x.safetensors"}), "is not a safetensors file in this folder"),
     "index of numbers": (index({NORM: 3}), "is not a safetensors file in this folder"),
@@ -175,6 +185,16 @@ def test_a_hub_snapshot_with_links_into_its_blobs_is_read(new_llama: Callable[..
     assert len(Checkpoint(snapshot).tensors) == 21
 
 
+def test_a_weight_that_the_asked_type_cannot_hold_is_refused(new_llama: Callable[..., Path], tmp_path: Path) -> None:
+    source = new_llama(tmp_path / "source")
+    tensors(lambda s: s[NORM][:1].fill_(70_000.0))(source)
+    with pytest.raises(CheckpointError, match="holds values up to 7e\\+04, which float16 cannot store"):
+        anysize.resize(source, tmp_path / "out", intermediate_size=61, dtype="float16")
+    assert list(tmp_path.iterdir()) == [source]
+    made = anysize.resize(source, tmp_path / "out", intermediate_size=61, dtype="bfloat16", verify="off")
+    assert Checkpoint(made).tensors[NORM].dtype == "BF16"
+
+
 @pytest.mark.parametrize(
     ("given", "why"),
     [
@@ -184,7 +204,7 @@ def test_a_hub_snapshot_with_links_into_its_blobs_is_read(new_llama: Callable[..
         ({"hidden_size": 0}, "hidden_size=0 is not a size"),
         ({"head_dim": 16}, "rotary positions turn pairs of channels"),
         ({"num_experts": 4}, "a llama has no expert axis"),
-        ({"num_attention_heads": 7}, "nearest legal: 6 or 8"),
+        ({"num_attention_heads": 7}, "nearest legal num_attention_heads: 4 or 8"),
         ({"scale": 0.5}, "scale 0.5: this version grows"),
         ({"scale": 2, "num_params": 10**6}, "scale and num_params both choose the sizes"),
         ({"num_params": 10}, "below the source's"),

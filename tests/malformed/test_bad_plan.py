@@ -87,8 +87,24 @@ def test_a_plan_of_a_family_without_a_table_is_refused(llama: Path, tmp_path: Pa
             lambda recipes: tuple(r.model_copy(update={"source": recipes[0].source}) for r in recipes),
             "of the source is neither used nor dropped",
         ),
+        (
+            lambda recipes: (*recipes[:-1], recipes[-1].model_copy(update={"source": "ghost"})),
+            "is made of ghost, which the source does not hold",
+        ),
+        (
+            lambda recipes: (recipes[0].model_copy(update={"source_dtype": "BF16"}), *recipes[1:]),
+            "is made of model.embed_tokens.weight as BF16 [61, 32], the source holds F32 [61, 32]",
+        ),
+        (
+            lambda recipes: (recipes[0].model_copy(update={"arrow": "vocab -> expert"}), *recipes[1:]),
+            "runs along expert, for which the plan has no map",
+        ),
+        (
+            lambda recipes: (recipes[0].model_copy(update={"arrow": "vocab -> ffn"}), *recipes[1:]),
+            "its arrow and the plan's maps make",
+        ),
     ],
-    ids=["missing", "twice", "odd", "shape", "unused"],
+    ids=["missing", "twice", "odd", "shape", "unused", "ghost", "type", "axis", "arrow"],
 )
 def test_a_plan_that_does_not_account_for_every_tensor_is_refused(
     llama: Path, tmp_path: Path, edit: Callable[[Any], Any], why: str

@@ -33,7 +33,10 @@ _COMPARE: dict[type[ast.AST], Callable[[Any, Any], bool]] = {
 
 @cache
 def _parsed(text: str) -> ast.expr:
-    return ast.parse(text, mode="eval").body
+    try:
+        return ast.parse(text, mode="eval").body
+    except SyntaxError as error:
+        raise ArchitectureError(f"the expression '{text}' is not an expression: {error.msg}") from error
 
 
 @cache

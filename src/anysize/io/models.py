@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from anysize.errors import ArchitectureError
 from anysize.io.dtypes import SAFETENSORS
 from anysize.io.reader import TensorInfo, headers_sha256, sha256_json
 
@@ -41,10 +42,14 @@ def model_class(name: str) -> type[PreTrainedModel]:
 
 
 def config_of(raw: Mapping[str, Any]) -> Any:
-    """Return the config object that transformers makes of a config dict; its own checks run here."""
+    """Return the config object that transformers makes of a config dict; raise ArchitectureError where it refuses."""
+    from huggingface_hub.errors import StrictDataclassError  # noqa: PLC0415
     from transformers import CONFIG_MAPPING  # noqa: PLC0415
 
-    return CONFIG_MAPPING[raw["model_type"]].from_dict(copy.deepcopy(dict(raw)))
+    try:
+        return CONFIG_MAPPING[raw["model_type"]].from_dict(copy.deepcopy(dict(raw)))
+    except (StrictDataclassError, TypeError, ValueError, KeyError) as error:
+        raise ArchitectureError(f"transformers refuses the config: {' '.join(str(error).split())}") from error
 
 
 def build_model(

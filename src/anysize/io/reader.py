@@ -30,6 +30,7 @@ _ITEM_BYTES = {
     "U16": 2, "U32": 4, "U64": 8, "F8_E4M3": 1, "F8_E5M2": 1,
 }  # fmt: skip
 _MAX_HEADER_BYTES = 100_000_000
+_MAX_DIMS, _MAX_COUNT = 64, 2**63 - 1
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 
@@ -80,6 +81,14 @@ def headers_sha256(tensors: Mapping[str, TensorInfo]) -> str:
     return sha256_json(sorted((name, info.dtype, list(info.shape)) for name, info in tensors.items()))
 
 
+def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object as a dict; raise ValueError where a name stands twice: readers differ in what they take."""
+    names = [name for name, _ in pairs]
+    if len(set(names)) < len(names):
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} stands twice")
+    return dict(pairs)
+
+
 def _header(path: Path) -> tuple[dict[str, Any], int, int]:
     """Return (header, first data byte, file size); refuse a file that is no safetensors file."""
     try:
@@ -92,35 +101,40 @@ def _header(path: Path) -> tuple[dict[str, Any], int, int]:
                     f"'{path}' is not a safetensors file or is cut short: it says its header has {length:,} bytes, "
                     f"the file has {size:,}"
                 )
-            header = json.loads(file.read(length).decode("utf-8"))
+            header = json.loads(file.read(length).decode("utf-8"), object_pairs_hook=_unrepeated)
     except OSError as error:
         raise CheckpointError(f"cannot read '{path}': {error.strerror}") from error
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"'{path}' has a header that is not valid JSON: {error}") from error
     if not isinstance(header, dict):
         raise CheckpointError(f"'{path}' has a header that is not a JSON object")
     return header, 8 + length, size
 
 
+def _are_counts(values: list[object], limit: int) -> bool:
+    """Whether all are whole numbers of 0 to `limit`; in Python, but not in JSON, `true` is one as well."""
+    return all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n <= limit for n in values)
+
+
 def _entry(path: Path, name: str, entry: object, first: int, size: int) -> TensorInfo:
     match entry:
-        case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [int(begin), int(end)]} if (
-            dtype in _ITEM_BYTES and all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in shape)
+        case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [begin, end]} if (
+            dtype in _ITEM_BYTES and len(shape) <= _MAX_DIMS and _are_counts([*shape, begin, end], _MAX_COUNT)
         ):
             pass
         case _:
             raise CheckpointError(
-                f"'{path}' describes tensor '{name}' in a way that is not safetensors: {entry!r:.200}"
+                f"'{path}' describes tensor {name!r} in a way that is not safetensors: {entry!r:.200}"
             )
     wanted = prod(shape) * _ITEM_BYTES[dtype]
-    if not 0 <= begin <= end or end - begin != wanted:
+    if end - begin != wanted:
         raise CheckpointError(
-            f"'{path}': tensor '{name}' of shape {shape} and type {dtype} needs {wanted:,} bytes, its header gives "
+            f"'{path}': tensor {name!r} of shape {shape} and type {dtype} needs {wanted:,} bytes, its header gives "
             f"bytes {begin:,} to {end:,}"
         )
     if first + end > size:
         raise CheckpointError(
-            f"'{path}' is cut short: tensor '{name}' ends at byte {first + end:,}, the file has {size:,}"
+            f"'{path}' is cut short: tensor {name!r} ends at byte {first + end:,}, the file has {size:,}"
         )
     return TensorInfo(dtype, tuple(shape), path, first + begin, first + end)
 
@@ -137,7 +151,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     for name, info in sorted(found.items(), key=lambda item: (item[1].begin, item[1].end)):
         if info.begin != position:
             raise CheckpointError(
-                f"'{path}': tensor '{name}' begins at byte {info.begin:,}, but the one before ends at {position:,}"
+                f"'{path}': tensor {name!r} begins at byte {info.begin:,}, but the one before ends at {position:,}"
             )
         position = info.end
     if position != size:
@@ -169,15 +183,18 @@ def _shards(folder: Path) -> dict[str, list[str]]:
             )
         raise CheckpointError(f"'{folder}' has no {SINGLE_NAME} and no {INDEX_NAME}")
     try:
-        weight_map = json.loads(index_path.read_text(encoding="utf-8"))["weight_map"]
-        items = list(weight_map.items())
-    except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"'{index_path}' is not a safetensors index: {error!r}") from error
+        index = json.loads(index_path.read_text(encoding="utf-8"), object_pairs_hook=_unrepeated)
+    except OSError as error:
+        raise CheckpointError(f"cannot read '{index_path}': {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"'{index_path}' is not a safetensors index, not valid JSON: {error}") from error
+    if not isinstance(index, dict) or not isinstance(index.get("weight_map"), dict):
+        raise CheckpointError(f"'{index_path}' is not a safetensors index: it has no object 'weight_map'")
     shards: dict[str, list[str]] = {}
-    for name, file in items:
+    for name, file in index["weight_map"].items():
         if not isinstance(file, str) or not file.endswith(".safetensors") or file != os.path.basename(file):
             raise CheckpointError(
-                f"'{index_path}' puts tensor '{name}' into {file!r}, which is not a safetensors file in this folder"
+                f"'{index_path}' puts tensor {name!r} into {file!r}, which is not a safetensors file in this folder"
             )
         shards.setdefault(file, []).append(name)
     return shards
@@ -206,11 +223,11 @@ class Checkpoint:
             if not stays_inside(folder, path):
                 raise CheckpointError(f"'{path}' is a link that leaves the checkpoint folder")
             found = read_header(path)
-            problems += [f"'{file}' lacks tensor '{name}'" for name in names if name not in found]
-            problems += [f"tensor '{name}' lies in two files" for name in found if name in self.tensors]
+            problems += [f"'{file}' lacks tensor {name!r}" for name in names if name not in found]
+            problems += [f"tensor {name!r} lies in two files" for name in found if name in self.tensors]
             if names:
                 problems += [
-                    f"'{file}' holds '{name}', which the index does not name" for name in set(found) - set(names)
+                    f"'{file}' holds {name!r}, which the index does not name" for name in set(found) - set(names)
                 ]
             self.tensors.update(found)
         if problems:

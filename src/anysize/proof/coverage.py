@@ -11,8 +11,9 @@ from anysize.arch.schema import Architecture
 from anysize.config import SourceConfig, understand
 from anysize.errors import CheckpointError, ProofError, joined
 from anysize.io.reader import ReadRows, TensorSource, read_header
+from anysize.notation import parse
 from anysize.proof.verdict import Check
-from anysize.recipe import BYTES, Plan
+from anysize.recipe import BYTES, Plan, Recipe
 from anysize.tensors import expected_tensors, shape_of
 
 _SHOWN = 5
@@ -84,12 +85,33 @@ def check_source(config: SourceConfig, tensors: TensorSource) -> tuple[dict[str,
     return names, dropped
 
 
+def _misfit(recipe: Recipe, plan: Plan, tensors: TensorSource) -> str:
+    """Return why a recipe cannot be carried out on this source with the plan's maps, or an empty string."""
+    info = tensors.tensors.get(recipe.source)
+    if info is None:
+        return f"{recipe.name} is made of {recipe.source}, which the source does not hold"
+    if (info.dtype, info.shape) != (recipe.source_dtype, recipe.source_shape):
+        return (
+            f"{recipe.name} is made of {recipe.source} as {recipe.source_dtype} {list(recipe.source_shape)}, "
+            f"the source holds {info.dtype} {list(info.shape)}"
+        )
+    arrow = parse(recipe.arrow)
+    unknown = sorted(arrow.axes - plan.axes.keys())
+    if unknown:
+        return f"{recipe.name} runs along {', '.join(unknown)}, for which the plan has no map"
+    sizes = ({a: m.source_size for a, m in plan.axes.items()}, {a: m.target_size for a, m in plan.axes.items()})
+    if (shapes := tuple(shape_of(arrow, size) for size in sizes)) != (recipe.source_shape, recipe.shape):
+        return f"{recipe.name}: its arrow and the plan's maps make {list(shapes[0])} into {list(shapes[1])}"
+    return ""
+
+
 def account(plan: Plan, tensors: TensorSource) -> None:
     """Prove that the plan makes every tensor of the target config once, in the right shape, and drops none silently.
 
-    Raises ProofError naming every tensor that is made twice, not made, not wanted, or unaccounted for.
+    Raises ProofError naming every tensor that is made twice, not made, not wanted, made of what the source does not
+    hold, or unaccounted for.
     """
-    target = understand(plan.target_config)
+    target, stored = understand(plan.target_config), tensors.tensors
     wanted = {name: shape_of(item.arrow, target.sizes) for name, item in expected_tensors(target).items()}
     made = Counter(recipe.name for recipe in plan.recipes)
     problems = [f"{name} is made {count} times" for name, count in made.items() if count > 1]
@@ -100,8 +122,10 @@ def account(plan: Plan, tensors: TensorSource) -> None:
         for recipe in plan.recipes
         if recipe.name in wanted and recipe.shape != wanted[recipe.name]
     ]
+    problems += [f"{name} is dropped but the source has no such tensor" for name in plan.dropped if name not in stored]
     used = {recipe.source for recipe in plan.recipes} | set(plan.dropped)
-    problems += [f"{name} of the source is neither used nor dropped" for name in tensors.tensors if name not in used]
+    problems += [f"{name} of the source is neither used nor dropped" for name in stored if name not in used]
+    problems += [problem for recipe in plan.recipes if (problem := _misfit(recipe, plan, tensors))]
     if problems:
         raise ProofError(f"the plan does not account for every tensor: {joined(problems[:_SHOWN])}")
 
