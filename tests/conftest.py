@@ -173,3 +173,28 @@ def process() -> Callable[..., Ran]:
         return Ran(done.returncode, done.stdout, done.stderr)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text file of words that the tiny llamas' tokenizer knows, seeded."""
+    draws = torch.randint(3, 61, (6000,), generator=torch.Generator().manual_seed(3)).tolist()
+    path = tmp_path_factory.mktemp("data") / "words.txt"
+    path.write_text(" ".join(f"w{i}" for i in draws))
+    return path
+
+
+@pytest.fixture(scope="session")
+def scores(llama: Path, text: Path) -> Any:
+    """What calibration finds of `llama` on `text`."""
+    import anysize
+
+    return anysize.calibrate(llama, text, sequence_length=64)
+
+
+@pytest.fixture(scope="session")
+def tied_scores(tied_llama: Path, text: Path) -> Any:
+    """The same of `tied_llama`."""
+    import anysize
+
+    return anysize.calibrate(tied_llama, text, sequence_length=64)

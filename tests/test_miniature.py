@@ -19,7 +19,7 @@ def kind(source: int, target: int) -> tuple[int, bool]:
 
 
 def check(config: SourceConfig, target: SourceConfig) -> None:
-    found = smallest_sizes(config, target)
+    found = smallest_sizes(config, target.sizes)
     for axis, size in found.source.items():
         assert kind(size, found.target[axis]) == kind(config.sizes[axis], target.sizes[axis])
     assert found.source["hidden"] <= 200 or found.source["hidden"] == found.source["kv"] * found.source["head"]

@@ -8,15 +8,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from anysize.api import apply, plan, resize, verify
+    from anysize.api import apply, calibrate, plan, resize, verify
     from anysize.recipe import Plan
 
 __version__ = "0.1.0"
-__all__ = ["Plan", "__version__", "apply", "plan", "resize", "verify"]
+__all__ = ["Plan", "__version__", "apply", "calibrate", "plan", "resize", "verify"]
 
 
 def __getattr__(name: str) -> object:
-    if name in ("apply", "plan", "resize", "verify"):
+    if name in ("apply", "calibrate", "plan", "resize", "verify"):
         from anysize import api  # noqa: PLC0415
 
         return getattr(api, name)

@@ -1,4 +1,4 @@
-"""The public functions: plan, apply, resize, verify. Everything a command does can be done from Python."""
+"""The public functions: calibrate, plan, apply, resize, verify. Everything a command does can be done from Python."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ from anysize.target import PUBLIC_SIZES
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from anysize.calibration.scores import Scores
     from anysize.io.writer import CheckpointWriter
     from anysize.proof.verdict import Verification
 
 VerifyMode = Literal["auto", "full", "off"]
 DtypeName = Literal["keep", "float32", "bfloat16", "float16"]
 Progress = Callable[[str, int, int], None]
-"""Called as progress(stage, done, total); stages are "proof", "write" (in bytes) and "verify"."""
+"""Called as progress(stage, done, total); stages are "calibrate" (in tokens), "proof", "write" (in bytes), "verify"."""
 
 
 def _silent(stage: str, done: int, total: int) -> None:
@@ -95,21 +96,29 @@ def plan(
     num_params: int | None = None,
     like: str | Path | None = None,
     preset: str = "auto",
-    layers: str = "identity",
+    calibration: str | Path | Scores | None = None,
+    select: str = "auto",
+    readers: str = "auto",
+    layers: str = "auto",
     noise_db: float = 10.0,
     seed: int = 0,
     dtype: DtypeName = "keep",
     untie: bool = False,
+    progress: Progress = _silent,
 ) -> Plan:
     """Return the plan that makes these sizes out of `source`, reading configs and tensor headers only.
 
-    Sizes that are not given stay as they are; `scale` (width), `num_params` and `like` (another model's
-    config) choose them. Raises SizeError, ArchitectureError or CheckpointError, each with one
-    sentence that names what is wrong and the nearest legal sizes.
+    Sizes that are not given stay as they are; `scale` (width), `num_params` and `like` (another model's config) choose
+    them. What is kept when a size is below the source's is told by `preset`, `select`, `readers` and `layers`, and for
+    most of them by `calibration`: scores, a scores file, or data to calibrate on. Raises SizeError, ArchitectureError
+    or CheckpointError, each with one sentence that names what is wrong and the nearest legal sizes.
     """
     tensors = open_source(source)
     config = understand(tensors.config)
-    options = _options(preset=preset, seed=seed, layers=layers, noise_db=noise_db, dtype=dtype, untie=untie)
+    options = _options(
+        preset=preset, select=select, readers=readers, seed=seed, layers=layers, noise_db=noise_db, dtype=dtype,
+        untie=untie,
+    )  # fmt: skip
     sizes = {
         "hidden_size": hidden_size,
         "intermediate_size": intermediate_size,
@@ -124,7 +133,74 @@ def plan(
         if pad_vocab_to_multiple_of < 1:
             raise SizeError(f"pad_vocab_to_multiple_of={pad_vocab_to_multiple_of}: wanted at least 1")
         sizes["vocab_size"] = targets.padded_vocab(config, vocab_size, pad_vocab_to_multiple_of)
-    return make_plan(tensors, _request(config, options, sizes, scale, num_params, like), options)
+    request = _request(config, options, sizes, scale, num_params, like)
+    return make_plan(tensors, request, options, _scores_of(tensors, calibration, progress))
+
+
+def _scores_of(
+    tensors: TensorSource, calibration: str | Path | Scores | None, progress: Progress
+) -> Callable[[], Scores] | None:
+    """Return how to come by the scores once they are needed: loaded from a file, or measured on data."""
+    if calibration is None:
+        return None
+
+    def scores() -> Scores:
+        from anysize.calibration.calibrate import CalibrationOptions, calibrated  # noqa: PLC0415
+        from anysize.calibration.scores import Scores  # noqa: PLC0415
+
+        if isinstance(calibration, Scores):
+            return calibration
+        if str(calibration).endswith(".safetensors"):
+            return Scores.load(Path(calibration).expanduser())
+        return calibrated(tensors, str(calibration), CalibrationOptions(), progress=progress)
+
+    return scores
+
+
+def calibrate(
+    source: str | Path | PreTrainedModel,
+    data: str | Path,
+    *,
+    output: str | Path | None = None,
+    tokens: int = 131_072,
+    sequence_length: int = 256,
+    batch_size: int = 8,
+    column: str = "",
+    second_moments: bool = True,
+    leave_one_out: bool = False,
+    low_memory: bool = False,
+    device: str = "auto",
+    tokenizer: str = "",
+    progress: Progress = _silent,
+) -> Scores:
+    """Run a source on data and return what its activations say about every axis and layer, for any target size.
+
+    `data` is a text file, a folder of them, parquet or jsonl with a text column (`column` where there are several), a
+    Hub data set, or images for an image model (`tokens` then counts images). `second_moments` are what least-squares
+    readers and principal directions need; `leave_one_out` also measures the loss without each layer. `low_memory`
+    leaves the weights on disk and reads each module's as it runs. `output` is written whole at the end; a killed run
+    goes on where it was. Raises InputError for data that cannot be used.
+    """
+    from anysize.calibration.calibrate import CalibrationOptions, calibrated  # noqa: PLC0415
+    from anysize.calibration.data import DataOptions  # noqa: PLC0415
+
+    counts = {"tokens": tokens, "sequence_length": sequence_length, "batch_size": batch_size}
+    if wrong := [f"{name}={value}" for name, value in counts.items() if value < 1]:
+        raise InputError(f"{joined(wrong)}: wanted at least 1")
+    return calibrated(
+        open_source(source),
+        str(data),
+        CalibrationOptions(
+            data=DataOptions(tokens, sequence_length, batch_size, column),
+            second_moments=second_moments,
+            leave_one_out=leave_one_out,
+            low_memory=low_memory,
+            device=device,
+        ),
+        tokenizer=tokenizer,
+        output=None if output is None else Path(output).expanduser(),
+        progress=progress,
+    )
 
 
 def _same_source(plan: Plan, tensors: TensorSource) -> None:
@@ -312,7 +388,10 @@ def resize(
     num_params: int | None = None,
     like: str | Path | None = None,
     preset: str = "auto",
-    layers: str = "identity",
+    calibration: str | Path | Scores | None = None,
+    select: str = "auto",
+    readers: str = "auto",
+    layers: str = "auto",
     noise_db: float = 10.0,
     seed: int = 0,
     dtype: DtypeName = "keep",
@@ -341,6 +420,9 @@ def resize(
         num_params=num_params,
         like=like,
         preset=preset,
+        calibration=calibration,
+        select=select,
+        readers=readers,
         layers=layers,
         noise_db=noise_db,
         seed=seed,

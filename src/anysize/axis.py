@@ -10,7 +10,7 @@ coordinate fills. This module knows nothing of tensors, families or presets.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 
 import numpy as np
@@ -105,6 +105,12 @@ class AxisMap(BaseModel):
         """Return the equal-share S, float64 [n, m]: each copy of a coordinate carries the same share."""
         shares = np.divide(1.0, self.multiplicity, where=self.multiplicity > 0, out=np.zeros(self.source_size))
         return self.write_matrix().T * shares[:, None]
+
+
+def axes_in_layer(axes: Mapping[str, AxisMap], layer: int | None) -> dict[str, AxisMap]:
+    """Return one map an axis: a layer's own ("ffn.3") where there is one, the common one otherwise."""
+    own = {name.partition(".")[0]: m for name, m in axes.items() if name.endswith(f".{layer}")}
+    return {name: m for name, m in axes.items() if "." not in name} | own
 
 
 def keep(size: int) -> AxisMap:

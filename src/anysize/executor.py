@@ -13,7 +13,8 @@ from math import isfinite, prod
 import numpy as np
 import torch
 
-from anysize.axis import NEW, AxisMap, Index
+from anysize.axis import NEW, AxisMap, Index, axes_in_layer
+from anysize.dense import Matrix
 from anysize.dims import DimMap, Fill, compose
 from anysize.errors import CheckpointError
 from anysize.io.dtypes import TORCH
@@ -33,21 +34,51 @@ def _selector(index: Index) -> slice | torch.Tensor:
 
 
 class DimMaps:
-    """The composed dim maps of one plan, each made once."""
+    """The composed dim maps of one plan, each made once, and its dense maps."""
 
-    def __init__(self, axes: Mapping[str, AxisMap]) -> None:
+    def __init__(self, axes: Mapping[str, AxisMap], dense: Mapping[str, Matrix] | None = None) -> None:
         self._axes = axes
+        self.dense = dense or {}
         self._cached = lru_cache(maxsize=None)(self._compose)
 
-    def _compose(self, dim: Dim, writes: bool, pad: Fill, score_power: float) -> DimMap:
-        return compose(dim, self._axes, writes=writes, pad=pad, score_power=score_power)
+    def _compose(self, dim: Dim, writes: bool, pad: Fill, score_power: float, layer: int | None) -> DimMap:
+        return compose(dim, axes_in_layer(self._axes, layer), writes=writes, pad=pad, score_power=score_power)
 
     def of(self, recipe: Recipe) -> tuple[DimMap, ...]:
-        """Return one map for every stored dim of a recipe's tensor."""
+        """Return one map for every stored dim of a recipe's tensor, as it stands after the dense maps."""
         arrow = parse(recipe.arrow)
-        writes = [self._cached(dim, True, _PADS[recipe.pad], recipe.score_power) for dim in arrow.writes]
-        reads = [self._cached(dim, False, _PADS[recipe.pad], recipe.score_power) for dim in arrow.reads]
+        if recipe.value:
+            return tuple(_identity(size) for size in recipe.shape)
+
+        def composed(dim: Dim, writes: bool, dense: str) -> DimMap:
+            if dense:
+                return _identity(self.dense[dense].shape[0 if writes else 1])
+            own = recipe.layer if any(f"{axis}.{recipe.layer}" in self._axes for axis in dim.axes) else None
+            return self._cached(dim, writes, _PADS[recipe.pad], recipe.score_power, own)
+
+        writes = [composed(dim, True, recipe.writer) for dim in arrow.writes]
+        reads = [composed(dim, False, recipe.reader) for dim in arrow.reads]
         return (*reads, *writes) if arrow.reads_first else (*writes, *reads)
+
+    def through_dense(self, recipe: Recipe, source: torch.Tensor) -> torch.Tensor:
+        """Return the source tensor after the dense maps of a recipe, in double precision where there are any."""
+        if recipe.value:
+            return torch.from_numpy(self.dense[recipe.value])
+        if not recipe.reader and not recipe.writer:
+            return source
+        first, last = 0, source.dim() - 1
+        reads, writes = (first, last) if parse(recipe.arrow).reads_first else (last, first)
+        values = source.double()
+        if recipe.reader:
+            values = _along(values, reads, torch.from_numpy(self.dense[recipe.reader]).T)
+        if recipe.writer:
+            values = _along(values, writes, torch.from_numpy(self.dense[recipe.writer]))
+        return values
+
+
+def _along(values: torch.Tensor, dim: int, matrix: torch.Tensor) -> torch.Tensor:
+    """Return the matrix [m, n] applied along one dim of n."""
+    return (values.movedim(dim, -1) @ matrix.to(values.dtype).T).movedim(-1, dim)
 
 
 def _identity(size: int) -> DimMap:
@@ -79,7 +110,8 @@ class TensorJob:
         self.recipe, self.seed, self.dtype = recipe, seed, TORCH[recipe.dtype]
         if not allow_nonfinite:
             _require_storable(recipe, source, self.dtype)
-        rows, columns = as_matrix(maps.of(recipe), recipe.source_shape)
+        source = maps.through_dense(recipe, source)
+        rows, columns = as_matrix(maps.of(recipe), tuple(source.shape))
         matrix = source.reshape(rows.source_size, columns.source_size)
         # Shares divide what is read and channel factors scale what is written; where the file stores the read dim
         # first, the work is done on the transpose.
@@ -260,7 +292,7 @@ def _require_storable(recipe: Recipe, source: torch.Tensor, dtype: torch.dtype) 
 
 def target_tensors(plan: Plan, tensors: TensorSource, *, allow_nonfinite: bool = False) -> dict[str, torch.Tensor]:
     """Return every target tensor of a plan in memory, by name."""
-    maps = DimMaps(plan.axes)
+    maps = DimMaps(plan.axes, plan.dense)
     made: dict[str, torch.Tensor] = {}
     for recipe in plan.recipes:
         job = TensorJob(recipe, tensors.read(recipe.source), maps, plan.seed, allow_nonfinite=allow_nonfinite)

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from anysize.errors import SizeError
 
-PATTERNS = ("identity", "interpose", "stack")
+GROWN = ("identity", "interpose", "stack")
+CUT = ("middle", "first", "uniform")
+# How layers are dropped by score -> the scores of that kind. Sources: 2403.03853, 2312.09299, 2403.17887, 2406.16286.
+SCORED = {
+    "block-influence": "influence",
+    "relative-magnitude": "magnitude",
+    "angular": "angular",
+    "leave-one-out": "leave-one-out",
+}
+PATTERNS = (*GROWN, *CUT, *SCORED)
 _SPAN = re.compile(r"(\d+)(?:-(\d+))?")
 
 
@@ -36,12 +47,38 @@ def _explicit(text: str, source_size: int) -> list[int]:
     return layers
 
 
-def layer_plan(source_size: int, target_size: int, pattern: str) -> tuple[LayerStep, ...]:
+def _cut(source_size: int, target_size: int, pattern: str) -> list[int]:
+    """Return the layers that are kept where no score is needed."""
+    if pattern == "first":
+        return list(range(target_size))
+    if pattern == "uniform":
+        last = max(1, target_size - 1)
+        return [(2 * i * (source_size - 1) + last) // (2 * last) for i in range(target_size)]
+    dropped = source_size - target_size
+    first = target_size // 2
+    return [*range(first), *range(first + dropped, source_size)]
+
+
+def _scored(target_size: int, pattern: str, scores: Sequence[Any]) -> list[int]:
+    """Return the layers that are kept by score: low scores go, of equal ones the first."""
+    if pattern == "angular":
+        size = len(scores) - 1
+        span = size - target_size
+        first = min(range(target_size + 1), key=lambda layer: float(scores[layer][layer + span]))
+        return [*range(first), *range(first + span, size)]
+    worst = sorted(range(len(scores)), key=lambda layer: float(scores[layer]))[: len(scores) - target_size]
+    return sorted(set(range(len(scores))) - set(worst))
+
+
+def layer_plan(
+    source_size: int, target_size: int, pattern: str, scores: Mapping[str, Sequence[Any]] | None = None
+) -> tuple[LayerStep, ...]:
     """Return one step for every target layer.
 
-    `pattern`: "identity" interposes copies whose branches are zero (l1 l1° l2 l2°, exact), "interpose" repeats each
-    layer (l1 l1 l2 l2), "stack" repeats the whole stack (l1..ln l1..ln), or an explicit list "0-3,2-5". Raises
-    SizeError.
+    To add: "identity" interposes copies whose branches are zero (l1 l1° l2 l2°, exact), "interpose" repeats each layer
+    (l1 l1 l2 l2), "stack" repeats the whole stack (l1..ln l1..ln). To drop: "middle" (2312.09299), "first"
+    (2311.18823), "uniform", or by `scores` (kind -> one score a layer): "block-influence", "relative-magnitude",
+    "angular", "leave-one-out". Or an explicit list "0-3,2-5". Raises SizeError.
     Source: methods LLaMA-Pro (2401.02415), interposition (2510.08008), G_stack (2405.15319).
     """
     if pattern not in PATTERNS:
@@ -49,11 +86,24 @@ def layer_plan(source_size: int, target_size: int, pattern: str) -> tuple[LayerS
         if len(layers) != target_size:
             raise SizeError(f"layers '{pattern}' lists {len(layers)} layers, but num_hidden_layers is {target_size}")
         return tuple(LayerStep(source=layer) for layer in layers)
+    if target_size == source_size:
+        return tuple(LayerStep(source=layer) for layer in range(source_size))
+    change = f"num_hidden_layers {source_size} -> {target_size}"
     if target_size < source_size:
-        raise SizeError(
-            f"num_hidden_layers {target_size} is below the source's {source_size}: list the layers to keep "
-            f"(for example 0-{target_size - 1})"
-        )
+        if pattern in GROWN:
+            raise SizeError(f"{change}: '{pattern}' adds layers; to drop some: {', '.join((*CUT, *SCORED))}, or a list")
+        if pattern in CUT:
+            kept = _cut(source_size, target_size, pattern)
+        elif scores is None or SCORED[pattern] not in scores:
+            extra = " (with --leave-one-out)" if pattern == "leave-one-out" else ""
+            raise SizeError(
+                f"{change}: '{pattern}' needs the layers' scores: pass --calibration{extra}, or choose middle"
+            )
+        else:
+            kept = _scored(target_size, pattern, scores[SCORED[pattern]])
+        return tuple(LayerStep(source=layer) for layer in kept)
+    if pattern not in GROWN:
+        raise SizeError(f"{change}: '{pattern}' drops layers; to add some: {', '.join(GROWN)}, or a list")
     if pattern == "stack":
         return tuple(LayerStep(source=layer % source_size) for layer in range(target_size))
     sources = [layer * source_size // target_size for layer in range(target_size)]

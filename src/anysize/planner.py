@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, cast
+from math import prod
+from typing import TYPE_CHECKING, Any, cast
 
 from anysize import __version__
 from anysize.arch.schema import Norm, Parameter, is_per_layer, layer_name
 from anysize.axis import AxisMap
 from anysize.config import SourceConfig, per_layer_values, understand
+from anysize.dense import DenseMaps, Fitted
 from anysize.dims import compose
 from anysize.errors import ArchitectureError, SizeError
 from anysize.io.reader import TensorSource
 from anysize.layers import LayerStep, layer_plan
-from anysize.presets import Preset, axis_maps, has_layer_norm, has_norm_after_sum, preset_named
+from anysize.presets import PRESETS, Preset, axis_maps, has_layer_norm, has_norm_after_sum, preset_named
 from anysize.proof.coverage import account, check_source
 from anysize.recipe import BYTES, Dtype, Options, Pad, Plan, Recipe, Share, Source
+from anysize.shrink import CHOSEN_PER_LAYER, FITTED, SHRINK_PRESETS, ShrinkPreset, shrink_preset, why_no_directions
 from anysize.target import Target, resolve_or_suggest
 from anysize.tensors import Expected, expected_tensors, shape_of
+
+if TYPE_CHECKING:
+    from anysize.calibration.scores import Scores
+    from anysize.select import Selector
 
 DTYPES: dict[str, Dtype | None] = {"keep": None, "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
@@ -36,12 +43,15 @@ class _Planner:
     axes: dict[str, AxisMap]
     names: Mapping[str, str]
     tensors: TensorSource
-    inexact: list[str] = field(default_factory=list)
+    shrink: ShrinkPreset | None = None
+    fitted: Fitted = field(default_factory=Fitted)
 
     def __post_init__(self) -> None:
         hidden = self.axes["hidden"]
-        copies = int(hidden.multiplicity[0])
-        ratio = copies * hidden.source_size / hidden.target_size
+        # Where coordinates are cut, what is kept is kept as it is, and there is one copy of it.
+        cut = hidden.target_size < hidden.source_size
+        copies = 1 if cut else int(hidden.multiplicity[0])
+        ratio = 1.0 if cut else copies * hidden.source_size / hidden.target_size
         # The residual stream holds c copies-and-pad, c = 1/sqrt(r): its mean square, and with it eps, is unchanged.
         self.copies = copies
         self.stream = ratio**-0.5
@@ -83,12 +93,23 @@ class _Planner:
         embedding = self.tied_embedding
         if embedding is None:
             return 1.0 if stored else self.stream
-        if not stored:
+        scale = (self.embedding_scale if embedding.times else self.stream) * self.copies
+        if stored:
+            # A tied matrix is written at factor 1, so the gain also takes what the head's cut fan-in asks for.
+            return self._fan_in("hidden") / scale
+        if scale != 1:
             raise SizeError(
                 "the head is tied to the embedding and there is no final norm gain to take the read share; "
                 "untie it (--untie) or keep hidden_size"
             )
-        return 1 / ((self.embedding_scale if embedding.times else self.stream) * self.copies)
+        return self.stream
+
+    def _fan_in(self, *axes: str) -> float:
+        """Return sqrt(n / m) over the cut axes among these, where the preset scales cut fan-ins (2312.09299)."""
+        if self.shrink is None or self.shrink.readers != "fan-in":
+            return 1.0
+        maps = [self.axes[axis] for axis in axes if axis in self.axes]
+        return prod((m.source_size / m.target_size) ** 0.5 for m in maps if m.target_size < m.source_size)
 
     def source_name(self, expected: Expected, step: LayerStep | None) -> str:
         wanted = expected.name if step is None else layer_name(expected.pattern, step.source)
@@ -124,7 +145,7 @@ class _Planner:
         factor = 1.0
         if any("hidden" in dim.axes for dim in arrow.writes):
             factor *= self.embedding_scale if parameter.times else self.stream
-        factor /= self._read_scale(expected)
+        factor *= self._fan_in(*(axis for dim in arrow.reads for axis in dim.axes)) / self._read_scale(expected)
         fields: dict[str, Any] = {"factor": factor, "pad": self.pad, "fresh_std": self.config.init_std}
         share: Share = "none"
         for dim in arrow.reads:
@@ -147,6 +168,20 @@ class _Planner:
             return expected.origin.writes == "hidden"
         return not branch_norms and any("hidden" in dim.axes for dim in expected.arrow.writes)
 
+    @property
+    def resolved_options(self) -> Options:
+        """The options with every "auto" replaced by what it meant."""
+        if self.shrink is None:
+            return self.options.model_copy(update={"preset": self.preset.name})
+        named = self.options.preset != "auto"
+        return self.options.model_copy(
+            update={
+                "preset": self.options.preset if named else self.shrink.name,
+                "select": self.shrink.select,
+                "readers": self.shrink.readers,
+            }
+        )
+
     def recipe(self, expected: Expected) -> Recipe:
         step = None if expected.layer is None else self.steps[expected.layer]
         source = self.source_name(expected, step)
@@ -166,13 +201,22 @@ class _Planner:
             source_dtype=stored,
             dtype=DTYPES[self.options.dtype] or stored,
             silent=bool(step and step.silent and self.ends_branch(expected)),
-            **fields,
+            layer=expected.layer
+            if any(f"{axis}.{expected.layer}" in self.axes for axis in expected.arrow.axes)
+            else None,
+            **{**fields, **self.fitted.fields.get(expected.name, {})},
         )
 
 
-def _depth(config: SourceConfig, target: Target, options: Options) -> tuple[tuple[LayerStep, ...], list[str]]:
+def _depth(
+    config: SourceConfig, target: Target, options: Options, shrink: ShrinkPreset | None, scores: Scores | None
+) -> tuple[tuple[LayerStep, ...], list[str]]:
     source, wanted = config.sizes["layer"], target.sizes["layer"]
-    steps = layer_plan(source, wanted, options.layers)
+    pattern = options.layers
+    if pattern == "auto":
+        pattern = shrink.layers if shrink is not None and wanted < source else "identity"
+    kinds = None if scores is None else {kind: values.tolist() for kind, values in scores.blocks.items()}
+    steps = layer_plan(source, wanted, pattern, kinds)
     if [s.source for s in steps] == list(range(source)):
         return steps, []
     for condition, reason in config.architecture.depth_locked.items():
@@ -187,7 +231,7 @@ def _depth(config: SourceConfig, target: Target, options: Options) -> tuple[tupl
     kept = [s.source for s in steps if not s.silent]
     if kept == list(range(source)):
         return steps, []
-    return steps, [f"layers {options.layers}: the target runs layers {','.join(map(str, kept))} of the source"]
+    return steps, [f"layers {pattern}: the target runs layers {','.join(map(str, kept))} of the source"]
 
 
 def _per_layer_lists(config: SourceConfig, target: SourceConfig, steps: tuple[LayerStep, ...]) -> dict[str, Any]:
@@ -225,16 +269,16 @@ def _rounding(recipes: tuple[Recipe, ...]) -> list[str]:
     return [f"stored as {', '.join(sorted(rounded))}: exact up to that rounding"] if rounded else []
 
 
-def permutation_plan(tensors: TensorSource, maps: dict[str, AxisMap]) -> Plan:
-    """Return the plan that reorders axes at equal sizes: the function must not change, which proves the table."""
+def maps_plan(tensors: TensorSource, maps: dict[str, AxisMap], target: Target | None = None) -> Plan:
+    """Return the plan that carries out given maps, at equal sizes unless there is a target: what proves the tables."""
     config = understand(tensors.config)
     names, dropped = check_source(config, tensors)
     options = Options(preset="hypercloning")
     steps = layer_plan(config.sizes["layer"], config.sizes["layer"], "identity")
-    target = Target(config.sizes, config)
+    target = target or Target(config.sizes, config)
     planner = _Planner(config, target, preset_named(options.preset), options, steps, maps, names, tensors)
-    recipes = tuple(planner.recipe(expected) for expected in expected_tensors(config).values())
-    return _plan(planner, recipes, dict(config.raw), dropped, (), ())
+    recipes = tuple(planner.recipe(expected) for expected in expected_tensors(target.config).values())
+    return _plan(planner, recipes, dict(target.config.raw), dropped, (), ())
 
 
 def _plan(
@@ -253,7 +297,7 @@ def _plan(
         ),
         model_type=config.architecture.model_type,
         model_class=config.model_class,
-        options=planner.options.model_copy(update={"preset": planner.preset.name}),
+        options=planner.resolved_options,
         source_config=dict(config.raw),
         target_config=target_raw,
         axes=planner.axes,
@@ -262,6 +306,8 @@ def _plan(
         dropped=dropped,
         notes=notes,
         inexact=inexact,
+        dense_sha256=(dense := DenseMaps(planner.fitted.dense)).sha256,
+        dense=dense,
     )
     account(plan, tensors)
     return plan
@@ -273,40 +319,94 @@ def legality(config: SourceConfig, options: Options) -> Callable[[Target], None]
 
     def check(target: Target) -> None:
         axis_maps(config, target.sizes, preset)
-        _depth(config, target, options)
 
     return check
 
 
-def make_plan(tensors: TensorSource, request: Mapping[str, int], options: Options) -> Plan:
+def _untied(config: SourceConfig, target: Target) -> Target:
+    if not config.tied:
+        raise SizeError("untie: the head of this model is not tied to its embedding")
+    changes = {config.architecture.tied_when: False}
+    raw, full = ({**values, **changes} for values in (target.config.raw, target.config.full))
+    return Target(target.sizes, SourceConfig(config.architecture, raw, full, config.model_class))
+
+
+def _require_used(options: Options, *, grows: bool, shrinks: bool) -> None:
+    """Refuse options that would change nothing: the user meant something else."""
+    if options.preset in PRESETS and shrinks and not grows:
+        raise SizeError(f"preset '{options.preset}' grows, and every size asked for is below the source's")
+    if options.preset in SHRINK_PRESETS and grows and not shrinks:
+        raise SizeError(f"preset '{options.preset}' shrinks, and no size asked for is below the source's")
+    for name, value in (("select", options.select), ("readers", options.readers)):
+        if value != "auto" and not shrinks:
+            raise SizeError(f"{name} '{value}': no width is below the source's, so nothing is selected")
+
+
+def _selected(
+    maps: dict[str, AxisMap],
+    selector: Selector,
+    steps: tuple[LayerStep, ...],
+) -> dict[str, AxisMap]:
+    """Return the real choice in place of every cut axis' stand-in; heads and neurons are chosen layer by layer."""
+    chosen = dict(maps)
+    for axis, stand_in in maps.items():
+        if stand_in.target_size >= stand_in.source_size:
+            continue
+        size = stand_in.target_size
+        if axis not in CHOSEN_PER_LAYER:
+            chosen[axis] = selector.map(axis, size, None)
+            continue
+        by_source = {source: selector.map(axis, size, source) for source in sorted({s.source for s in steps})}
+        chosen |= {f"{axis}.{layer}": by_source[step.source] for layer, step in enumerate(steps)}
+        chosen[axis] = by_source[steps[0].source]
+    return chosen
+
+
+def make_plan(
+    tensors: TensorSource,
+    request: Mapping[str, int],
+    options: Options,
+    scores_from: Callable[[], Scores] | None = None,
+) -> Plan:
     """Return the plan that makes the requested sizes out of a source.
 
-    `tensors` holds the config and the tensor headers. Raises SizeError for an illegal size (with the nearest legal
-    ones), ArchitectureError for a config that is not understood, CheckpointError for headers that do not fit it.
+    `tensors` holds the config and the tensor headers; weights are read only where the choice of what to keep asks for
+    them. `scores_from` gives what `calibrate` found, and is called once the sizes are known to be legal. Raises
+    SizeError for an illegal size (with the nearest legal ones) or missing scores, ArchitectureError for a config that
+    is not understood, CheckpointError for headers that do not fit it.
     """
     config = understand(tensors.config)
     preset = preset_named(options.preset)
     if options.noise_db != Options().noise_db and not preset.noisy:
         raise SizeError(f"noise_db={options.noise_db:g}: the preset '{preset.name}' adds no noise, a noisy one does")
     names, dropped = check_source(config, tensors)
-
     target = resolve_or_suggest(config, request, legality(config, options))
     if options.untie:
-        if not config.tied:
-            raise SizeError("untie: the head of this model is not tied to its embedding")
-        changes = {config.architecture.tied_when: False}
-        target = Target(
-            target.sizes,
-            SourceConfig(
-                config.architecture,
-                {**target.config.raw, **changes},
-                {**target.config.full, **changes},
-                config.model_class,
-            ),
-        )
+        target = _untied(config, target)
+    cut = [a for a, size in target.sizes.items() if size < config.sizes[a]]
+    grows = any(size > config.sizes[a] for a, size in target.sizes.items())
+    _require_used(options, grows=grows, shrinks=bool(cut))
+    if scores_from is not None and not cut:
+        raise SizeError("calibration chooses what is kept, and no size asked for is below the source's")
     maps, notes = axis_maps(config, target.sizes, preset)
-    steps, inexact = _depth(config, target, options)
-    planner = _Planner(config, target, preset, options, steps, maps, names, tensors)
+    shrink = shrink_preset(options, has_scores=scores_from is not None) if cut else None
+    scores = None if scores_from is None else scores_from()
+    if scores is not None:
+        scores.require_model(tensors)
+    steps, inexact = _depth(config, target, options, shrink, scores)
+    fitted = Fitted()
+    if shrink is not None and cut != ["layer"]:
+        shrink, why = _possible(config, shrink, cut_hidden="hidden" in cut)
+        notes += why
+        from anysize.select import Selector  # noqa: PLC0415 - it needs torch, which most plans do without
+
+        maps = _selected(maps, Selector(config, tensors, names, shrink.select, options.seed, scores), steps)
+        if scores is not None and shrink.readers in FITTED:
+            from anysize.fit import Fit  # noqa: PLC0415
+
+            fitted = Fit(config, target.config, tensors, names, scores, shrink, steps, maps).run()
+        inexact += _cut_reasons(config, target, shrink)
+    planner = _Planner(config, target, preset, options, steps, maps, names, tensors, shrink, fitted)
     recipes = tuple(planner.recipe(expected) for expected in expected_tensors(target.config).values())
     target_raw = _per_layer_lists(config, target.config, steps)
     dtypes = {recipe.dtype for recipe in recipes}
@@ -318,4 +418,18 @@ def make_plan(tensors: TensorSource, request: Mapping[str, int], options: Option
         if expected.layer is not None and expected.layer not in used_layers:
             dropped[names[name]] = "its layer is not in the layer plan"
     reasons = (*inexact, *_inexact(config, target))
-    return _plan(planner, recipes, target_raw, dropped, (*notes, *_rounding(recipes)), reasons)
+    plan = _plan(planner, recipes, target_raw, dropped, (*notes, *_rounding(recipes)), reasons)
+    return plan.model_copy(update={"scores_sha256": "" if scores is None or shrink is None else scores.sha256})
+
+
+def _possible(config: SourceConfig, shrink: ShrinkPreset, *, cut_hidden: bool) -> tuple[ShrinkPreset, list[str]]:
+    """Return the preset as far as this family allows it, and what was replaced."""
+    why = why_no_directions(config) if shrink.select == "principal" and cut_hidden else ""
+    if not why:
+        return shrink, []
+    return replace(shrink, select="activation"), [f"hidden is selected by activation, not by directions: {why}"]
+
+
+def _cut_reasons(config: SourceConfig, target: Target, shrink: ShrinkPreset) -> list[str]:
+    changes = [f"{a} {config.sizes[a]} -> {m}" for a, m in target.sizes.items() if a != "layer" and m < config.sizes[a]]
+    return [f"{', '.join(changes)}: kept by {shrink.select}, readers {shrink.readers}"]

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from anysize.axis import AxisMap, extend, keep, tile
+from anysize.axis import AxisMap, extend, keep, select, tile
 from anysize.config import SourceConfig
 from anysize.errors import SizeError, did_you_mean, joined
 from anysize.recipe import Share
+from anysize.shrink import SHRINK_PRESETS
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,14 @@ AUTO = "fresh"
 
 
 def preset_named(name: str) -> Preset:
-    """Return a preset; "auto" is the one that trained best. Raises SizeError with the nearest name."""
-    wanted = AUTO if name == "auto" else name
+    """Return a growth preset; "auto" and every shrink preset grow by the one that trained best.
+
+    Raises SizeError with the nearest name.
+    """
+    wanted = AUTO if name == "auto" or name in SHRINK_PRESETS else name
     if wanted not in PRESETS:
-        raise SizeError(f"unknown preset '{name}'{did_you_mean(name, PRESETS)}; known: auto, {', '.join(PRESETS)}")
+        known = ["auto", *PRESETS, *SHRINK_PRESETS]
+        raise SizeError(f"unknown preset '{name}'{did_you_mean(name, known)}; known: {', '.join(known)}")
     return PRESETS[wanted]
 
 
@@ -85,13 +90,13 @@ def _hidden(config: SourceConfig, source: int, target: int, preset: Preset, note
     return tile(source, target)
 
 
-def _bound(config: SourceConfig, axis: str) -> bool:
+def bound(config: SourceConfig, axis: str) -> bool:
     """Whether a norm's statistics span whole heads (OLMo 2), so that the axis may only be copied evenly."""
     return any(axis in reads.strip("()").split() for _, reads, _ in _norms(config))
 
 
 def _inner(config: SourceConfig, axis: str, source: int, target: int, preset: Preset, notes: list[str]) -> AxisMap:
-    if _bound(config, axis):
+    if bound(config, axis):
         if target % source:
             raise SizeError(
                 f"{axis} {source} -> {target}: the query and key norms span all heads, so only whole copies keep "
@@ -101,6 +106,16 @@ def _inner(config: SourceConfig, axis: str, source: int, target: int, preset: Pr
             notes.append(f"{axis} is copied with random shares: the query and key norms span all heads")
         return tile(source, target)
     return extend(source, target) if preset.copies == "one" else tile(source, target)
+
+
+def _cut(axis: str, source: int, target: int) -> AxisMap:
+    """Return a map that keeps the first coordinates, as a stand-in until the real choice is made."""
+    change = f"{axis} {source} -> {target}"
+    if axis == "head":
+        raise SizeError(f"{change}: heads are kept or dropped whole, so that positions and scores stay what they are")
+    if axis == "vocab":
+        raise SizeError(f"{change}: which tokens go cannot be told from a size; give the tokens to keep")
+    return select(source, range(target))
 
 
 def axis_maps(config: SourceConfig, sizes: Mapping[str, int], preset: Preset) -> tuple[dict[str, AxisMap], list[str]]:
@@ -118,6 +133,8 @@ def axis_maps(config: SourceConfig, sizes: Mapping[str, int], preset: Preset) ->
         try:
             if target == source:
                 maps[axis] = keep(source)
+            elif target < source:
+                maps[axis] = _cut(axis, source, target)
             elif axis == "hidden":
                 maps[axis] = _hidden(config, source, target, preset, notes)
             elif axis == "vocab":

@@ -10,12 +10,15 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from anysize.axis import AxisMap
-from anysize.errors import CheckpointError
+from anysize.dense import DenseMaps, beside
+from anysize.errors import CheckpointError, OutputError
 from anysize.layers import LayerStep
 
 FORMAT = 1
 Share = Literal["none", "equal", "diagonal", "random"]
 Pad = Literal["zero", "mean", "one"]
+Select = Literal["auto", "activation", "rms", "minitron", "weight", "random", "first", "stride", "principal"]
+Readers = Literal["auto", "none", "fan-in", "measured", "least-squares", "sequential"]
 Dtype = Literal["F64", "F32", "BF16", "F16"]
 BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
 
@@ -26,7 +29,9 @@ class Recipe(BaseModel):
     arrow: what it reads and writes; the axis maps of the plan do the rest. factor: multiplies every copied value.
     stored_as: "1+w" where the file holds the gain minus one. share: how reader columns divide over copies. noise_db:
     signal-to-noise ratio of the +-noise in the null space of the copies. pad: what new coordinates of `hidden` hold.
-    score_power: see `dims`. silent: the tensor ends a branch of an identity layer and is zero.
+    score_power: see `dims`. silent: the tensor ends a branch of an identity layer and is zero. layer: the target layer
+    whose own axis maps ("ffn.3") apply. reader, writer: names of the dense maps that stand for the axis maps of what
+    is read or written. value: name of the fitted array that is the target tensor.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -46,6 +51,10 @@ class Recipe(BaseModel):
     fresh_std: float = 0.0
     score_power: float = 0.25
     silent: bool = False
+    layer: int | None = None
+    reader: str = ""
+    writer: str = ""
+    value: str = ""
 
     @property
     def num_bytes(self) -> int:
@@ -55,15 +64,19 @@ class Recipe(BaseModel):
 class Options(BaseModel):
     """What a user may ask for beside sizes; every one changes the plan or raises.
 
-    preset: a growth preset or "auto". layers: see `layers.layer_plan`. noise_db: signal-to-noise ratio of the noisy
-    presets. dtype: "keep" or the storage type of the target. untie: give a tied head a matrix of its own.
+    preset: a growth or a shrink preset or "auto"; the other direction takes its own default. select: which score
+    chooses what is kept. readers: how readers make up for what was cut. layers: see `layers.layer_plan`. noise_db:
+    signal-to-noise ratio of the noisy presets. dtype: "keep" or the storage type of the target. untie: give a tied
+    head a matrix of its own.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     preset: str = "auto"
+    select: Select = "auto"
+    readers: Readers = "auto"
     seed: int = Field(default=0, ge=0)
-    layers: str = "identity"
+    layers: str = "auto"
     noise_db: float = Field(default=10.0, ge=-100, le=300)
     dtype: Literal["keep", "float32", "bfloat16", "float16"] = "keep"
     untie: bool = False
@@ -82,10 +95,12 @@ class Source(BaseModel):
 class Plan(BaseModel):
     """Everything `apply` needs, and nothing it could decide: configs, maps, layers, seed and one recipe a tensor.
 
-    `inexact` lists the reasons why the target does not compute the source's function; empty means exact.
+    `inexact` lists the reasons why the target does not compute the source's function; empty means exact. `axes` has a
+    map for every axis and, where layers differ, one for each target layer ("ffn.3"). `dense` holds the matrices that
+    recipes name; they lie beside the JSON, which keeps their hash. `scores_sha256` says what they were chosen by.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
     format: Literal[1] = FORMAT
     anysize_version: str
@@ -101,6 +116,9 @@ class Plan(BaseModel):
     dropped: dict[str, str]
     notes: tuple[str, ...] = ()
     inexact: tuple[str, ...] = ()
+    scores_sha256: str = ""
+    dense_sha256: str = ""
+    dense: DenseMaps = Field(default_factory=DenseMaps, exclude=True)
 
     @property
     def preset(self) -> str:
@@ -132,9 +150,13 @@ class Plan(BaseModel):
 
     @property
     def peak_bytes(self) -> int:
-        """The two largest source tensors and working blocks: what `apply` to disk holds beside the interpreter."""
+        """The two largest source tensors and working blocks: what `apply` to disk holds beside the interpreter.
+
+        A tensor that goes through a dense map is held in double precision, before and after.
+        """
         sizes = sorted(prod(r.source_shape) * BYTES[r.source_dtype] for r in self.recipes)
-        return sum(sizes[-2:]) + (64 << 20)
+        products = [8 * (prod(r.source_shape) + prod(r.shape)) for r in self.recipes if r.reader or r.writer]
+        return sum(sizes[-2:]) + max(products, default=0) + self.dense.num_bytes + (64 << 20)
 
     def to_json(self) -> str:
         """Return the plan as JSON text; the same plan gives the same text."""
@@ -149,11 +171,23 @@ class Plan(BaseModel):
             fields = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'it'}: {e['msg']}" for e in error.errors()[:5])
             raise CheckpointError(f"'{origin}' is not a plan: {fields}") from error
 
+    def save(self, path: Path) -> None:
+        """Write the plan as JSON and its matrices, where it has any, beside it; raise OutputError where that fails."""
+        try:
+            path.write_text(self.to_json(), encoding="utf-8")
+        except OSError as error:
+            raise OutputError(f"cannot save the plan as '{path}': {error.strerror}") from error
+        if self.dense:
+            self.dense.save(beside(path))
+
     @classmethod
     def load(cls, path: Path) -> Plan:
-        """Read a plan from a JSON file; raise CheckpointError when it cannot be read or is no plan."""
+        """Read a plan and its matrices from files; raise CheckpointError when they cannot be read or are no plan."""
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise CheckpointError(f"cannot read the plan '{path}': {error}") from error
-        return cls.from_json(text, origin=str(path))
+        plan = cls.from_json(text, origin=str(path))
+        if not plan.dense_sha256:
+            return plan
+        return plan.model_copy(update={"dense": DenseMaps.load(beside(path), plan.dense_sha256)})

@@ -115,13 +115,6 @@ def _sizes(config: SourceConfig, request: Mapping[str, int]) -> dict[str, int]:
     return sizes
 
 
-def _shrunk(config: SourceConfig, sizes: Mapping[str, int]) -> list[str]:
-    source = config.sizes
-    return [
-        f"{axis} {source[axis]} -> {size}" for axis, size in sizes.items() if axis != "layer" and size < source[axis]
-    ]
-
-
 def _write_back(config: SourceConfig, sizes: Mapping[str, int]) -> SourceConfig:
     architecture = config.architecture
     values = {**sizes, "heads": sizes["kv"] * sizes["group"]}
@@ -154,12 +147,6 @@ def resolve(config: SourceConfig, request: Mapping[str, int]) -> Target:
         if not _is_number(size, int) or not 1 <= size < _LARGEST:
             raise SizeError(f"{public}={size!r} is not a size: wanted a whole number of at least 1, below 2^31")
     sizes = _sizes(config, request)
-    shrunk = _shrunk(config, sizes)
-    if shrunk:
-        raise SizeError(
-            f"{joined(shrunk)}: this version grows width and depth and selects layers; shrinking width needs "
-            "calibrated selection, which it does not have yet"
-        )
     rope = _rope(config, sizes)
     if rope:
         raise SizeError(joined(rope))
@@ -183,11 +170,15 @@ def _legal(config: SourceConfig, request: Mapping[str, int], check: Callable[[Ta
 
 
 def _near(size: int, source: int) -> Iterator[int]:
-    """Yield sizes from the source's own on, the nearest to `size` first: all that are near, then whole copies."""
+    """Yield sizes on the same side of the source's own, the nearest first: all near ones, then whole copies."""
+
+    def same_side(candidate: int) -> bool:
+        return candidate >= source if size >= source else 1 <= candidate <= source
+
     for distance in range(1, _NEAR):
-        yield from (s for s in (size - distance, size + distance) if s >= source)
+        yield from (s for s in (size - distance, size + distance) if same_side(s))
     copies = size // source
-    yield from (s for s in (copies * source, (copies + 1) * source) if s >= source and abs(s - size) >= _NEAR)
+    yield from (s for s in (copies * source, (copies + 1) * source) if copies and abs(s - size) >= _NEAR)
 
 
 def resolve_or_suggest(config: SourceConfig, request: Mapping[str, int], check: Callable[[Target], object]) -> Target:
@@ -213,18 +204,18 @@ def scaled(config: SourceConfig, scale: float) -> dict[str, int]:
 
     hidden_size is rounded to what the head count divides, intermediate_size to a multiple of 8 where it was one.
     """
-    if not _is_number(scale, int | float) or not 1 <= scale < float("inf"):
-        raise SizeError(f"scale {scale!r}: this version grows, wanted a number of at least 1")
+    if not _is_number(scale, int | float) or not 0 < scale < float("inf"):
+        raise SizeError(f"scale {scale!r}: wanted a number above 0")
     sizes = config.sizes
-    kv = max(sizes["kv"], round(sizes["kv"] * scale)) if sizes["kv"] > 1 else 1
-    group = sizes["group"] if sizes["kv"] > 1 else max(sizes["group"], round(sizes["group"] * scale))
+    kv = max(1, round(sizes["kv"] * scale)) if sizes["kv"] > 1 else 1
+    group = sizes["group"] if sizes["kv"] > 1 else max(1, round(sizes["group"] * scale))
     heads = kv * group
     unit = heads if "head" in config.architecture.keys else sizes["head"] * (group if kv > 1 else 1)
-    hidden = max(sizes["hidden"], round(sizes["hidden"] * scale / unit) * unit)
-    if hidden < sizes["hidden"] or hidden % unit:
+    hidden = max(1, round(sizes["hidden"] * scale / unit)) * unit
+    if scale >= 1 and hidden < sizes["hidden"]:
         hidden = -(-sizes["hidden"] // unit) * unit
     step = 8 if sizes["ffn"] % 8 == 0 else 1
-    ffn = max(sizes["ffn"], round(sizes["ffn"] * scale / step) * step)
+    ffn = max(1, round(sizes["ffn"] * scale / step)) * step
     wanted = {"hidden_size": hidden, "intermediate_size": ffn}
     if "head" in config.architecture.keys:
         wanted["num_attention_heads"] = heads
@@ -238,13 +229,13 @@ def for_budget(config: SourceConfig, num_params: int, check: Callable[[Target], 
     here = num_parameters(config)
     if not _is_number(num_params, int | float) or not num_params < float("inf"):
         raise SizeError(f"num_params {num_params!r} is not a count")
-    if num_params < here:
-        raise SizeError(f"num_params {num_params:,} is below the source's {here:,}: this version grows")
+    if num_params < 1:
+        raise SizeError(f"num_params {num_params:,}: wanted at least 1")
     best: tuple[int, dict[str, int]] | None = None
     seen: set[tuple[int, ...]] = set()
     high = max(2.0, 1.5 * num_params / here)
-    for step in range(2001):
-        request = scaled(config, 1 + (high - 1) * step / 2000)
+    for step in range(1, 2001):
+        request = scaled(config, 1 + (high - 1) * step / 2000 if num_params >= here else step / 2000)
         key = tuple(request.values())
         if key in seen or not _legal(config, request, check):
             continue
@@ -252,6 +243,11 @@ def for_budget(config: SourceConfig, num_params: int, check: Callable[[Target], 
         distance = abs(num_parameters(resolve(config, request).config) - num_params)
         if best is None or distance < best[0]:
             best = distance, request
+    if best is not None and best[0] > num_params / 4:
+        nearest = num_parameters(resolve(config, best[1]).config)
+        raise SizeError(
+            f"num_params {num_params:,}: the nearest legal config has {nearest:,}; give the sizes themselves"
+        )
     if best is None:
         raise SizeError(f"num_params {num_params:,}: no legal width-scaled config was found; give the sizes themselves")
     return best[1]

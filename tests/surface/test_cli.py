@@ -31,16 +31,31 @@ SIZES = {
     "--hidden-size", "--intermediate-size", "--num-hidden-layers", "--num-attention-heads", "--num-key-value-heads",
     "--head-dim", "--vocab-size", "--pad-vocab-to-multiple-of", "--num-experts", "--scale", "--num-params", "--like",
 }  # fmt: skip
-HOW = {"--preset", "--layers", "--noise-db", "--seed", "--dtype", "--untie", "--json"}
+HOW = {
+    "--preset",
+    "--calibration",
+    "--select",
+    "--readers",
+    "--layers",
+    "--noise-db",
+    "--seed",
+    "--dtype",
+    "--untie",
+    "--json",
+}
 APPLYING = {"--verify", "--max-shard-size", "--overwrite", "--allow-nonfinite", "--json"}
 OPTIONS = {
     "resize": SIZES | HOW | APPLYING | {"--plan-only"},
     "plan": SIZES | HOW | {"-o", "--output"},
     "apply": APPLYING | {"--source"},
+    "calibrate": {
+        "-o", "--output", "--tokens", "--sequence-length", "--batch-size", "--column", "--second-moments",
+        "--leave-one-out", "--low-memory", "--device", "--tokenizer", "--json",
+    },
     "verify": {"--json"},
     "inspect": {"--json"},
     "demo": {"-o", "--output", "--seconds", "--json"},
-}
+}  # fmt: skip
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -60,7 +75,7 @@ def grown(llama: Path, tmp_path_factory: pytest.TempPathFactory, process: Run) -
 
 
 def test_public_names_are_frozen() -> None:
-    assert anysize.__all__ == ["Plan", "__version__", "apply", "plan", "resize", "verify"]
+    assert anysize.__all__ == ["Plan", "__version__", "apply", "calibrate", "plan", "resize", "verify"]
     assert all(getattr(anysize, name) is not None for name in anysize.__all__)
 
 

@@ -73,7 +73,10 @@ def test_noise_db_sets_the_noise_of_noisy_presets(llama: Path, preset: str) -> N
         ({"preset": "hyperclone"}, "unknown preset 'hyperclone' (did you mean 'hypercloning'?); known: auto, "),
         ({"scale": 2.0, "num_params": 10**6}, "scale and num_params both choose the sizes: give one of them"),
         ({"layers": "0-9", "num_hidden_layers": 4}, "layers '0-9': '0-9' does not lie in 0-1"),
-        ({"layers": "both", "num_hidden_layers": 4}, "layers 'both': 'both' is neither identity, interpose, stack nor"),
+        (
+            {"layers": "both", "num_hidden_layers": 4},
+            "layers 'both': 'both' is neither identity, interpose, stack, middle",
+        ),
     ],
 )
 def test_an_option_out_of_range_or_without_effect_is_refused(

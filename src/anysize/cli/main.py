@@ -10,7 +10,7 @@ from typing import Any
 import typer
 
 from anysize import __version__
-from anysize.cli import apply, demo, inspect, plan, resize, verify
+from anysize.cli import apply, calibrate, demo, inspect, plan, resize, verify
 from anysize.errors import AnysizeError, InputError
 
 app = typer.Typer(
@@ -21,7 +21,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Make a transformer of any size out of a pretrained one, and prove what it kept.",
 )
-for command in (resize.resize, plan.plan, apply.apply, verify.verify, inspect.inspect, demo.demo):
+for command in (
+    resize.resize, plan.plan, apply.apply, calibrate.calibrate, verify.verify, inspect.inspect, demo.demo
+):  # fmt: skip
     app.command()(command)
 
 

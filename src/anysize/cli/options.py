@@ -30,6 +30,31 @@ class Verify(StrEnum):
     off = "off"
 
 
+class Select(StrEnum):
+    """Scores that choose what is kept."""
+
+    auto = "auto"
+    activation = "activation"
+    rms = "rms"
+    minitron = "minitron"
+    weight = "weight"
+    random = "random"
+    first = "first"
+    stride = "stride"
+    principal = "principal"
+
+
+class Readers(StrEnum):
+    """How readers make up for what was cut."""
+
+    auto = "auto"
+    none = "none"
+    fan_in = "fan-in"
+    measured = "measured"
+    least_squares = "least-squares"
+    sequential = "sequential"
+
+
 Source = Annotated[str, typer.Argument(help="A checkpoint folder or a Hub id.")]
 Output = Annotated[Path, typer.Argument(help="The folder to make; it must be empty or absent.")]
 Size = int | None
@@ -49,15 +74,29 @@ PresetName = Annotated[
     str,
     typer.Option(
         "--preset",
-        help="auto (= fresh), hypercloning, hypercloning-noisy, hypercloning-diagonal, hypercloning-noisy-diagonal, "
-        "split or fresh.",
+        help="To grow: auto (= fresh), hypercloning, hypercloning-noisy, hypercloning-diagonal, "
+        "hypercloning-noisy-diagonal, split or fresh. To shrink: auto (= subspace with --calibration, else "
+        "weight-selection), subcloning, weight-selection, minitron or subspace.",
     ),
 ]
 Layers = Annotated[
     str,
     typer.Option(
-        help="How to add layers: identity (exact), interpose (l1 l1 l2 l2), stack (l1..ln l1..ln), or a list 0-3,2-5."
+        help="How to add layers: identity (exact), interpose (l1 l1 l2 l2), stack (l1..ln l1..ln). How to drop them: "
+        "middle, first, uniform, block-influence, relative-magnitude, angular, leave-one-out. Or a list 0-3,2-5."
     ),
+]
+Calibration = Annotated[
+    str | None,
+    typer.Option(
+        help="What tells which coordinates to keep: a scores file of anysize calibrate, or data to calibrate on."
+    ),
+]
+SelectName = Annotated[
+    Select, typer.Option("--select", help="Which score chooses what is kept; auto is the preset's own.")
+]
+ReadersName = Annotated[
+    Readers, typer.Option("--readers", help="How readers make up for what was cut; auto is the preset's own.")
 ]
 NoiseDb = Annotated[float, typer.Option(help="Signal-to-noise ratio of the noisy presets, in dB.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]

@@ -25,7 +25,10 @@ def plan(
     num_params: o.NumParams = None,
     like: o.Like = None,
     preset: o.PresetName = "auto",
-    layers: o.Layers = "identity",
+    calibration: o.Calibration = None,
+    select: o.SelectName = o.Select.auto,
+    readers: o.ReadersName = o.Readers.auto,
+    layers: o.Layers = "auto",
     noise_db: o.NoiseDb = 10.0,
     seed: o.Seed = 0,
     dtype: o.DtypeName = o.Dtype.keep,
@@ -33,10 +36,9 @@ def plan(
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Save the plan here as JSON.")] = None,
     json: o.Json = False,
 ) -> None:
-    """Show what would be made of SOURCE, tensor by tensor, without reading a weight."""
+    """Show what would be made of SOURCE, tensor by tensor, before a byte is written."""
     from anysize.cli.show import show_plan  # noqa: PLC0415
     from anysize.cli.sizes import planned  # noqa: PLC0415
-    from anysize.errors import OutputError  # noqa: PLC0415
 
     made = planned(
         source,
@@ -55,6 +57,9 @@ def plan(
         num_params=num_params,
         like=like,
         preset=preset,
+        calibration=calibration,
+        select=select,
+        readers=readers,
         layers=layers,
         noise_db=noise_db,
         seed=seed,
@@ -62,8 +67,5 @@ def plan(
         untie=untie,
     )
     if output is not None:
-        try:
-            output.write_text(made.to_json(), encoding="utf-8")
-        except OSError as error:
-            raise OutputError(f"cannot save the plan as '{output}': {error.strerror}") from error
+        made.save(output)
     show_plan(made, as_json=json)

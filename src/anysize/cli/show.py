@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import re
 import sys
+import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import (
@@ -24,7 +28,16 @@ from anysize.inspection import Inspection
 from anysize.proof.verdict import Check, Verification
 from anysize.recipe import Plan, Recipe
 
-_STAGES = {"proof": "miniature proof", "write": "write", "verify": "compare whole models"}
+if TYPE_CHECKING:
+    from anysize.calibration.scores import Scores
+
+_STAGES = {
+    "calibrate": "calibrate",
+    "leave one out": "leave one out",
+    "proof": "miniature proof",
+    "write": "write",
+    "verify": "compare whole models",
+}
 
 
 @cache
@@ -48,7 +61,8 @@ def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) ->
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-def _bytes(count: int) -> str:
+def size_of(count: int) -> str:
+    """Return a number of bytes as a person says it."""
     size = float(count)
     for unit in ("B", "KB", "MB", "GB", "TB"):
         if size < 1000 or unit == "TB":
@@ -60,14 +74,27 @@ def _bytes(count: int) -> str:
 def _how(recipe: Recipe) -> str:
     if recipe.silent:
         return "zero: the layer starts as an identity"
+    if recipe.value:
+        return "fitted to the calibration data"
     parts: list[str] = []
+    if recipe.writer:
+        parts.append("turned to the kept directions")
+    if recipe.reader:
+        parts.append("least-squares readers")
     if recipe.share != "none":
         parts.append(f"{recipe.share} shares")
     if recipe.noise_db is not None:
         parts.append(f"+- noise at {recipe.noise_db:g} dB")
     if abs(recipe.factor - 1) > 1e-12:
         parts.append(f"x {recipe.factor:.4g}")
+    if prod(recipe.shape) < prod(recipe.source_shape) and not recipe.reader and not recipe.writer:
+        parts.insert(0, "select")
     return ", ".join(parts) or ("copy" if recipe.shape == recipe.source_shape else "copy and extend")
+
+
+def say(line: str) -> None:
+    """Print one line of the result."""
+    console().print(line)
 
 
 def _sizes(shape: Sequence[int]) -> str:
@@ -96,8 +123,8 @@ def show_plan(plan: Plan, *, as_json: bool) -> None:
     growth = plan.num_parameters / max(1, plan.source_num_parameters)
     out.print(
         f"{plan.source_num_parameters:,} -> {plan.num_parameters:,} parameters (x {growth:.2f}), "
-        f"{_bytes(plan.source_num_bytes)} -> {_bytes(plan.num_bytes)}, "
-        f"peak memory about {_bytes(plan.peak_bytes)} beside the interpreter",
+        f"{size_of(plan.source_num_bytes)} -> {size_of(plan.num_bytes)}, "
+        f"peak memory about {size_of(plan.peak_bytes)} beside the interpreter",
     )
     for reason in plan.inexact:
         out.print(f"not exact: {reason}")
@@ -147,7 +174,7 @@ def show_inspection(found: Inspection, *, as_json: bool) -> None:
     rows = [[name, f"{size:,}"] for name, size in found.sizes.items()]
     rows += [
         ["parameters", f"{found.num_parameters:,}"],
-        ["bytes", _bytes(found.num_bytes)],
+        ["bytes", size_of(found.num_bytes)],
         ["tensors", f"{found.num_tensors} in {found.num_files} file(s)"],
         ["storage", ", ".join(f"{dtype} x {count}" for dtype, count in found.dtypes.items())],
         ["tied head", "yes" if found.tied else "no"],
@@ -157,6 +184,31 @@ def show_inspection(found: Inspection, *, as_json: bool) -> None:
         rows.append(["made by", found.made_by])
         rows.append(["exact", "yes" if found.exact else "no"])
     _table(f"{found.location}: {found.model_class}", ["what", "value"], rows)
+
+
+_COUNTED: dict[str, Callable[[int, int, float], str]] = {
+    "write": lambda done, total, _: f"{size_of(done)} of {size_of(total)}",
+    "calibrate": lambda done, total, seconds: f"{done:,} of {total:,}, {done / max(seconds, 1e-9):,.0f}/s",
+    "leave one out": lambda done, total, _: f"layer {done} of {total}",
+}
+
+
+def show_scores(scores: Scores, path: Path, *, as_json: bool) -> None:
+    """Print what a calibration found: how much was read, and the scores of the layers."""
+    record, blocks = scores.record, {kind: values for kind, values in scores.blocks.items() if values.dim() == 1}
+    if as_json:
+        told = {"output": str(path), "scores_sha256": scores.sha256, "num_bytes": path.stat().st_size}
+        layers = {kind: values.tolist() for kind, values in scores.blocks.items()}
+        print(json.dumps(record.model_dump() | told | {"layers": layers}))
+        return
+    rows = [
+        [str(layer), *(f"{float(v):.4f}" for v in values)]
+        for layer, values in enumerate(zip(*blocks.values(), strict=True))
+    ]
+    _table("layers: low scores can go", ["layer", *blocks], rows)
+    unit = "images" if record.sequence_length == 0 else "tokens"
+    size = size_of(path.stat().st_size)
+    say(f"made {path}: {record.tokens:,} {unit} of {record.data}, {len(scores.sites)} sites, {size}")
 
 
 @contextmanager
@@ -185,13 +237,14 @@ def progress_bars(*, enabled: bool) -> Generator[Callable[[str, int, int], None]
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
         tasks: dict[str, TaskID] = {}
+        start = time.monotonic()
 
         def bar(stage: str, done: int, total: int) -> None:
-            # Only writing can be counted, in bytes; the proofs show that they are at work, and for how long.
-            counted = stage == "write"
+            # The proofs cannot be counted: they show that they are at work, and for how long.
+            counted = stage in _COUNTED
             if stage not in tasks:
                 tasks[stage] = bars.add_task(_STAGES[stage], total=None, amount="")
-            amount = f"{_bytes(done)} of {_bytes(total)}" if counted else ""
+            amount = _COUNTED[stage](done, total, time.monotonic() - start) if counted else ""
             bars.update(tasks[stage], completed=done, total=total if counted or done else None, amount=amount)
 
         yield bar

@@ -34,6 +34,9 @@ def planned(
     num_params: str | None,
     like: str | None,
     preset: str,
+    calibration: str | None,
+    select: str,
+    readers: str,
     layers: str,
     noise_db: float,
     seed: int,
@@ -42,25 +45,31 @@ def planned(
 ) -> Plan:
     """Return the plan for a command's options."""
     from anysize import api  # noqa: PLC0415
+    from anysize.cli.show import progress_bars  # noqa: PLC0415
 
-    return api.plan(
-        source,
-        hidden_size=sizes["hidden_size"],
-        intermediate_size=sizes["intermediate_size"],
-        num_hidden_layers=sizes["num_hidden_layers"],
-        num_attention_heads=sizes["num_attention_heads"],
-        num_key_value_heads=sizes["num_key_value_heads"],
-        head_dim=sizes["head_dim"],
-        vocab_size=sizes["vocab_size"],
-        pad_vocab_to_multiple_of=sizes["pad_vocab_to_multiple_of"],
-        num_experts=sizes["num_experts"],
-        scale=scale,
-        num_params=parse_count(num_params),
-        like=like,
-        preset=preset,
-        layers=layers,
-        noise_db=noise_db,
-        seed=seed,
-        dtype=cast("api.DtypeName", dtype),
-        untie=untie,
-    )
+    with progress_bars(enabled=calibration is not None) as progress:
+        return api.plan(
+            source,
+            hidden_size=sizes["hidden_size"],
+            intermediate_size=sizes["intermediate_size"],
+            num_hidden_layers=sizes["num_hidden_layers"],
+            num_attention_heads=sizes["num_attention_heads"],
+            num_key_value_heads=sizes["num_key_value_heads"],
+            head_dim=sizes["head_dim"],
+            vocab_size=sizes["vocab_size"],
+            pad_vocab_to_multiple_of=sizes["pad_vocab_to_multiple_of"],
+            num_experts=sizes["num_experts"],
+            scale=scale,
+            num_params=parse_count(num_params),
+            like=like,
+            preset=preset,
+            calibration=calibration,
+            select=select,
+            readers=readers,
+            layers=layers,
+            noise_db=noise_db,
+            seed=seed,
+            dtype=cast("api.DtypeName", dtype),
+            untie=untie,
+            progress=progress,
+        )

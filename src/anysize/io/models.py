@@ -76,6 +76,20 @@ def disk_tensors(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     return {name: tensor.contiguous() for name, tensor in revert_weight_conversion(model, state).items()}
 
 
+def paths_by_disk_name(model: PreTrainedModel) -> dict[str, str]:
+    """Return the path in memory of every module, under the path that its parameters have on disk."""
+    from transformers.core_model_loading import revert_weight_conversion  # noqa: PLC0415
+
+    found = {path: path for path, _ in model.named_modules()}
+    # Stand-ins without data, so that this works for weights that are left on disk: a rename hands the same one on.
+    stand_ins = {name: torch.empty(p.shape, device="meta") for name, p in model.named_parameters()}
+    owner = {id(stand_in): name.rpartition(".")[0] for name, stand_in in stand_ins.items()}
+    for name, stand_in in revert_weight_conversion(model, dict(stand_ins)).items():
+        if id(stand_in) in owner:
+            found[name.rpartition(".")[0]] = owner[id(stand_in)]
+    return found
+
+
 class LoadedModel:
     """A model in memory as a source of tensors."""
 

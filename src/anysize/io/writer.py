@@ -215,7 +215,7 @@ class CheckpointWriter:
         Memory: two source tensors and a few row blocks. Raises CheckpointError for NaN or Inf, OutputError when the
         disk fills up.
         """
-        maps = DimMaps(plan.axes)
+        maps = DimMaps(plan.axes, plan.dense)
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         files = {path: os.open(path, os.O_RDWR) for path in self.headers}

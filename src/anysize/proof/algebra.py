@@ -100,6 +100,8 @@ def _errors(
     wanted = wanted.where(defined, 0.0)
     scale = wanted.abs().amax(dim=1, keepdim=True).clamp(min=1e-30)
     folded = _folded(got if shares else got + offset, columns, average=not shares).where(defined, 0.0)
+    # What is cut is read by nothing: there is nothing to fold it back from.
+    wanted[:, np.bincount(columns.index[columns.index != NEW], minlength=columns.source_size) == 0] = 0.0
     error = _largest((folded - wanted) / scale)
     silent_rows = read(
         target, recipe.name, recipe.shape, _sample(rows, columns, Fill.ZERO, generator), rows.target_size
@@ -109,17 +111,60 @@ def _errors(
     return error, _largest((folded - wanted.roll(1, dims=1)) / scale) if wanted.shape[1] > 1 else float("nan")
 
 
+def _dense_errors(
+    recipe: Recipe, maps: DimMaps, source: ReadRows, target: ReadRows, generator: np.random.Generator
+) -> tuple[float, float]:
+    """Return the same for a tensor that went through matrices: sampled entries against sums written out one by one."""
+    got = target(recipe.name, 0, recipe.shape[0]).double().reshape(recipe.shape)
+    if recipe.value:
+        wanted = torch.from_numpy(maps.dense[recipe.value]).double()
+        scale = float(wanted.abs().max().clamp(min=1e-30))
+        return _largest(got - wanted) / scale, _largest(got - wanted.flip(0)) / scale
+    values = source(recipe.source, 0, recipe.source_shape[0]).double().reshape(recipe.source_shape).numpy()
+    arrow = parse(recipe.arrow)
+    last = len(recipe.shape) - 1
+    reads, writes = (0, last) if arrow.reads_first else (last, 0)
+    sides: dict[int, np.ndarray] = {}
+    if recipe.reader:
+        sides[reads] = maps.dense[recipe.reader].T
+    if recipe.writer:
+        sides[writes] = maps.dense[recipe.writer]
+    composed = maps.of(recipe)
+    errors: list[float] = []
+    wrongs: list[float] = []
+    largest = float(got.abs().max().clamp(min=1e-30))
+    for _ in range(ROWS_PER_TENSOR * 8):
+        at = tuple(int(generator.integers(size)) for size in recipe.shape)
+        term, shifted = values, values
+        for position in range(last, -1, -1):
+            if position in sides:
+                weights = sides[position][at[position]].astype(np.float64)
+                term = np.tensordot(term, weights, (position, 0))
+                shifted = np.tensordot(shifted, np.roll(weights, 1), (position, 0))
+            else:
+                index = composed[position].index[at[position]]
+                if index == NEW:
+                    break
+                factor = composed[position].factor[at[position]]
+                term, shifted = (np.take(v, index, axis=position) * factor for v in (term, shifted))
+        else:
+            errors.append(abs(float(got[at]) - float(term) * recipe.factor) / largest)
+            wrongs.append(abs(float(got[at]) - float(shifted) * recipe.factor) / largest)
+    return max(errors, default=0.0), max(wrongs, default=float("nan"))
+
+
 def check_rows(plan: Plan, source: ReadRows, target: ReadRows) -> Check:
     """Return the check over sampled rows of every target tensor; its control holds each row against one shifted by one.
 
     Memory: a few rows, or a whole tensor where it is small or stores the dim that is shared out first.
     """
-    maps = DimMaps(plan.axes)
+    maps = DimMaps(plan.axes, plan.dense)
     generator = np.random.default_rng(plan.seed)
     worst, controls = 0.0, []
     for recipe in plan.recipes:
         allowed = max(TOLERANCE[recipe.dtype], TOLERANCE[recipe.source_dtype])
-        error, wrong = _errors(recipe, maps, source, target, generator)
+        dense = recipe.reader or recipe.writer or recipe.value
+        error, wrong = (_dense_errors if dense else _errors)(recipe, maps, source, target, generator)
         worst = max(worst, error / allowed)
         if not np.isnan(wrong):
             controls.append(wrong / allowed)

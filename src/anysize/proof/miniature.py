@@ -20,8 +20,11 @@ from anysize.axis import keep, select
 from anysize.config import SourceConfig, per_layer_values, understand
 from anysize.errors import AnysizeError, ProofError
 from anysize.executor import target_tensors
+from anysize.fit import WRITE_HIDDEN
 from anysize.io.models import NamedTensors, build_model, config_of, disk_tensors, model_class, quiet_transformers
-from anysize.planner import make_plan, permutation_plan
+from anysize.planner import make_plan, maps_plan
+from anysize.presets import preset_named
+from anysize.proof.cuts import check_cuts, check_turn, kept_sizes
 from anysize.proof.precision import DoubleThroughout
 from anysize.proof.verdict import Check, Verification
 from anysize.recipe import Options, Plan
@@ -67,12 +70,12 @@ def _legal(architecture: Architecture, raw: Mapping[str, Any]) -> bool:
     return all(evaluate(rule.holds, full) for rule in architecture.rules)
 
 
-def smallest_sizes(config: SourceConfig, target: SourceConfig) -> MiniatureSizes:
+def smallest_sizes(config: SourceConfig, new: Mapping[str, int]) -> MiniatureSizes:
     """Return the smallest source and target sizes with the plan's kinds of ratios that the family's rules allow.
 
     Raises ProofError where there are none: then the plan cannot be proved.
     """
-    old, new = config.sizes, target.sizes
+    old = config.sizes
     separate = "head" in config.architecture.keys
     fixed = {**old, "ffn": 11} | ({"vocab": 37} if "vocab" in old else {})
     grown = {axis: _same_kind(old[axis], new[axis], size)[0] for axis, size in fixed.items() if axis != "hidden"}
@@ -195,18 +198,21 @@ def mistaken(plan: Plan) -> Plan:
 def prove_on_miniature(plan: Plan) -> Verification:
     """Return the proof that the plan's table and kinds of maps keep the function, on a tiny model of the same flags.
 
-    Depth and vocabulary changes that the plan itself calls inexact are left out of the comparison. Raises
+    Growth must keep the logits, with every cut axis left as it is; cuts and turns have checks of their own. Depth and
+    vocabulary changes that the plan itself calls inexact are left out of the comparison. Raises
     ProofError where no miniature exists; a failed check is returned, not raised.
     """
     config, target = understand(plan.source_config), understand(plan.target_config)
-    sizes = smallest_sizes(config, target)
+    sizes = smallest_sizes(config, kept_sizes(config.sizes, target.sizes))
     layers = _num_layers(config)
-    grows = target.sizes["layer"] > config.sizes["layer"] and plan.options.layers == "identity"
+    grows = target.sizes["layer"] > config.sizes["layer"] and plan.options.layers in ("auto", "identity")
     small = MiniatureSizes(
         {**sizes.source, "layer": layers}, {**sizes.target, "layer": layers + 1 if grows else layers}
     )
     source = _miniature_source(config, small.source, plan.seed)
-    options: Options = plan.options.model_copy(update={"layers": "identity", "dtype": "keep"})
+    growth = preset_named(plan.options.preset).name
+    plain = {"preset": growth, "select": "auto", "readers": "auto", "layers": "identity", "dtype": "keep"}
+    options: Options = plan.options.model_copy(update=plain)
     inputs = _inputs(understand(source.config))
     wanted = _logits(plan.model_class, source.config, dict(source_tensors(source)), inputs)
 
@@ -237,11 +243,18 @@ def prove_on_miniature(plan: Plan) -> Verification:
             continue
         maps = {a: keep(n) for a, n in small.source.items() if a != "layer"}
         maps[axis] = select(size, _cycle(size, shuffle))
-        permuted = permutation_plan(source, maps)
+        permuted = maps_plan(source, maps)
         checks.append(
             Check(name=f"permute {axis}", what="logits after permuting the axis", unit="of the logits' std",
                   measured=error(permuted), tolerance=TOLERANCE, control=error(_half_permuted(permuted, axis)))
         )  # fmt: skip
+
+    def logits(tensors: NamedTensors) -> torch.Tensor:
+        return _logits(plan.model_class, tensors.config, dict(source_tensors(tensors)), inputs)
+
+    checks += check_cuts(plan, source, logits)
+    if WRITE_HIDDEN in plan.dense:
+        checks.append(check_turn(source, logits))
     return Verification(checks=tuple(checks))
 
 

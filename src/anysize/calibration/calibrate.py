@@ -1,0 +1,267 @@
+"""Calibrate a source: one pass over data, shared between processes, resumed after a kill, into one Scores object."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from anysize.calibration.data import Batch, DataOptions, batches
+from anysize.calibration.run import Collector
+from anysize.calibration.scores import Record, Scores, model_sha256
+from anysize.calibration.statistics import COUNT, averages, block_averages
+from anysize.config import SourceConfig, understand
+from anysize.errors import InputError
+from anysize.io.reader import Checkpoint, TensorSource
+from anysize.proof.coverage import check_source
+from anysize.tensors import num_parameters
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Progress = Callable[[str, int, int], None]
+_SAVE_EVERY_S = 20.0
+# How long the fastest process waits for the slowest at the end.
+_PATIENCE = timedelta(hours=2)
+_BLOCKS = "blocks"
+
+
+@dataclass(frozen=True)
+class CalibrationOptions:
+    """What is collected, and how: see `anysize.calibrate`."""
+
+    data: DataOptions = field(default_factory=DataOptions)
+    second_moments: bool = True
+    leave_one_out: bool = False
+    low_memory: bool = False
+    device: str = "auto"
+
+
+def moment_stride(config: SourceConfig) -> int:
+    """Return 1 in how many tokens the second moments see, so that they cost less than the forward pass itself.
+
+    A matrix product of n x n sums costs n^2 multiplications a token and site; the forward pass costs its parameters.
+    """
+    sizes = config.sizes
+    heads = sizes["kv"] * sizes["group"] * sizes["head"]
+    per_token = sizes["layer"] * (2 * sizes["hidden"] ** 2 + heads**2 + sizes["ffn"] ** 2)
+    forward = num_parameters(config) - sizes.get("vocab", 0) * sizes["hidden"] * (1 if config.tied else 2)
+    return max(1, round(1.25 * per_token / max(1, forward)))
+
+
+def scores_bytes(config: SourceConfig, *, second_moments: bool) -> int:
+    """Return about how many bytes the scores file takes: a matrix for every norm, o_proj and down_proj, in float32."""
+    sizes = config.sizes
+    heads = sizes["kv"] * sizes["group"] * sizes["head"]
+    vectors = sizes["layer"] * (10 * sizes["hidden"] + heads + sizes["ffn"]) * 4 * 8
+    matrices = sizes["layer"] * (2 * sizes["hidden"] ** 2 + heads**2 + sizes["ffn"] ** 2) + sizes["hidden"] ** 2
+    return vectors + (4 * matrices if second_moments else 0)
+
+
+def chosen_device(wanted: str) -> torch.device:
+    """Return the device that "auto" means here, or the one that is named; raise InputError where it is not there."""
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(1, device=wanted)
+        return torch.device(wanted)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"the device '{wanted}' cannot be used: {' '.join(str(error).split())[:200]}") from error
+
+
+class _Run:
+    """The state of one calibration: its share of the batches, its sums, and where they are kept meanwhile."""
+
+    def __init__(self, collector: Collector, place: Path | None, fingerprint: str) -> None:
+        self.collector, self.place, self.fingerprint = collector, place, fingerprint
+        self.restored: dict[str, torch.Tensor] = {}
+        self.batches_done = self.items_done = 0
+        self._saved_at = time.monotonic()
+
+    def resume(self) -> None:
+        """Take up the sums of a run that was killed, if they are of the same model, data and options."""
+        if self.place is None or not self.place.is_file():
+            return
+        try:
+            with safe_open(self.place, framework="pt") as file:
+                state = json.loads((file.metadata() or {}).get("state", "{}"))
+                if state.get("fingerprint") != self.fingerprint:
+                    return
+                self.restored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        except (SafetensorError, OSError, json.JSONDecodeError):
+            return
+        self.batches_done, self.items_done = state["batches"], state["items"]
+        self.collector.aliases.update(state["aliases"])
+
+    def sums(self) -> dict[str, torch.Tensor]:
+        """Return all sums by name, those of a killed run included."""
+        found = {
+            f"{site}/{kind}": values
+            for site, sums in self.collector.sums.items()
+            for kind, values in sums.as_tensors().items()
+        }
+        found |= {f"{_BLOCKS}/{kind}": values for kind, values in self.collector.blocks.as_tensors().items()}
+        if not found.keys() & self.restored.keys():
+            return self.restored | found
+        return {name: values + self.restored.get(name, 0) for name, values in found.items()}
+
+    def finished_batch(self, items: int) -> None:
+        self.batches_done += 1
+        self.items_done += items
+        if self.place is not None and time.monotonic() - self._saved_at > _SAVE_EVERY_S:
+            self.save()
+
+    def save(self) -> None:
+        """Keep the sums beside the output, at once under their name."""
+        assert self.place is not None
+        state = {"fingerprint": self.fingerprint, "batches": self.batches_done, "items": self.items_done,
+                 "aliases": self.collector.aliases}  # fmt: skip
+        writing = self.place.with_name(f"{self.place.name}.writing")
+        save_file(self.sums(), writing, {"state": json.dumps(state)})
+        writing.replace(self.place)
+        self._saved_at = time.monotonic()
+
+
+def _world() -> tuple[int, int]:
+    """Return (rank, number of processes) as torchrun sets them."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _added_up(sums: dict[str, torch.Tensor], world: int) -> dict[str, torch.Tensor]:
+    """Return the sums of all processes together."""
+    if world == 1:
+        return sums
+    import torch.distributed as dist  # noqa: PLC0415
+
+    ours = not dist.is_initialized()
+    if ours:
+        dist.init_process_group("gloo", timeout=_PATIENCE)
+    for name in sorted(sums):
+        dist.all_reduce(sums[name])
+    if ours:
+        # Nobody leaves before all have what they need.
+        dist.barrier()
+        dist.destroy_process_group()
+    return sums
+
+
+def collect(
+    tensors: TensorSource,
+    model: PreTrainedModel,
+    data: str,
+    tokenizer_from: str,
+    options: CalibrationOptions,
+    *,
+    keep_at: Path | None = None,
+    progress: Progress,
+) -> Scores:
+    """Run the model over its share of the data and return the averages over all of it.
+
+    `keep_at` is where sums are kept meanwhile, so that a killed run goes on where it was. Under torchrun every process
+    takes every n-th batch, and all return the same scores.
+    """
+    config = understand(tensors.config)
+    model_hash = model_sha256(tensors)
+    rank, world = _world()
+    told = json.dumps([model_hash, data, asdict(options), world, rank])
+    fingerprint = hashlib.sha256(told.encode()).hexdigest()
+    stride = moment_stride(config) if options.second_moments else 1
+    collector = Collector(model, config, second_moments=options.second_moments, stride=stride)
+    place = None if keep_at is None else keep_at.with_name(f".{keep_at.name}.rank{rank}.partial")
+    run = _Run(collector, place, fingerprint)
+    run.resume()
+    total = options.data.tokens
+
+    def mine() -> Iterator[Batch]:
+        every = batches(data, config, tokenizer_from, options.data)
+        yield from itertools.islice(every, rank + run.batches_done * world, None, world)
+
+    def report(items: int) -> None:
+        run.finished_batch(items)
+        progress("calibrate", min(total, run.items_done * world), total)
+
+    progress("calibrate", run.items_done * world, total)
+    with collector.attached():
+        collector.run(mine(), report)
+    sums = run.sums()
+    if not run.items_done:
+        raise InputError(
+            f"the data '{data}' gave process {rank} of {world} no batch: give more data or fewer processes"
+        )
+    sums = _added_up(sums, world)
+    sites: dict[str, dict[str, torch.Tensor]] = {}
+    for name, values in sums.items():
+        site, _, kind = name.rpartition("/")
+        sites.setdefault(site, {})[kind] = values
+    layers = sites.pop(_BLOCKS)
+    images = config.architecture.modality == "image"
+    seen = int(layers[COUNT][1 if images else 0])
+    blocks = block_averages(layers)
+    record = Record(
+        model_sha256=model_hash, model_type=config.architecture.model_type, source=tensors.location, data=data,
+        column=options.data.column, tokens=seen, sequence_length=0 if images else options.data.sequence_length,
+        batch_size=options.data.batch_size, second_moments=options.second_moments, aliases=dict(collector.aliases),
+        feeds=dict(collector.feeds),
+    )  # fmt: skip
+    if place is not None:
+        place.unlink(missing_ok=True)
+    if options.leave_one_out:
+        from anysize.calibration.leave_one_out import losses_without_layers  # noqa: PLC0415
+
+        blocks["leave-one-out"] = losses_without_layers(
+            model, config, batches(data, config, tokenizer_from, options.data), progress
+        )
+    return Scores(record, {site: averages(found) for site, found in sites.items()}, blocks)
+
+
+def loaded_source(tensors: TensorSource, options: CalibrationOptions, scratch: str) -> PreTrainedModel:
+    """Return the source as a stock model in float32: in memory, or with its weights on disk for `low_memory`."""
+    from anysize.io.models import LoadedModel, build_model  # noqa: PLC0415
+    from anysize.proof.parity import load  # noqa: PLC0415
+    from anysize.proof.whole import fits_in_memory  # noqa: PLC0415
+
+    config = understand(tensors.config)
+    check_source(config, tensors)
+    if isinstance(tensors, LoadedModel):
+        return tensors.model.eval()
+    if isinstance(tensors, Checkpoint):
+        low = options.low_memory or not fits_in_memory(num_parameters(config))
+        model = load(tensors.folder, config.model_class, scratch=scratch if low else None)
+        return model if low else _placed(model, options.device)
+    found = {name: tensors.read(name) for name in tensors.tensors}
+    return _placed(build_model(config.model_class, tensors.config, found, torch.float32), options.device)
+
+
+def _placed(model: Any, device: str) -> PreTrainedModel:
+    return model.to(chosen_device(device))
+
+
+def calibrated(
+    tensors: TensorSource,
+    data: str,
+    options: CalibrationOptions,
+    *,
+    tokenizer: str = "",
+    output: Path | None = None,
+    progress: Progress,
+) -> Scores:
+    """Load the source, collect its scores and, where an output is named, write them (from the first process only)."""
+    where = tokenizer or (str(tensors.folder) if isinstance(tensors, Checkpoint) else tensors.location)
+    with tempfile.TemporaryDirectory() as scratch:
+        model = loaded_source(tensors, options, scratch)
+        scores = collect(tensors, model, data, where, options, keep_at=output, progress=progress)
+    if output is not None and _world()[0] == 0:
+        scores.save(output)
+    return scores

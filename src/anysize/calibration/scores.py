@@ -1,0 +1,127 @@
+"""Scores: what calibration found, in one safetensors file that serves every target size of its source."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from anysize.errors import CheckpointError, OutputError
+from anysize.io.reader import TensorSource
+from anysize.proof.algebra import rows_of
+
+_RECORD = "anysize"
+_BLOCKS = "blocks"
+
+
+class Record(BaseModel):
+    """Where scores come from: hashes of the model, the data and how much of them was read, and who shares whose input.
+
+    `aliases` maps a site to the site that saw the same tensor (k_proj reads what q_proj reads); `feeds` a site to the
+    norm whose output it saw.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal[1] = 1
+    model_sha256: str
+    model_type: str
+    source: str
+    data: str
+    column: str = ""
+    tokens: int
+    sequence_length: int
+    batch_size: int
+    second_moments: bool
+    aliases: dict[str, str]
+    feeds: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Averages over the calibration tokens, by site, and scores of the layers, by kind. All tensors are float64."""
+
+    record: Record
+    sites: Mapping[str, Mapping[str, torch.Tensor]]
+    blocks: Mapping[str, torch.Tensor]
+
+    def of(self, site: str, statistic: str) -> torch.Tensor:
+        """Return one statistic of a site; raise CheckpointError where the scores lack it."""
+        found = self.sites.get(self.record.aliases.get(site, site), {}).get(statistic)
+        if found is None:
+            more = "; calibrate again with second moments" if statistic == "second" else ""
+            raise CheckpointError(f"the scores hold no '{statistic}' of '{site}'{more}")
+        return found
+
+    def block(self, kind: str) -> torch.Tensor:
+        """Return the scores of the layers of one kind; raise CheckpointError where the file lacks them."""
+        if kind not in self.blocks:
+            raise CheckpointError(f"the scores hold no '{kind}' of the layers: they hold {', '.join(self.blocks)}")
+        return self.blocks[kind]
+
+    @property
+    def sha256(self) -> str:
+        """Hash of everything in the scores: what a plan remembers of them."""
+        digest = hashlib.sha256(self.record.model_dump_json().encode())
+        for name, tensor in sorted(self._flat().items()):
+            digest.update(name.encode())
+            digest.update(tensor.contiguous().numpy().data)
+        return digest.hexdigest()
+
+    def _flat(self) -> dict[str, torch.Tensor]:
+        """Return what the file holds: matrices in single precision, which halves a file that is mostly matrices."""
+        named = {f"{site}/{kind}": t for site, kinds in self.sites.items() for kind, t in kinds.items()}
+        named |= {f"{_BLOCKS}/{kind}": t for kind, t in self.blocks.items()}
+        return {name: (t.float() if t.dim() > 1 else t.double()).contiguous() for name, t in named.items()}
+
+    def save(self, path: Path) -> None:
+        """Write the file at once under its name; raise OutputError where that fails."""
+        partial = path.with_name(f".{path.name}.writing")
+        try:
+            save_file(self._flat(), partial, {_RECORD: self.record.model_dump_json()})
+            partial.replace(path)
+        except (OSError, SafetensorError) as error:
+            partial.unlink(missing_ok=True)
+            raise OutputError(f"cannot save the scores as '{path}': {error}") from error
+
+    @classmethod
+    def load(cls, path: Path) -> Scores:
+        """Read a scores file; raise CheckpointError where it is none."""
+        sites: dict[str, dict[str, torch.Tensor]] = {}
+        try:
+            with safe_open(path, framework="pt") as file:
+                record = Record.model_validate_json((file.metadata() or {}).get(_RECORD, ""))
+                for name in file.keys():  # noqa: SIM118 - not a dict
+                    site, _, kind = name.rpartition("/")
+                    sites.setdefault(site, {})[kind] = file.get_tensor(name).double()
+        except (OSError, SafetensorError, ValidationError, json.JSONDecodeError) as error:
+            why = " ".join(str(error).split())[:200]
+            raise CheckpointError(f"'{path}' is not a scores file that anysize calibrate wrote: {why}") from error
+        blocks = sites.pop(_BLOCKS, {})
+        return cls(record, sites, blocks)
+
+    def require_model(self, tensors: TensorSource) -> None:
+        """Raise CheckpointError where the scores were made for another model."""
+        if self.record.model_sha256 != model_sha256(tensors):
+            raise CheckpointError(
+                f"the scores were made for another model ('{self.record.source}', a {self.record.model_type}) than "
+                f"'{tensors.location}': its config or weights differ; calibrate this one"
+            )
+
+
+def model_sha256(tensors: TensorSource) -> str:
+    """Return a hash of a model's config, headers and the first row of every tensor: it tells checkpoints apart."""
+    digest = hashlib.sha256(f"{tensors.config_sha256}{tensors.headers_sha256}".encode())
+    read = rows_of(tensors)
+    for name in sorted(tensors.tensors):
+        row = read(name, 0, 1).contiguous() if tensors.tensors[name].shape else read(name, 0, 0)
+        digest.update(row.reshape(-1)[:1024].contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,81 @@
+"""Sites: where activations are captured, derived from a family's table. The same names serve weights and activations.
+
+A parameter that reads a dim gives the site `<module>:in`, one that writes the residual stream `<module>:out`, and a
+norm over it `<module>:norm` (its input over its own RMS, before the gain). Nothing is declared twice.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from anysize.arch.schema import AXES, Norm, is_per_layer, layer_name
+from anysize.config import SourceConfig
+from anysize.notation import Dim, parse
+from anysize.tensors import expected_tensors
+
+_WEIGHT = ".weight"
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place in the model: the module, which side of it, the dim that is seen there and its layer."""
+
+    module: str
+    side: str
+    dim: Dim
+    layer: int | None
+
+    @property
+    def name(self) -> str:
+        return f"{self.module}:{self.side}"
+
+    @property
+    def is_norm(self) -> bool:
+        return self.side == "norm"
+
+
+def _has_activations(reads: tuple[Dim, ...]) -> bool:
+    """Whether what a parameter reads is one dim of named axes; an embedding reads `vocab`, which has no activations."""
+    factors = [factor for dim in reads for block in dim.blocks for factor in block.factors]
+    return len(reads) == 1 and all(f.fixed is None and f.axis in AXES and f.axis != "vocab" for f in factors)
+
+
+def sites(config: SourceConfig) -> dict[str, Site]:
+    """Return every site of a model by name, in the order of its table."""
+    found: list[Site] = []
+    for expected in expected_tensors(config).values():
+        if not expected.name.endswith(_WEIGHT) or isinstance(expected.origin, Norm):
+            continue
+        arrow, module = expected.arrow, expected.name.removesuffix(_WEIGHT)
+        if expected.layer is not None and _has_activations(arrow.reads):
+            found.append(Site(module, "in", arrow.reads[0], expected.layer))
+        if len(arrow.writes) == 1 and str(arrow.writes[0]) == "hidden":
+            found.append(Site(module, "out", arrow.writes[0], expected.layer))
+    found += norm_sites(config)
+    return {site.name: site for site in found}
+
+
+def norm_sites(config: SourceConfig) -> list[Site]:
+    """Return the site of every norm that opens a branch or stands before the head, stored gain or not."""
+    found: list[Site] = []
+    for pattern, norm in config.architecture.norms.items():
+        if norm.writes != "norm(hidden)" or not config.holds(norm.when):
+            continue
+        layers = range(config.sizes["layer"]) if is_per_layer(pattern) else (None,)
+        for layer in layers:
+            module = pattern if layer is None else layer_name(pattern, layer)
+            found.append(Site(module, "norm", parse("-> hidden").writes[0], layer))
+    return found
+
+
+def layer_paths(config: SourceConfig, paths: Mapping[str, str]) -> list[str]:
+    """Return the path in memory of each layer: what the paths of the modules in it have in common."""
+    found: list[str] = []
+    for layer in range(config.sizes["layer"]):
+        modules = [e.name.rpartition(".")[0] for e in expected_tensors(config).values() if e.layer == layer]
+        split = [paths[module].split(".") for module in modules if module in paths]
+        shared = itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*split, strict=False))
+        found.append(".".join(parts[0] for parts in shared))
+    return found

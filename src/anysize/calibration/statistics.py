@@ -1,0 +1,107 @@
+"""What is kept of the activations at each site: sums in double precision that add up over batches and processes."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+
+import torch
+
+COUNT = "count"
+# Sums over tokens of |x|, x^2, x and x x^T; over sequences of (mean over tokens |x|)^2.
+_PER_TOKEN = ("abs", "square", "mean", "second")
+_PER_SEQUENCE = ("minitron",)
+
+
+class SiteSums:
+    """Running sums of one site's activations."""
+
+    def __init__(self, size: int, *, second: bool) -> None:
+        self.sums = {name: torch.zeros(size, dtype=torch.float64) for name in ("abs", "square", "mean", "minitron")}
+        if second:
+            self.sums["second"] = torch.zeros(size, size, dtype=torch.float64)
+        self.tokens = self.second_tokens = self.sequences = 0
+
+    @torch.no_grad()
+    def add(self, values: torch.Tensor, stride: int = 1) -> None:
+        """Add a batch [..., tokens, size]; second moments see every `stride`-th token only."""
+        values = values.detach().float()
+        rows = values.reshape(-1, values.shape[-1])
+        absolute = rows.abs()
+        per_sequence = absolute.reshape(-1, values.shape[-2] if values.dim() > 2 else 1, rows.shape[-1]).mean(1)
+        self.sums["abs"] += absolute.sum(0).cpu()
+        self.sums["square"] += torch.linalg.vector_norm(rows, dim=0).cpu().double().square()
+        self.sums["mean"] += rows.sum(0).cpu()
+        self.sums["minitron"] += per_sequence.double().square().sum(0).cpu()
+        self.tokens += len(rows)
+        self.sequences += len(per_sequence)
+        if "second" in self.sums:
+            seen = rows[::stride]
+            self.sums["second"] += (seen.T @ seen).cpu()
+            self.second_tokens += len(seen)
+
+    def as_tensors(self) -> dict[str, torch.Tensor]:
+        """Return the sums and the counts they were made of."""
+        counts = torch.tensor([self.tokens, self.second_tokens, self.sequences], dtype=torch.float64)
+        return {**self.sums, COUNT: counts}
+
+
+def averages(sums: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return averages from the sums of one site.
+
+    abs, mean, second: means over tokens. rms: root of the mean square. minitron:
+    sqrt(sum over sequences of (mean over tokens |x|)^2), as in 2407.14679.
+    """
+    tokens, second_tokens, _ = sums[COUNT].tolist()
+    found = {
+        "abs": sums["abs"] / tokens,
+        "rms": (sums["square"] / tokens).sqrt(),
+        "mean": sums["mean"] / tokens,
+        "minitron": sums["minitron"].sqrt(),
+    }
+    if "second" in sums:
+        found["second"] = sums["second"] / second_tokens
+    return found
+
+
+class BlockSums:
+    """Running sums over tokens of how much each layer does to the residual stream.
+
+    influence: 1 - cos(in, out) (ShortGPT, 2403.03853). magnitude: |out - in| / |out| (2312.09299, section 3).
+    angular [L + 1, L + 1]: arccos(cos(h_i, h_j)) / pi on the last token of each sequence (2403.17887).
+    """
+
+    def __init__(self, num_layers: int) -> None:
+        self.influence = torch.zeros(num_layers, dtype=torch.float64)
+        self.magnitude = torch.zeros(num_layers, dtype=torch.float64)
+        self.angular = torch.zeros(num_layers + 1, num_layers + 1, dtype=torch.float64)
+        self.tokens = self.sequences = 0
+
+    @torch.no_grad()
+    def add(self, stream: list[torch.Tensor]) -> None:
+        """Add one batch: the residual stream [sequences, tokens, hidden] before the first and after every layer."""
+        for layer, (before, after) in enumerate(itertools.pairwise(stream)):
+            cosine = torch.nn.functional.cosine_similarity(before, after, dim=-1)
+            self.influence[layer] += (1 - cosine).sum().cpu()
+            size = after.norm(dim=-1).clamp(min=1e-12)
+            self.magnitude[layer] += ((after - before).norm(dim=-1) / size).sum().cpu()
+        last = torch.stack([torch.nn.functional.normalize(h[:, -1].float(), dim=-1) for h in stream], 1)
+        cosines = (last @ last.transpose(1, 2)).clamp(-1, 1)
+        self.angular += (cosines.arccos() / torch.pi).sum(0).cpu()
+        self.tokens += stream[0].shape[0] * stream[0].shape[1]
+        self.sequences += stream[0].shape[0]
+
+    def as_tensors(self) -> dict[str, torch.Tensor]:
+        """Return the sums and the counts they were made of."""
+        counts = torch.tensor([self.tokens, self.sequences], dtype=torch.float64)
+        return {"influence": self.influence, "magnitude": self.magnitude, "angular": self.angular, COUNT: counts}
+
+
+def block_averages(sums: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the means of the block scores."""
+    tokens, sequences = sums[COUNT].tolist()
+    return {
+        "influence": sums["influence"] / tokens,
+        "magnitude": sums["magnitude"] / tokens,
+        "angular": sums["angular"] / sequences,
+    }

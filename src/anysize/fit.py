@@ -1,0 +1,286 @@
+"""Fit readers to what is kept: least-squares readers for selections and for principal directions, gains and biases.
+
+With x what a reader of the source sees and z what the target offers in its place, S = E[x z^T](E[z z^T] + ridge)^-1.
+For `hidden`, x = gain * n + bias with n the normalized stream, and z = R n / rms(R n): the target's own norm, gain 1
+(or the kept gains), so that every gain of the source is folded into S. One R serves the whole model, because the
+residual stream is shared. Under LayerNorm R also takes out the mean and lands where the mean is zero, so that the
+target's LayerNorm does nothing but divide (the mean is removed by the writers, as in 2401.15024).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from anysize.arch.schema import Norm, Parameter
+from anysize.axis import AxisMap, axes_in_layer
+from anysize.calibration.scores import Scores
+from anysize.calibration.sites import norm_sites
+from anysize.config import SourceConfig
+from anysize.dense import Fitted
+from anysize.dims import compose
+from anysize.io.reader import TensorSource
+from anysize.layers import LayerStep
+from anysize.notation import Dim
+from anysize.presets import has_norm_after_sum
+from anysize.shrink import ShrinkPreset
+from anysize.tensors import Expected, expected_tensors
+
+WRITE_HIDDEN = "hidden"
+RIDGE = 1e-3
+
+
+def directions(moments: torch.Tensor, size: int, *, centred: bool) -> torch.Tensor:
+    """Return R, float64 [size, n]: the principal directions of a second moment, largest first.
+
+    `centred` (LayerNorm): the mean over coordinates is taken out, and the result lies where the mean is zero, which
+    leaves size - 1 directions; they are orthonormal in both cases.
+    """
+    if not centred:
+        _, vectors = torch.linalg.eigh(moments)
+        return vectors.flip(1)[:, :size].T.contiguous()
+    _, vectors = torch.linalg.eigh(moments)
+    # The all-ones direction has no variance after centring: it is the last of all and never among the kept.
+    kept = vectors.flip(1)[:, : size - 1]
+    return _zero_sum_basis(size) @ kept.T
+
+
+def _zero_sum_basis(size: int) -> torch.Tensor:
+    """Return float64 [size, size - 1], orthonormal columns that each add up to zero."""
+    eye = torch.eye(size, dtype=torch.float64)
+    ones = torch.full((size, 1), size**-0.5, dtype=torch.float64)
+    basis, _ = torch.linalg.qr(torch.cat([ones, eye[:, : size - 1]], 1))
+    return basis[:, 1:]
+
+
+def least_squares(cross: torch.Tensor, moments: torch.Tensor, ridge: float = RIDGE) -> torch.Tensor:
+    """Return S = cross (moments + ridge * mean diagonal)^-1, float64 [n, m], from E[x z^T] and E[z z^T]."""
+    damped = moments + ridge * moments.diagonal().mean() * torch.eye(len(moments), dtype=moments.dtype)
+    return torch.linalg.solve(damped, cross.T).T
+
+
+class Fit:
+    """The fit of one plan: what is read at every cut site of every target layer.
+
+    `turns` turns the residual stream even where none of it is cut, which proves that turning loses nothing.
+    """
+
+    def __init__(
+        self,
+        config: SourceConfig,
+        target: SourceConfig,
+        tensors: TensorSource,
+        names: Mapping[str, str],
+        scores: Scores,
+        preset: ShrinkPreset,
+        steps: tuple[LayerStep, ...],
+        axes: Mapping[str, AxisMap],
+        *,
+        turns: bool = False,
+        ridge: float = RIDGE,
+    ) -> None:
+        self.config, self.target, self.tensors, self.names = config, target, tensors, names
+        self.scores, self.preset, self.steps, self.axes = scores, preset, steps, axes
+        self.made = Fitted()
+        self.expected = expected_tensors(target)
+        self.centred = any(n.kind == "layer" for n in config.architecture.norms.values() if n.writes == "norm(hidden)")
+        hidden = axes["hidden"]
+        self.ridge = ridge
+        self.cuts_hidden = turns or hidden.target_size < hidden.source_size
+        self.turns = turns or (self.cuts_hidden and preset.select == "principal")
+        self.measures = preset.readers == "measured"
+        self.write = self._write()
+
+    def _write(self) -> torch.Tensor:
+        """Return R of `hidden`, float64 [m, n]."""
+        hidden = self.axes["hidden"]
+        if not self.turns:
+            return torch.from_numpy(hidden.write_matrix())
+        total = sum(self.scores.of(site.name, "second") for site in norm_sites(self.config))
+        assert isinstance(total, torch.Tensor)
+        return directions(total, hidden.target_size, centred=self.centred)
+
+    def run(self) -> Fitted:
+        """Return the dense maps and what they change."""
+        if self.turns:
+            self.made.store(WRITE_HIDDEN, self.write.numpy())
+            for name, expected in self.expected.items():
+                if isinstance(expected.origin, Parameter) and any(str(d) == "hidden" for d in expected.arrow.writes):
+                    self.made.put(name, writer=WRITE_HIDDEN)
+        if self.cuts_hidden and not has_norm_after_sum(self.config):
+            for layer, step in enumerate(self.steps):
+                self._norms_of(layer, step.source)
+            self._final()
+        for name, expected in self.expected.items():
+            if expected.layer is not None and len(expected.arrow.reads) == 1 and isinstance(expected.origin, Parameter):
+                self._inner(name, expected, expected.arrow.reads[0])
+        return self.made
+
+    def _source_values(self, module: str, part: str) -> torch.Tensor | None:
+        name = self.names.get(f"{module}.{part}")
+        return None if name is None else self.tensors.read(name).double()
+
+    def _norm(self, module: str, norm: Norm) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (gain, bias) of a norm of the source, float64 [n]; 1 and 0 where none is stored."""
+        size = self.config.sizes["hidden"]
+        gain, bias = self._source_values(module, "weight"), self._source_values(module, "bias")
+        if gain is None:
+            gain = torch.ones(size, dtype=torch.float64)
+        elif norm.gain == "1+w":
+            gain = gain + 1
+        return gain, torch.zeros(size, dtype=torch.float64) if bias is None else bias
+
+    def _read_norm(
+        self, site: str, norm: Norm, *, with_bias: bool = True
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return (S, gain, bias, E[z z^T]) for what reads one norm: x ~ S (gain * z + bias), z of unit RMS."""
+        gain, bias = self._norm(site, norm)
+        moments = self.scores.of(f"{site}:norm", "second")
+        kept = self.write @ moments @ self.write.T
+        # What is kept is smaller than the whole, and the target's norm makes up for it; all of it is as large.
+        scale = float(kept.diagonal().mean().sqrt()) if len(kept) < len(moments) else 1.0
+        unit = kept / scale**2
+        size = len(self.write)
+        one, zero = torch.ones(size, dtype=torch.float64), torch.zeros(size, dtype=torch.float64)
+        cross = gain[:, None] * (moments @ self.write.T) / scale
+        if self.turns:
+            reader = least_squares(cross, unit, self.ridge)
+            if not bias.any() or not with_bias:
+                return reader, one, zero, unit
+            # What a LayerNorm gives adds up to zero, so the readers are free along the ones: the bias goes there.
+            reader = reader - reader.mean(1, keepdim=True)
+            return reader + bias[:, None] / size, one, one, unit
+        index = torch.from_numpy(self.axes["hidden"].index)
+        own = gain[index] * scale
+        # z carries the kept gains, so the reader that keeps everything kept would be a plain selection.
+        reader = least_squares(cross * own, unit * own[:, None] * own, self.ridge)
+        return reader, own, bias[index], unit
+
+    def _norms_of(self, layer: int, source: int) -> None:
+        """Fit every norm of one layer and what reads it."""
+        for site in norm_sites(self.config):
+            if site.layer != source:
+                continue
+            here = site.module.replace(f".{source}.", f".{layer}.", 1)
+            norm = self._origin(here)
+            reader, gain, bias, _ = self._read_norm(site.module, norm)
+            readers = [
+                name
+                for name, e in self.expected.items()
+                if e.layer == layer and self.scores.record.feeds.get(self._site_at(name, layer, source)) == site.module
+            ]
+            self._store_norm(here, norm, gain, bias)
+            source_gain, source_bias = self._norm(site.module, norm)
+            for name in readers:
+                if self.measures:
+                    moments = self.scores.of(f"{site.module}:norm", "second") * source_gain[:, None] * source_gain
+                    self._measure(name, moments, torch.from_numpy(self.axes["hidden"].index))
+                else:
+                    self.made.put(name, reader=self.made.store(f"{here}:read", reader.numpy()))
+                    self._shift_bias(name, layer, source, source_bias - reader @ bias)
+
+    def _measure(self, name: str, moments: torch.Tensor, index: torch.Tensor) -> None:
+        """Scale a reader so that what it gives is as large as before: the root of E|W x|^2 over E|W_K x_K|^2."""
+        expected = self.expected[name]
+        source = name if expected.layer is None else self._at_source(name, expected.layer)
+        weight = self.tensors.read(self.names[source]).double()
+        weight = weight.T if expected.arrow.reads_first else weight
+        before = float((weight @ moments * weight).sum())
+        kept = weight[:, index]
+        after = float((kept @ moments[index][:, index] * kept).sum())
+        self.made.put(name, factor=(before / max(after, 1e-30)) ** 0.5)
+
+    def _at_source(self, name: str, layer: int) -> str:
+        return name.replace(f".{layer}.", f".{self.steps[layer].source}.", 1)
+
+    def _shift_bias(self, name: str, layer: int, source: int, constant: torch.Tensor) -> None:
+        """Let the bias of a reader take what its weights made of the norm's bias and the new readers do not."""
+        bias = f"{name.removesuffix('.weight')}.bias"
+        if bias not in self.expected or not constant.any():
+            return
+        old = [n.replace(f".{layer}.", f".{source}.", 1) for n in (name, bias)]
+        weight, before = (self.tensors.read(self.names[n]).double() for n in old)
+        weight = weight.T if self.expected[name].arrow.reads_first else weight
+        kept = compose(self.expected[bias].arrow.writes[0], axes_in_layer(self.axes, layer), writes=True)
+        if (kept.index < 0).any():
+            return
+        values = (before + weight @ constant)[torch.from_numpy(kept.index)]
+        self.made.put(bias, value=self.made.store(f"{bias}:value", values.numpy()), factor=1.0)
+
+    def _site_at(self, name: str, layer: int, source: int) -> str:
+        site = f"{name.removesuffix('.weight').replace(f'.{layer}.', f'.{source}.', 1)}:in"
+        return self.scores.record.aliases.get(site, site)
+
+    def _origin(self, module: str) -> Norm:
+        for pattern, norm in self.config.architecture.norms.items():
+            if pattern == module or any(
+                pattern.replace("{layer}", str(layer)) == module for layer in range(len(self.steps))
+            ):
+                return norm
+        raise AssertionError(f"{module} is no norm of the table")
+
+    def _store_norm(self, module: str, norm: Norm, gain: torch.Tensor, bias: torch.Tensor) -> None:
+        stored = gain - 1 if norm.gain == "1+w" else gain
+        for part, values in (("weight", stored), ("bias", bias)):
+            name = f"{module}.{part}"
+            if name in self.expected:
+                self.made.put(name, value=self.made.store(f"{name}:value", values.numpy()), factor=1.0)
+
+    def _final(self) -> None:
+        """Fit the norm before the head: its reader where the head has a matrix of its own, else its gain."""
+        module = self.config.architecture.final_norm
+        norm = self.config.architecture.norms.get(module)
+        if norm is None or not self.config.holds(norm.when):
+            return
+        heads = [
+            name
+            for name, e in self.expected.items()
+            if e.layer is None and any(str(dim) == "norm(hidden)" for dim in e.arrow.reads)
+        ]
+        tied = not heads and self.config.tied
+        reader, gain, bias, unit = self._read_norm(module, norm, with_bias=not tied)
+        if tied:
+            gain, bias = self._tied_gain(reader * gain, unit, self._norm(module, norm)[1])
+        for name in heads:
+            if self.measures:
+                source_gain = self._norm(module, norm)[0]
+                moments = self.scores.of(f"{module}:norm", "second") * source_gain[:, None] * source_gain
+                self._measure(name, moments, torch.from_numpy(self.axes["hidden"].index))
+                continue
+            self.made.put(name, reader=self.made.store(f"{module}:read", reader.numpy()))
+        self._store_norm(module, norm, gain, bias)
+
+    def _tied_gain(
+        self, reader: torch.Tensor, unit: torch.Tensor, bias: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the final gain and bias under which the tied head E R^T comes nearest to the source's logits.
+
+        With A = E S and B = E R^T, the gain d minimizes E |A z - B (d * z)|^2:
+        (B^T B * E[z z^T]) d = diag(B^T A E[z z^T]).
+        The bias is fitted alike. Logits that move together change nothing, so E is taken without its mean row.
+        """
+        embedding = self.tensors.read(self.names[next(iter(self.config.architecture.tied.values()))]).double()
+        embedding = embedding - embedding.mean(0)
+        gram = embedding.T @ embedding
+        kept = self.write @ gram @ self.write.T
+        right = (self.write @ gram @ reader @ unit).diagonal()
+        shift = least_squares((self.write @ gram @ bias)[None, :], kept, self.ridge)[0]
+        return least_squares(right[None, :], kept * unit, self.ridge)[0], shift
+
+    def _inner(self, name: str, expected: Expected, dim: Dim) -> None:
+        """Fit what reads heads or neurons, where some of them are cut."""
+        assert expected.layer is not None
+        source = self.steps[expected.layer].source
+        kept = compose(dim, axes_in_layer(self.axes, expected.layer), writes=False)
+        # What reads the stream through a norm is fitted with the norm.
+        if str(dim) == "norm(hidden)" or kept.target_size >= kept.source_size or (kept.index < 0).any():
+            return
+        site = self._site_at(name, expected.layer, source)
+        moments = self.scores.of(site, "second")
+        index = torch.from_numpy(kept.index)
+        if self.measures:
+            self._measure(name, moments, index)
+            return
+        reader = least_squares(moments[:, index], moments[index][:, index], self.ridge)
+        self.made.put(name, reader=self.made.store(f"{name}:read", reader.numpy()))

@@ -1,0 +1,157 @@
+"""Prove on a miniature that what is cut is cut alike everywhere, and that turning the residual stream loses nothing.
+
+Cutting coordinates of an axis must give exactly the source in which nothing reads those coordinates; turning the
+stream by a full set of principal directions, with every gain folded into the readers, must not change the logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from anysize.axis import keep, select
+from anysize.calibration.run import Collector
+from anysize.calibration.scores import Record, Scores
+from anysize.calibration.statistics import averages
+from anysize.config import SourceConfig, understand
+from anysize.dense import DenseMaps, Matrix
+from anysize.dims import compose
+from anysize.executor import target_tensors
+from anysize.fit import WRITE_HIDDEN, Fit
+from anysize.io.models import NamedTensors, build_model
+from anysize.planner import maps_plan
+from anysize.presets import bound
+from anysize.proof.coverage import check_source
+from anysize.proof.verdict import Check
+from anysize.recipe import Plan
+from anysize.shrink import CHOSEN_PER_LAYER, SHRINK_PRESETS
+from anysize.target import resolve
+from anysize.tensors import expected_tensors
+
+# Statistics are kept in single precision, so turning is exact to that only.
+TURN_TOLERANCE = 1e-4
+_CALIBRATION_TOKENS = (48, 13)
+_UNIT = "of the logits' std"
+Logits = Callable[[NamedTensors], torch.Tensor]
+
+
+def _silenced(source: NamedTensors, config: SourceConfig, axis: str, kept: list[int], *, reads: bool) -> NamedTensors:
+    """Return the source with nothing reading (or, for the control, writing) the coordinates that are not kept."""
+    maps = {a: keep(n) for a, n in config.sizes.items()} | {axis: select(config.sizes[axis], kept)}
+    state = {name: source.read(name).clone() for name in source.tensors}
+    for name, expected in expected_tensors(config).items():
+        arrow = expected.arrow
+        for position, dim in enumerate(arrow.dims):
+            if axis in dim.axes and (dim in arrow.reads) == reads and (reads or not arrow.reads):
+                index = torch.from_numpy(compose(dim, maps, writes=False).index)
+                mask = torch.zeros(state[name].shape[position], dtype=torch.float64)
+                mask[index] = 1
+                state[name] = (state[name].movedim(position, -1) * mask).movedim(-1, position).contiguous()
+    return NamedTensors(source.config, state)
+
+
+def _cut_request(config: SourceConfig, axis: str, size: int) -> dict[str, int]:
+    sizes = {**config.sizes, axis: size}
+    if axis == "ffn":
+        return {"intermediate_size": size}
+    request = {"num_attention_heads": sizes["kv"] * sizes["group"]}
+    return request | ({"num_key_value_heads": sizes["kv"]} if "kv" in config.architecture.keys else {})
+
+
+def check_cuts(plan: Plan, source: NamedTensors, logits: Logits) -> list[Check]:
+    """Return a check for every cut axis of heads and neurons that the miniature can cut by itself."""
+    config = understand(source.config)
+    found: list[Check] = []
+    for axis in CHOSEN_PER_LAYER:
+        size = config.sizes[axis]
+        is_cut = plan.axes[axis].target_size < plan.axes[axis].source_size if axis in plan.axes else False
+        # Where heads make up the width, or a norm spans them, they cannot be cut with all else equal.
+        alone = axis == "ffn" or ("head" in config.architecture.keys and not bound(config, axis))
+        if not is_cut or not alone or size < 2:
+            continue
+        kept = sorted({0, size - 1})[: size - 1]
+        target = resolve(config, _cut_request(config, axis, len(kept)))
+        maps = {a: keep(n) for a, n in config.sizes.items() if a != "layer"} | {axis: select(size, kept)}
+        cut = maps_plan(source, maps, target)
+        wanted = logits(_silenced(source, config, axis, kept, reads=True))
+        got = logits(NamedTensors(cut.target_config, target_tensors(cut, source)))
+        wrong = logits(source)
+        what = f"logits with {axis} {size} -> {len(kept)}, against nothing reading the rest"
+        found.append(
+            Check(name=f"cut {axis}", what=what, unit=_UNIT, measured=_error(wanted, got), tolerance=1e-9,
+                  control=_error(wrong, got))
+        )  # fmt: skip
+    return found
+
+
+def _error(wanted: torch.Tensor, got: torch.Tensor) -> float:
+    return float((wanted.double() - got.double()).abs().max() / wanted.double().std())
+
+
+def miniature_scores(source: NamedTensors, config: SourceConfig) -> Scores:
+    """Return the scores of a miniature on random inputs."""
+    model = build_model(config.model_class, source.config, {n: source.read(n) for n in source.tensors}, torch.float64)
+    generator = torch.Generator().manual_seed(2)
+    if config.architecture.modality == "image":
+        shape = (64, config.full["num_channels"], config.full["image_size"], config.full["image_size"])
+        batch = {"pixel_values": torch.randn(shape, generator=generator, dtype=torch.float64)}
+    else:
+        batch = {"input_ids": torch.randint(0, config.sizes["vocab"], _CALIBRATION_TOKENS, generator=generator)}
+    collector = Collector(model, config, second_moments=True)
+    with collector.attached():
+        collector.run([batch], lambda _items: None)
+    record = Record(
+        model_sha256="", model_type=config.architecture.model_type, source="miniature", data="random", tokens=0,
+        sequence_length=0, batch_size=0, second_moments=True, aliases=collector.aliases, feeds=collector.feeds,
+    )  # fmt: skip
+    return Scores(record, {site: averages(sums.as_tensors()) for site, sums in collector.sums.items()}, {})
+
+
+def _with_plain_final_norm(source: NamedTensors, config: SourceConfig) -> NamedTensors:
+    module = config.architecture.final_norm
+    ones = 0.0 if config.architecture.norms[module].gain == "1+w" else 1.0
+    state = {name: source.read(name) for name in source.tensors}
+    state[f"{module}.weight"] = torch.full_like(state[f"{module}.weight"], ones)
+    if f"{module}.bias" in state:
+        state[f"{module}.bias"] = torch.zeros_like(state[f"{module}.bias"])
+    return NamedTensors(source.config, state)
+
+
+def check_turn(source: NamedTensors, logits: Logits) -> Check:
+    """Return the check that a full turn of the residual stream keeps the logits; its control turns the writers only.
+
+    A tied head cannot fold the final gain and bias in, so there it is tried with a gain of 1 and no bias.
+    """
+    config = understand(source.config)
+    if config.tied:
+        source = _with_plain_final_norm(source, config)
+    maps = {axis: keep(size) for axis, size in config.sizes.items() if axis != "layer"}
+    names, _ = check_source(config, source)
+    plan = maps_plan(source, maps, resolve(config, {}))
+    fit = Fit(
+        config, config, source, names, miniature_scores(source, config), SHRINK_PRESETS["subspace"], plan.layers, maps,
+        turns=True, ridge=1e-9,
+    )  # fmt: skip
+    made = fit.run()
+
+    def turned(dense: dict[str, Matrix]) -> torch.Tensor:
+        recipes = tuple(r.model_copy(update=made.fields.get(r.name, {})) for r in plan.recipes)
+        full = plan.model_copy(update={"recipes": recipes, "dense": DenseMaps(dense)})
+        return logits(NamedTensors(full.target_config, target_tensors(full, source)))
+
+    wanted = logits(source)
+    shifted = {**made.dense, WRITE_HIDDEN: made.dense[WRITE_HIDDEN][::-1].copy()}
+    return Check(
+        name="turn hidden",
+        what="logits after turning the residual stream to its principal directions, all of them kept",
+        unit=_UNIT,
+        measured=_error(wanted, turned(dict(made.dense))),
+        tolerance=TURN_TOLERANCE,
+        control=_error(wanted, turned(shifted)),
+    )
+
+
+def kept_sizes(source: dict[str, int], target: dict[str, int]) -> dict[str, int]:
+    """Return the target's sizes with every cut axis as it was: what growth alone has to reproduce."""
+    return {axis: max(size, target[axis]) for axis, size in source.items()}

@@ -1,0 +1,87 @@
+"""The shrink presets: how what is kept is chosen, and how readers make up for what was cut."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from anysize.config import SourceConfig
+from anysize.errors import SizeError
+from anysize.recipe import Options
+from anysize.tensors import expected_tensors
+
+
+@dataclass(frozen=True)
+class ShrinkPreset:
+    """One way to shrink. select, readers: see `recipe.Options`; layers: how depth is cut; gains: whether norm gains are
+    refitted to the RMS of what is kept (never in the published presets, which leave norms alone)."""
+
+    name: str
+    summary: str
+    select: str
+    readers: str
+    layers: str
+    gains: bool = False
+
+
+SHRINK_PRESETS = {
+    preset.name: preset
+    for preset in (
+        ShrinkPreset(
+            "subcloning", "mean |activation|, sqrt(n/m) on cut fan-ins (2312.09299)", "activation", "fan-in", "middle"
+        ),
+        ShrinkPreset("weight-selection", "uniform stride, no data (2311.18823)", "stride", "none", "first"),
+        ShrinkPreset(
+            "minitron", "scores of norm outputs, heads and neurons (2407.14679)", "minitron", "none", "block-influence"
+        ),
+        ShrinkPreset(
+            "subspace",
+            "principal directions of the residual stream, least-squares readers",
+            "principal",
+            "least-squares",
+            "block-influence",
+            gains=True,
+        ),
+    )
+}
+_WITH_DATA, _WITHOUT_DATA = "subspace", "weight-selection"
+CHOSEN_PER_LAYER = ("ffn", "kv", "group")
+FITTED = ("measured", "least-squares", "sequential")
+
+
+def shrink_preset(options: Options, *, has_scores: bool) -> ShrinkPreset:
+    """Return the preset that the options name, or the default, with --select and --readers on top of it."""
+    default = _WITH_DATA if has_scores else _WITHOUT_DATA
+    preset = SHRINK_PRESETS[options.preset if options.preset in SHRINK_PRESETS else default]
+    if options.select != "auto":
+        preset = replace(preset, select=options.select)
+    if options.readers != "auto":
+        preset = replace(preset, readers=options.readers, gains=options.readers in FITTED or preset.gains)
+    if preset.readers in FITTED and not has_scores:
+        raise SizeError(
+            f"readers '{preset.readers}' are fitted to activations: pass --calibration with data or a scores file"
+        )
+    if preset.select == "principal" and preset.readers not in ("least-squares", "sequential"):
+        raise SizeError(
+            f"principal directions are no selection, so their readers have to be least-squares or sequential, "
+            f"not '{preset.readers}'"
+        )
+    return preset
+
+
+def why_no_directions(config: SourceConfig) -> str:
+    """Return why the residual stream cannot be turned into principal directions, or an empty string."""
+    architecture = config.architecture
+    for norm in architecture.norms.values():
+        if not config.holds(norm.when):
+            continue
+        if norm.writes == "hidden":
+            return "a norm ends each branch, and a rotation cannot cross its gain"
+        if norm.writes == "norm(hidden)" and config.holds(norm.after_sum):
+            return "a norm stands on the residual stream itself"
+    for expected in expected_tensors(config).values():
+        if any(str(dim) == "hidden" for dim in expected.arrow.reads):
+            return f"{expected.name} reads the stream without a norm before it"
+    final = architecture.norms.get(architecture.final_norm)
+    if config.tied and (final is None or not config.holds(final.stored)):
+        return "the head is tied and no final gain can be fitted to it"
+    return ""

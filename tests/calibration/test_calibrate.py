@@ -1,0 +1,330 @@
+"""Calibration: what is summed, resumed, shared between processes, kept in a file, and refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+import anysize
+from anysize.calibration.calibrate import CalibrationOptions, collect, moment_stride, scores_bytes
+from anysize.calibration.data import DataOptions, token_batches, tokenizer_of
+from anysize.calibration.scores import Scores
+from anysize.calibration.sites import sites
+from anysize.calibration.statistics import SiteSums, averages
+from anysize.config import understand
+from anysize.errors import CheckpointError, InputError
+from anysize.io.reader import Checkpoint
+from anysize.proof.parity import load
+from tests import tiny
+
+Run = Callable[..., Any]
+
+
+def quiet(*_: object) -> None:
+    """No progress."""
+
+
+def same(one: Scores, other: Scores, tolerance: float = 0.0) -> bool:
+    assert one.sites.keys() == other.sites.keys()
+    pairs = [(one.of(site, kind), other.of(site, kind)) for site in one.sites for kind in one.sites[site]]
+    pairs += [(one.block(kind), other.block(kind)) for kind in one.blocks]
+    return all(torch.allclose(a, b, rtol=tolerance, atol=tolerance) for a, b in pairs)
+
+
+def test_averages_are_those_of_all_tokens_at_once() -> None:
+    x = torch.randn(4, 7, 5, generator=torch.Generator().manual_seed(0))
+    sums = SiteSums(5, second=True)
+    for part in x.split(1):
+        sums.add(part)
+    found, flat = averages(sums.as_tensors()), x.reshape(-1, 5).double()
+    assert found["abs"].allclose(flat.abs().mean(0), rtol=1e-6)
+    assert found["rms"].allclose(flat.square().mean(0).sqrt(), rtol=1e-6)
+    assert found["mean"].allclose(flat.mean(0), rtol=1e-5, atol=1e-6)
+    assert found["second"].allclose(flat.T @ flat / 28, rtol=1e-5, atol=1e-6)
+    assert found["minitron"].allclose(x.double().abs().mean(1).square().sum(0).sqrt(), rtol=1e-6)
+
+
+def test_second_moments_may_see_fewer_tokens() -> None:
+    x = torch.randn(1, 8, 3, generator=torch.Generator().manual_seed(0))
+    sums = SiteSums(3, second=True)
+    sums.add(x, stride=2)
+    seen = x[0, ::2].double()
+    assert averages(sums.as_tensors())["second"].allclose(seen.T @ seen / 4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("variant", [v for v in tiny.VARIANTS if v.name != "350m"], ids=str)
+def test_every_site_of_every_family_is_seen_and_every_reader_has_its_norm(variant: tiny.Variant) -> None:
+    from anysize.proof.cuts import miniature_scores
+
+    source = tiny.source(variant)
+    config = understand(source.config)
+    found = miniature_scores(source, config)
+    for name, site in sites(config).items():
+        assert found.of(name, "abs").shape == (len(found.of(name, "rms")),)
+        if site.side == "in" and str(site.dim) == "norm(hidden)":
+            canonical = found.record.aliases.get(name, name)
+            assert found.record.feeds[canonical] in {s.module for s in sites(config).values() if s.is_norm}
+
+
+def test_scores_are_those_of_the_model(llama: Path, text: Path, scores: Scores) -> None:
+    model = load(llama, "LlamaForCausalLM")
+    options = DataOptions(sequence_length=64)
+    config = understand(Checkpoint(llama).config)
+    seen: list[torch.Tensor] = []
+    hook = model.get_submodule("model.layers.1.mlp.down_proj").register_forward_pre_hook(
+        lambda _m, args: seen.append(args[0].detach().reshape(-1, 48))
+    )
+    stream: list[torch.Tensor] = []
+    with torch.no_grad():
+        for batch in token_batches(str(text), tokenizer_of(str(llama)), config.sizes["vocab"], options):
+            stream.append(torch.stack(model(**batch, output_hidden_states=True).hidden_states))
+    hook.remove()
+    x = torch.cat(seen).double()
+    assert len(x) == scores.record.tokens
+    assert scores.of("model.layers.1.mlp.down_proj:in", "abs").allclose(x.abs().mean(0), rtol=1e-5)
+    before, after = (torch.cat([s[i].reshape(-1, 32) for s in stream]) for i in (0, 1))
+    cosine = torch.nn.functional.cosine_similarity(before, after, dim=-1)
+    assert float(scores.block("influence")[0]) == pytest.approx(float(1 - cosine.mean()), rel=1e-4)
+
+
+def test_a_scores_file_gives_the_scores_back(llama: Path, scores: Scores, tmp_path: Path) -> None:
+    scores.save(tmp_path / "scores.safetensors")
+    again = Scores.load(tmp_path / "scores.safetensors")
+    assert again.record == scores.record
+    assert again.sha256 == scores.sha256
+    assert same(again, scores, 1e-6)
+    plans = [anysize.plan(llama, calibration=c, hidden_size=16) for c in (scores, tmp_path / "scores.safetensors")]
+    assert plans[0].recipes == plans[1].recipes
+
+
+def test_the_size_that_is_told_is_about_the_size_of_the_file(llama: Path, scores: Scores, tmp_path: Path) -> None:
+    scores.save(tmp_path / "scores.safetensors")
+    told = scores_bytes(understand(Checkpoint(llama).config), second_moments=True)
+    assert 0.5 < told / (tmp_path / "scores.safetensors").stat().st_size < 2
+
+
+def test_a_killed_calibration_goes_on_where_it_was(
+    llama: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("anysize.calibration.calibrate._SAVE_EVERY_S", 0.0)
+    source, model = Checkpoint(llama), load(llama, "LlamaForCausalLM")
+    options = CalibrationOptions(DataOptions(sequence_length=64, batch_size=4))
+    output = tmp_path / "scores.safetensors"
+
+    def run(progress: Callable[[str, int, int], None]) -> Scores:
+        return collect(source, model, str(text), str(llama), options, keep_at=output, progress=progress)
+
+    class Killed(BaseException):
+        pass
+
+    batches = 0
+
+    def killer(_stage: str, done: int, _total: int) -> None:
+        nonlocal batches
+        batches += done > 0
+        if batches == 3:
+            raise Killed
+
+    whole = run(quiet)
+    with pytest.raises(Killed):
+        run(killer)
+    assert [p.name for p in tmp_path.iterdir()] == [".scores.safetensors.rank0.partial"]
+    started_at: list[int] = []
+    resumed = run(lambda _stage, done, _total: started_at.append(done))
+    assert started_at[0] == 3 * 4 * 64
+    assert resumed.record == whole.record
+    assert same(resumed, whole, 1e-12)
+    assert not list(tmp_path.iterdir())
+
+
+def test_work_of_another_calibration_is_not_taken_up(llama: Path, text: Path, tmp_path: Path) -> None:
+    output = tmp_path / "scores.safetensors"
+    (tmp_path / ".scores.safetensors.rank0.partial").write_bytes(b"not a file of ours")
+    found = anysize.calibrate(llama, text, output=output, sequence_length=64)
+    assert found.record.tokens > 5000
+    assert [p.name for p in tmp_path.iterdir()] == ["scores.safetensors"]
+
+
+def test_two_processes_find_the_same(llama: Path, text: Path, tmp_path: Path) -> None:
+    script = tmp_path / "run.py"
+    script.write_text(
+        "import anysize, sys\n"
+        f"anysize.calibrate({str(llama)!r}, {str(text)!r}, output=sys.argv[1], sequence_length=64, batch_size=4)\n"
+    )
+    command = [sys.executable, str(script), str(tmp_path / "one.safetensors")]
+    subprocess.run(command, check=True, capture_output=True)
+    shared = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*shared, str(script), str(tmp_path / "two.safetensors")],
+        capture_output=True,
+        text=True,
+        env=env,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    one, two = (Scores.load(tmp_path / f"{name}.safetensors") for name in ("one", "two"))
+    assert one.record.tokens == two.record.tokens
+    assert same(one, two, 1e-6)
+
+
+def test_weights_left_on_disk_give_the_same_scores(llama: Path, text: Path, scores: Scores) -> None:
+    low = anysize.calibrate(llama, text, sequence_length=64, low_memory=True)
+    assert same(low, scores, 1e-6)
+
+
+def test_leave_one_out_is_the_loss_without_the_layer(llama: Path, text: Path) -> None:
+    found = anysize.calibrate(llama, text, sequence_length=64, leave_one_out=True, tokens=1024)
+    model = load(llama, "LlamaForCausalLM")
+    options = DataOptions(sequence_length=64, tokens=1024)
+    batches = list(token_batches(str(text), tokenizer_of(str(llama)), 61, options))
+
+    def loss() -> float:
+        with torch.no_grad():
+            return sum(float(model(**b, labels=b["input_ids"]).loss) for b in batches) / len(batches)
+
+    whole = loss()
+    model.model.layers = model.model.layers[1:]
+    model.config.num_hidden_layers = 1
+    for layer in model.model.layers:
+        layer.self_attn.layer_idx = 0
+    assert float(found.block("leave-one-out")[0]) == pytest.approx(loss() - whole, abs=1e-4)
+    assert anysize.plan(llama, calibration=found, num_hidden_layers=1, layers="leave-one-out").layers
+
+
+def test_images_are_read_by_an_image_model(tmp_path: Path) -> None:
+    variant = next(v for v in tiny.VARIANTS if v.family == "vit")
+    model = tiny.model(variant, dtype=torch.float32)
+    model.save_pretrained(tmp_path / "vit")
+    rows = []
+    for shade in range(0, 250, 50):
+        path = tmp_path / f"{shade}.png"
+        Image.new("RGB", (8, 8), (shade, 0, 255 - shade)).save(path)
+        rows.append({"image": {"bytes": path.read_bytes(), "path": path.name}, "label": shade})
+    import datasets
+
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "images.parquet")
+    found = anysize.calibrate(tmp_path / "vit", tmp_path / "images.parquet", tokens=5, batch_size=2)
+    assert found.record.tokens == 5
+    assert found.of("vit.embeddings.patch_embeddings.projection:out", "abs").shape == (24,)
+    half = {"hidden_size": 16, "intermediate_size": 10, "num_attention_heads": 2}
+    assert anysize.plan(tmp_path / "vit", calibration=found, preset="subcloning", **half).recipes
+    made = anysize.resize(tmp_path / "vit", tmp_path / "half", calibration=found, **half)
+    from transformers import ViTForImageClassification
+
+    small = ViTForImageClassification.from_pretrained(made)
+    assert small(torch.zeros(1, 3, 12, 12)).logits.shape == (1, 7)
+
+
+def test_the_stride_keeps_second_moments_cheaper_than_the_model() -> None:
+    wide = {
+        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 64, "intermediate_size": 8192,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 100,
+    }  # fmt: skip
+    assert moment_stride(understand(wide)) > 10
+    assert moment_stride(understand({**wide, "intermediate_size": 128})) == 1
+
+
+BAD_DATA: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "nothing": (lambda f: f / "absent.txt", "do not exist"),
+    "an empty folder": (lambda f: f, "holds no .txt"),
+    "another kind": (lambda f: written(f / "x.bin", "w3"), "is none of .txt"),
+    "too little": (lambda f: written(f / "x.txt", "w3 w4"), "too few for one sequence of 64"),
+    "damaged parquet": (lambda f: written(f / "x.parquet", "PAR1"), "cannot read the data file"),
+    "no text column": (lambda f: written(f / "x.jsonl", '{"a": 1}\n'), "have no text column"),
+    "not utf-8": (lambda f: written(f / "x.txt", b"\xff\xfe"), "as text"),
+}
+
+
+def written(path: Path, data: str | bytes) -> Path:
+    path.write_bytes(data if isinstance(data, bytes) else data.encode())
+    return path
+
+
+@pytest.mark.parametrize("name", BAD_DATA)
+def test_data_that_cannot_be_used_are_refused_in_one_sentence(llama: Path, tmp_path: Path, cli: Run, name: str) -> None:
+    make, why = BAD_DATA[name]
+    data = make(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    ran = cli("calibrate", llama, data, "-o", tmp_path / "scores.safetensors", "--sequence-length", 64)
+    assert ran.code == 2
+    assert why in ran.err
+    assert ran.err.splitlines()[-1].startswith("anysize: ")
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_column_is_chosen_or_named(llama: Path, tmp_path: Path) -> None:
+    words = " ".join(f"w{i}" for i in range(3, 60))
+    data = written(tmp_path / "x.jsonl", json.dumps({"title": "w3 " * 500, "story": words * 20}) + "\n")
+    with pytest.raises(InputError, match="name one with --column"):
+        anysize.calibrate(llama, data, sequence_length=64)
+    with pytest.raises(InputError, match="no text column 'stroy': they have title; story"):
+        anysize.calibrate(llama, data, sequence_length=64, column="stroy")
+    one, two = (anysize.calibrate(llama, data, sequence_length=64, column=c) for c in ("title", "story"))
+    assert not same(one, two, 1e-6)
+
+
+def test_the_tokenizer_of_another_model_is_refused(
+    llama: Path, new_llama: Callable[..., Path], text: Path, tmp_path: Path
+) -> None:
+    small = new_llama(tmp_path / "small", vocab_size=40)
+    with pytest.raises(InputError, match="this tokenizer is not the model's"):
+        anysize.calibrate(small, text, sequence_length=64, tokenizer=str(llama))
+    (small / "tokenizer.json").unlink()
+    (small / "tokenizer_config.json").unlink()
+    with pytest.raises(InputError, match="has no tokenizer that transformers can read"):
+        anysize.calibrate(small, text, sequence_length=64)
+
+
+def test_the_scores_of_another_model_are_refused(
+    new_llama: Callable[..., Path], scores: Scores, tmp_path: Path
+) -> None:
+    other = new_llama(tmp_path / "other", seed=1)
+    with pytest.raises(CheckpointError, match="the scores were made for another model"):
+        anysize.plan(other, calibration=scores, hidden_size=16)
+
+
+def test_what_is_no_scores_file_is_refused(llama: Path, tmp_path: Path) -> None:
+    path = written(tmp_path / "scores.safetensors", b"nothing")
+    with pytest.raises(CheckpointError, match="is not a scores file that anysize calibrate wrote"):
+        anysize.plan(llama, calibration=path, hidden_size=16)
+    with pytest.raises(CheckpointError, match="is not a scores file"):
+        anysize.plan(llama, calibration=llama / "model.safetensors", hidden_size=16)
+
+
+def test_scores_without_second_moments_select_but_do_not_fit(llama: Path, text: Path) -> None:
+    plain = anysize.calibrate(llama, text, sequence_length=64, second_moments=False)
+    assert anysize.plan(llama, calibration=plain, preset="subcloning", hidden_size=16).recipes
+    with pytest.raises(CheckpointError, match="calibrate again with second moments"):
+        anysize.plan(llama, calibration=plain, hidden_size=16)
+
+
+def test_an_illegal_size_is_refused_before_any_calibration(llama: Path) -> None:
+    with pytest.raises(InputError, match="nearest legal hidden_size"):
+        anysize.plan(llama, calibration="/no/such/data.txt", hidden_size=17)
+
+
+def test_the_command_writes_scores_and_resize_uses_them(llama: Path, text: Path, tmp_path: Path, cli: Run) -> None:
+    scores = tmp_path / "scores.safetensors"
+    ran = cli("calibrate", llama, text, "-o", scores, "--sequence-length", 64, "--json")
+    assert ran.code == 0, ran.err
+    told = json.loads(ran.out)
+    assert told["output"] == str(scores)
+    assert len(told["layers"]["influence"]) == 2
+    ran = cli("resize", llama, tmp_path / "half", "--hidden-size", 16, "--calibration", scores)
+    assert ran.code == 0, ran.err
+    assert "with preset subspace" in ran.out
+    assert "turned to the kept directions" in ran.out
+    assert "not exact: hidden 32 -> 16: kept by principal, readers least-squares" in ran.out
+    record = json.loads((tmp_path / "half" / "anysize.json").read_text())
+    assert record["plan"]["scores_sha256"] == told["scores_sha256"]
