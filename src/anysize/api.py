@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -39,6 +40,8 @@ def open_source(source: str | Path | PreTrainedModel) -> TensorSource:
     """Return a folder, a Hub id or a loaded model as a source of tensors; raise CheckpointError if it is none."""
     if isinstance(source, (str, Path)):
         return open_checkpoint(str(source))
+    if not hasattr(source, "config") or not hasattr(source, "state_dict"):
+        raise InputError(f"the source is a {type(source).__name__}, wanted a folder, a Hub id or a transformers model")
     from anysize.io.models import LoadedModel  # noqa: PLC0415
 
     return LoadedModel(source)
@@ -130,8 +133,8 @@ def plan(
         "num_experts": num_experts,
     }
     if pad_vocab_to_multiple_of is not None:
-        if pad_vocab_to_multiple_of < 1:
-            raise SizeError(f"pad_vocab_to_multiple_of={pad_vocab_to_multiple_of}: wanted at least 1")
+        if not targets.is_number(pad_vocab_to_multiple_of, int) or pad_vocab_to_multiple_of < 1:
+            raise SizeError(f"pad_vocab_to_multiple_of={pad_vocab_to_multiple_of!r}: wanted at least 1")
         sizes["vocab_size"] = targets.padded_vocab(config, vocab_size, pad_vocab_to_multiple_of)
     request = _request(config, options, sizes, scale, num_params, like)
     return make_plan(tensors, request, options, _scores_of(tensors, calibration, progress))
@@ -275,7 +278,7 @@ def _carry_out(
     progress: Progress,
 ) -> tuple[PreTrainedModel | Path, Verification]:
     from anysize.io import writer  # noqa: PLC0415
-    from anysize.proof import coverage  # noqa: PLC0415
+    from anysize.proof import coverage, replan  # noqa: PLC0415
     from anysize.proof.algebra import rows_of  # noqa: PLC0415
     from anysize.proof.miniature import prove_on_miniature  # noqa: PLC0415
 
@@ -289,13 +292,15 @@ def _carry_out(
         _check_places(tensors, path)
         writer.check_output(path, plan.num_bytes, overwrite=overwrite)
     coverage.account(plan, tensors)
+    replan.require_unedited(plan, tensors)
     coverage.check_tied_copies(plan, tensors, rows_of(tensors))
     progress("proof", 0, 1)
     proof = prove_on_miniature(plan)
     progress("proof", 1, 1)
     _require(proof, "the miniature proof")
     if path is None:
-        return _in_memory(plan, tensors, allow_nonfinite=allow_nonfinite), proof
+        model, more = _in_memory(plan, tensors, verify, allow_nonfinite=allow_nonfinite)
+        return model, proof + more
     with writer.CheckpointWriter(path, plan.recipes, _fingerprint(plan, tensors), max_shard_bytes) as made:
         proof += _to_disk(plan, tensors, made, verify, allow_nonfinite, progress)
         _put_beside(plan, tensors, made, proof, command)
@@ -310,17 +315,33 @@ def _check_places(tensors: TensorSource, output: Path) -> None:
             raise OutputError(
                 f"the output '{output}' and the source '{tensors.folder}' lie in one another: choose another output"
             )
+    here = Path.cwd()
+    if output.resolve() in (here, *here.parents):
+        raise OutputError(f"the output '{output}' is the current folder or holds it: name a folder of its own")
 
 
-def _in_memory(plan: Plan, tensors: TensorSource, *, allow_nonfinite: bool) -> PreTrainedModel:
+def _in_memory(
+    plan: Plan, tensors: TensorSource, verify: VerifyMode, *, allow_nonfinite: bool
+) -> tuple[PreTrainedModel, Verification]:
     from anysize.executor import target_tensors  # noqa: PLC0415
     from anysize.io.dtypes import TORCH  # noqa: PLC0415
-    from anysize.io.models import build_model  # noqa: PLC0415
+    from anysize.io.models import LoadedModel, NamedTensors, build_model  # noqa: PLC0415
+    from anysize.proof import algebra, whole  # noqa: PLC0415
+    from anysize.proof.verdict import Verification  # noqa: PLC0415
 
     made = target_tensors(plan, tensors, allow_nonfinite=allow_nonfinite)
+    rows = algebra.rows_of(NamedTensors(plan.target_config, made))
+    proof = Verification(checks=(algebra.check_rows(plan, algebra.rows_of(tensors), rows),))
+    _require(proof, "the proof of the tensors made")
     dtypes = {recipe.dtype for recipe in plan.recipes}
     widest = max(dtypes, key=["F16", "BF16", "F32", "F64"].index)
-    return build_model(plan.model_class, plan.target_config, made, TORCH[widest])
+    model = build_model(plan.model_class, plan.target_config, made, TORCH[widest])
+    if verify != "off":
+        proof += whole.compare_made(plan, tensors, made, full=verify == "full")
+        _require(proof, "the comparison of the whole models")
+    if isinstance(tensors, LoadedModel) and model.can_generate():
+        model.generation_config = copy.deepcopy(tensors.model.generation_config)
+    return model, proof
 
 
 def _to_disk(
@@ -366,6 +387,8 @@ def _put_beside(plan: Plan, tensors: TensorSource, made: CheckpointWriter, proof
     if isinstance(tensors, Checkpoint):
         for name, data in provenance.companions(tensors.folder):
             made.add(name, data)
+    elif (generation := provenance.generation_json(tensors)) is not None:
+        made.add("generation_config.json", generation)
     made.add(provenance.RECORD, provenance.record_json(plan, proof, command))
     made.add("README.md", provenance.model_card(plan, proof, command))
     made.add("config.json", provenance.config_json(plan))

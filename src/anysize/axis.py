@@ -51,6 +51,13 @@ class AxisMap(BaseModel):
                 raise ValueError(f"run ({start}, {length}) does not lie in a source of {self.source_size}")
         return self
 
+    def __eq__(self, other: object) -> bool:
+        # By what is stored; what has been computed from it does not count.
+        return isinstance(other, AxisMap) and (self.source_size, self.runs) == (other.source_size, other.runs)
+
+    def __hash__(self) -> int:
+        return hash((self.source_size, self.runs))
+
     @cached_property
     def target_size(self) -> int:
         return sum(length for _, length in self.runs)

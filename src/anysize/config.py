@@ -24,7 +24,9 @@ def per_layer_values(config: SourceConfig, key: str) -> list[Any] | None:
 
         full = CONFIG_MAPPING[config.architecture.model_type].from_dict(dict(config.raw))
         values = getattr(full, key, None)
-    return None if values is None else list(values)
+    if values is None or isinstance(values, list | tuple):
+        return None if values is None else list(values)
+    raise ArchitectureError(f"the config's {key} is {values!r}, wanted a list with one entry a layer")
 
 
 @dataclass(frozen=True)
@@ -81,10 +83,15 @@ def _default_of(architecture: Architecture, key: str) -> Any:
 
 def _unknown(architecture: Architecture, raw: Mapping[str, Any]) -> list[str]:
     known = architecture.handled_keys | set(architecture.kept) | set(COMMON_KEPT) | set(architecture.defaults)
+
+    def off(key: str, default: Any) -> bool:
+        # What transformers does not know and is switched off asks for nothing.
+        return raw[key] == default or (default is MISSING and raw[key] is False)
+
     return [
         f"{key}={raw[key]!r}{did_you_mean(key, known)}"
         for key in raw
-        if key not in known and raw[key] != _default_of(architecture, key)
+        if key not in known and not off(key, _default_of(architecture, key))
     ]
 
 
@@ -114,7 +121,10 @@ def understand(raw: Mapping[str, Any]) -> SourceConfig:
         )
     full = {**architecture.defaults, **raw}
     # transformers derives the label count from the names where it is not given, and assumes two labels without either.
-    full.setdefault("num_labels", len(raw.get("id2label") or (0, 1)))
+    labels = raw.get("id2label") or {0: "", 1: ""}
+    if not isinstance(labels, dict):
+        raise ArchitectureError(f"the config's id2label is {labels!r}, wanted an object of label names")
+    full.setdefault("num_labels", len(labels))
     needed = sorted(architecture.handled_keys - set(full) - set(architecture.per_layer))
     if needed:
         raise ArchitectureError(f"the config lacks {', '.join(needed)}")

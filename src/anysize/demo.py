@@ -19,6 +19,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from anysize import api
 from anysize.cli.show import console, progress_bars, show_plan, show_proof
+from anysize.errors import OutputError
 from anysize.io.models import config_of, quiet_transformers
 
 _VOCAB_SIZE = 1024
@@ -28,6 +29,7 @@ _RATE = 2e-3
 _WARMUP = 0.05
 _TRAIN_BYTES = 6_000_000
 _HELD_OUT_BYTES = 400_000
+_MARKER = ".anysize-demo"
 _PROMPT = "def __init__(self"
 _GROWN = {"hidden_size": 192, "intermediate_size": 448, "num_attention_heads": 6, "num_key_value_heads": 3}
 
@@ -150,6 +152,20 @@ def _make_source(folder: Path, train: str, held_out: str, seconds: float) -> tor
     return torch.tensor(tokenizer.encode(held_out).ids)
 
 
+def _make_room(output: Path, folders: tuple[Path, ...]) -> None:
+    """Remove what an earlier demo left; refuse a folder that holds anything else."""
+    marker = output / _MARKER
+    if output.exists() and (not output.is_dir() or (any(output.iterdir()) and not marker.is_file())):
+        raise OutputError(f"'{output}' holds something that no demo has made: choose another folder with --output")
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        marker.write_text("Made by `anysize demo`, which replaces what lies here.\n", encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"the output '{output}' cannot be made: {error.strerror}") from error
+
+
 def run_demo(output: Path, seconds: float) -> dict[str, Any]:
     """Pretrain, grow, prove and compare; both models stay in `output`.
 
@@ -157,8 +173,7 @@ def run_demo(output: Path, seconds: float) -> dict[str, Any]:
     """
     out = console()
     source, grown = output / "source", output / "grown"
-    for folder in (source, grown):
-        shutil.rmtree(folder, ignore_errors=True)
+    _make_room(output, (source, grown))
     train, held_out = _sources()
     out.print(f"1. read {len(train) + len(held_out):,} characters of the standard library's sources", highlight=False)
     ids = _make_source(source, train, held_out, seconds)

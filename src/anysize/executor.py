@@ -108,6 +108,8 @@ class TensorJob:
         self, recipe: Recipe, source: torch.Tensor, maps: DimMaps, seed: int, *, allow_nonfinite: bool = False
     ) -> None:
         self.recipe, self.seed, self.dtype = recipe, seed, TORCH[recipe.dtype]
+        # Scaling a weight can carry it beyond what half precision holds, though the source itself fits.
+        self.may_overflow = recipe.dtype == "F16" and not allow_nonfinite
         if not allow_nonfinite:
             _require_storable(recipe, source, self.dtype)
         source = maps.through_dense(recipe, source)
@@ -153,9 +155,16 @@ class TensorJob:
 
     def block(self, number: int) -> torch.Tensor:
         """Return block `number` in storage orientation, contiguous, in the target's dtype."""
-        if not self.transposed:
-            return self._row_block(number)
-        return torch.cat([self._row_block(i) for i in range(self._num_row_blocks)]).T.contiguous()
+        if self.transposed:
+            made = torch.cat([self._row_block(i) for i in range(self._num_row_blocks)]).T.contiguous()
+        else:
+            made = self._row_block(number)
+        if self.may_overflow and not is_finite(made):
+            raise CheckpointError(
+                f"tensor '{self.recipe.name}' has values that float16 cannot store once it is made: choose a wider "
+                "--dtype, such as bfloat16"
+            )
+        return made
 
     def _scaled(self, values: torch.Tensor, factor: torch.Tensor | float) -> torch.Tensor:
         if isinstance(factor, float) and factor == 1.0:

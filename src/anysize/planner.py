@@ -281,6 +281,33 @@ def maps_plan(tensors: TensorSource, maps: dict[str, AxisMap], target: Target | 
     return _plan(planner, recipes, dict(target.config.raw), dropped, (), ())
 
 
+def recipes_with_maps(plan: Plan, tensors: TensorSource) -> tuple[Recipe, ...]:
+    """Return the recipes that a plan's own maps and fitted tensors stand for, whatever its recipes say."""
+    config, target = understand(tensors.config), understand(plan.target_config)
+    names, _ = check_source(config, tensors)
+    fields = ("reader", "writer", "value", "factor")
+    fitted = Fitted(
+        fields={
+            recipe.name: {name: getattr(recipe, name) for name in fields}
+            for recipe in plan.recipes
+            if recipe.reader or recipe.writer or recipe.value
+        }
+    )
+    planner = _Planner(
+        config,
+        Target(target.sizes, target),
+        preset_named(plan.options.preset),
+        plan.options,
+        plan.layers,
+        plan.axes,
+        names,
+        tensors,
+        shrink_preset(plan.options, has_scores=True),
+        fitted,
+    )
+    return tuple(planner.recipe(expected) for expected in expected_tensors(target).values())
+
+
 def _plan(
     planner: _Planner,
     recipes: tuple[Recipe, ...],
@@ -409,6 +436,8 @@ def make_plan(
     planner = _Planner(config, target, preset, options, steps, maps, names, tensors, shrink, fitted)
     recipes = tuple(planner.recipe(expected) for expected in expected_tensors(target.config).values())
     target_raw = _per_layer_lists(config, target.config, steps)
+    # Remote code is never run and never copied, so the target must not ask for it.
+    target_raw.pop("auto_map", None)
     dtypes = {recipe.dtype for recipe in recipes}
     if options.dtype != "keep" and len(dtypes) == 1:
         target_raw.pop("torch_dtype", None)

@@ -75,7 +75,7 @@ class Options(BaseModel):
     preset: str = "auto"
     select: Select = "auto"
     readers: Readers = "auto"
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     layers: str = "auto"
     noise_db: float = Field(default=10.0, ge=-100, le=300)
     dtype: Literal["keep", "float32", "bfloat16", "float16"] = "keep"
@@ -131,6 +131,11 @@ class Plan(BaseModel):
     @property
     def exact(self) -> bool:
         return not self.inexact
+
+    @property
+    def keeps_logits(self) -> bool:
+        """Whether the logits of the source's tokens are kept; tokens that are added only take probability from them."""
+        return all(reason.startswith("vocab_size ") for reason in self.inexact)
 
     @property
     def num_parameters(self) -> int:

@@ -32,7 +32,7 @@ _PLAIN = {
     "head_dim": "head",
 }
 
-_LARGEST = 2**31
+_LARGEST = 2**24
 # The nearest legal size is looked for this far from the one asked for.
 _NEAR = 4096
 
@@ -134,7 +134,16 @@ def _rope(config: SourceConfig, sizes: Mapping[str, int]) -> list[str]:
     return []
 
 
-def _is_number(value: object, kind: type | UnionType) -> bool:
+def _changed_parts(source: SourceConfig, target: SourceConfig) -> list[str]:
+    """Return the parameters that exist at the one size and not at the other (an OPT's projection of its embedding)."""
+    return [
+        f"{name.partition('|')[0]} {'appears' if target.holds(parameter.when) else 'goes'} (needs {parameter.when})"
+        for name, parameter in source.architecture.parameters.items()
+        if source.holds(parameter.when) != target.holds(parameter.when)
+    ]
+
+
+def is_number(value: object, kind: type | UnionType) -> bool:
     """Whether a value from outside is a number of this kind; `True` is no number."""
     return isinstance(value, kind) and not isinstance(value, bool)
 
@@ -144,13 +153,16 @@ def resolve(config: SourceConfig, request: Mapping[str, int]) -> Target:
     for public, size in request.items():
         if public not in PUBLIC_SIZES:
             raise SizeError(f"unknown size '{public}'{did_you_mean(public, PUBLIC_SIZES)}")
-        if not _is_number(size, int) or not 1 <= size < _LARGEST:
-            raise SizeError(f"{public}={size!r} is not a size: wanted a whole number of at least 1, below 2^31")
+        if not is_number(size, int) or not 1 <= size < _LARGEST:
+            raise SizeError(f"{public}={size!r} is not a size: wanted a whole number of at least 1, below 2^24")
     sizes = _sizes(config, request)
     rope = _rope(config, sizes)
     if rope:
         raise SizeError(joined(rope))
     target = _write_back(config, sizes)
+    changed = _changed_parts(config, target)
+    if changed:
+        raise SizeError(f"at these sizes a {config.architecture.model_type} has other parts: {joined(changed)}")
     broken = [
         f"{rule.reason} (needs {rule.holds})"
         for rule in config.architecture.rules
@@ -190,7 +202,7 @@ def resolve_or_suggest(config: SourceConfig, request: Mapping[str, int], check: 
     except SizeError as error:
         source = public_sizes(config)
         for public, size in request.items():
-            if not _is_number(size, int) or public not in source:
+            if not is_number(size, int) or public not in source:
                 continue
             legal = (s for s in _near(size, source[public]) if _legal(config, {**request, public: s}, check))
             if near := list(islice(legal, 2)):
@@ -204,7 +216,7 @@ def scaled(config: SourceConfig, scale: float) -> dict[str, int]:
 
     hidden_size is rounded to what the head count divides, intermediate_size to a multiple of 8 where it was one.
     """
-    if not _is_number(scale, int | float) or not 0 < scale < float("inf"):
+    if not is_number(scale, int | float) or not 0 < scale < float("inf"):
         raise SizeError(f"scale {scale!r}: wanted a number above 0")
     sizes = config.sizes
     kv = max(1, round(sizes["kv"] * scale)) if sizes["kv"] > 1 else 1
@@ -227,7 +239,7 @@ def scaled(config: SourceConfig, scale: float) -> dict[str, int]:
 def for_budget(config: SourceConfig, num_params: int, check: Callable[[Target], object]) -> dict[str, int]:
     """Return the public sizes of the legal width-scaled target whose parameter count is nearest to `num_params`."""
     here = num_parameters(config)
-    if not _is_number(num_params, int | float) or not num_params < float("inf"):
+    if not is_number(num_params, int | float) or not num_params < float("inf"):
         raise SizeError(f"num_params {num_params!r} is not a count")
     if num_params < 1:
         raise SizeError(f"num_params {num_params:,}: wanted at least 1")

@@ -12,10 +12,12 @@ import torch
 
 import anysize
 from anysize.api import apply_with_proof
+from anysize.axis import select
 from anysize.errors import ProofError
 from anysize.io.reader import Checkpoint
 from anysize.proof.coverage import account
 from anysize.proof.parity import Comparison, load
+from anysize.proof.replan import differences
 from anysize.recipe import Plan, Recipe
 
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 8, "num_key_value_heads": 4}
@@ -48,12 +50,79 @@ WRONG: dict[str, tuple[str, Callable[[Recipe], dict[str, Any]]]] = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_a_wrong_plan_fails_its_proof_and_leaves_nothing(llama: Path, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("output", ["out", None], ids=["disk", "memory"])
+def test_an_edited_plan_is_refused_even_where_nothing_is_compared(
+    llama: Path, tmp_path: Path, name: str, output: str | None
+) -> None:
+    wrong = edited(anysize.plan(llama, preset="hypercloning", **SIZES), *WRONG[name])
+    with pytest.raises(ProofError, match=r"^the plan is not what this version makes of its source and options: .* of "):
+        anysize.apply(wrong, None if output is None else tmp_path / output, verify="off")
+    assert list(tmp_path.iterdir()) == []
+
+
+EDITS: dict[str, tuple[Callable[[Plan], dict[str, Any]], str]] = {
+    "a map": (
+        lambda p: {"axes": {**p.axes, "hidden": select(32, [*range(24), *range(24), *range(16)])}},
+        "the map of hidden is",
+    ),
+    "eps": (
+        lambda p: {"target_config": {**p.target_config, "rms_norm_eps": 1e-3}},
+        "target_config.rms_norm_eps is 0.001",
+    ),
+    "the activation": (
+        lambda p: {"target_config": {**p.target_config, "hidden_act": "gelu"}},
+        "target_config.hidden_act is 'gelu', planned 'silu'",
+    ),
+    "a layer": (lambda p: {"layers": p.layers[::-1]}, "the layer plan is [1, 0], planned [0, 1]"),
+}
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_whatever_else_is_edited_is_named(llama: Path, tmp_path: Path, name: str) -> None:
+    plan = anysize.plan(llama, preset="hypercloning", **SIZES)
+    edit, why = EDITS[name]
+    with pytest.raises(ProofError) as refusal:
+        anysize.apply(plan.model_copy(update=edit(plan)), tmp_path / "out", verify="off")
+    assert why in str(refusal.value)
+
+
+def test_a_cut_plan_may_choose_but_not_repeat(llama: Path, scores: Any) -> None:
+    plan = anysize.plan(llama, preset="subcloning", calibration=scores, hidden_size=16, intermediate_size=24)
+    assert not differences(plan, Checkpoint(llama))
+    other = plan.model_copy(update={"axes": {**plan.axes, "hidden": select(32, range(16))}})
+    assert not differences(other, Checkpoint(llama))
+    twice = plan.model_copy(update={"axes": {**plan.axes, "ffn.1": select(48, [0] * 24)}})
+    assert differences(twice, Checkpoint(llama)) == [
+        "the map of ffn.1 is no choice: it repeats coordinates or adds new ones"
+    ]
+    unread = edited(plan, "up_proj.weight", lambda r: {"arrow": r.arrow.replace("ffn", "hidden")})
+    assert any("arrow of" in found for found in differences(unread, Checkpoint(llama)))
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_plan_fails_its_proof_and_leaves_nothing(
+    llama: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Such a plan agrees with itself: only the function it makes gives it away."""
+    monkeypatch.setattr("anysize.proof.replan.differences", lambda *_: [])
     wrong = edited(anysize.plan(llama, preset="hypercloning", **SIZES), *WRONG[name])
     with pytest.raises(ProofError, match=r"^the (comparison of the whole models|proof of the written tensors) failed"):
         apply_with_proof(wrong, tmp_path / "new" / "out")
     assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ProofError, match=r"^the (comparison of the whole models|proof of the tensors made) failed"):
+        anysize.apply(wrong)
+
+
+def test_old_logits_are_required_where_only_tokens_are_added(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = anysize.plan(llama, hidden_size=48, pad_vocab_to_multiple_of=16)
+    assert not plan.exact
+    assert plan.keeps_logits
+    wrong = edited(plan, "model.norm.weight", lambda _: {"factor": 3.0})
+    monkeypatch.setattr("anysize.proof.replan.differences", lambda *_: [])
+    with pytest.raises(ProofError, match="the comparison of the whole models failed"):
+        anysize.apply(wrong, tmp_path / "out")
 
 
 def test_the_account_names_what_is_made_twice_not_at_all_or_from_nothing(llama: Path) -> None:

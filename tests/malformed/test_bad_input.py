@@ -103,6 +103,9 @@ BAD: dict[str, tuple[Edit, str]] = {
     "size of truth": (config(vocab_size=True), "the vocab axis has no whole size of at least 1 (vocab_size=True)"),
     "flag of text": (config(tie_word_embeddings="no"), "tie_word_embeddings='no' is neither true nor false"),
     "negative spread": (config(initializer_range=-0.1), "initializer_range=-0.1 is not a standard deviation"),
+    "unknown activation": (config(hidden_act="sillu"), "transformers cannot build a LlamaForCausalLM of this config"),
+    "unknown positions": (config(rope_parameters={"rope_type": "odd", "rope_theta": 1e4}), "KeyError: 'odd'"),
+    "labels of numbers": (config(id2label=5), "id2label is 5, wanted an object"),
     "digits beyond reading": (put("config.json", '{"a": ' + "9" * 5000 + "}"), "is not valid JSON"),
     "config of other weights": (config(hidden_size=40), "wrong shapes"),
     "no weights": (lambda f: (f / WEIGHTS).unlink(), "has no model.safetensors"),
@@ -309,3 +312,56 @@ def test_the_command_says_one_sentence_and_exits_2(
 def test_every_refusal_is_an_input_error() -> None:
     assert issubclass(InputError, AnysizeError)
     assert InputError.exit_code == 2
+
+
+def test_switches_that_are_off_and_unknown_ask_for_nothing(new_llama: Callable[..., Path], tmp_path: Path) -> None:
+    source = new_llama(tmp_path / "source", rope_interleaved=False, is_llama_config=True)
+    assert anysize.plan(source, intermediate_size=61).exact
+    with pytest.raises(InputError, match="rope_interleaved=True"):
+        anysize.plan(new_llama(tmp_path / "other", rope_interleaved=True), intermediate_size=61)
+
+
+def test_remote_code_is_not_asked_for_by_the_target(new_llama: Callable[..., Path], tmp_path: Path) -> None:
+    source = new_llama(tmp_path / "source", auto_map={"AutoConfig": "configuration_x.XConfig"})
+    made = anysize.resize(source, tmp_path / "out", intermediate_size=61, verify="off")
+    assert "auto_map" not in json.loads((Path(str(made)) / "config.json").read_text())
+
+
+def test_a_context_of_few_positions_has_a_miniature(new_llama: Callable[..., Path], tmp_path: Path) -> None:
+    source = new_llama(tmp_path / "source", max_position_embeddings=8)
+    assert anysize.resize(source, tmp_path / "out", intermediate_size=61, verify="off")
+
+
+@pytest.mark.parametrize("source", [None, 5, torch.nn.Linear(2, 2)], ids=["none", "number", "module"])
+def test_what_is_no_source_is_refused(source: Any) -> None:
+    with pytest.raises(InputError, match="wanted a folder, a Hub id or a transformers model"):
+        anysize.plan(source, hidden_size=16)
+
+
+def test_a_seed_beyond_what_generators_take_is_refused(llama: Path) -> None:
+    with pytest.raises(InputError, match="seed=18446744073709551616"):
+        anysize.plan(llama, hidden_size=64, seed=2**64)
+
+
+def test_a_projection_that_would_vanish_is_refused() -> None:
+    from anysize.config import understand
+    from anysize.errors import SizeError
+    from anysize.target import resolve
+
+    raw = {
+        "model_type": "opt", "architectures": ["OPTForCausalLM"], "hidden_size": 24, "ffn_dim": 48,
+        "num_hidden_layers": 2, "num_attention_heads": 3, "vocab_size": 50, "word_embed_proj_dim": 48,
+    }  # fmt: skip
+    with pytest.raises(SizeError, match=r"at these sizes a opt has other parts: .*embed_tokens"):
+        resolve(understand(raw), {"hidden_size": 48})
+
+
+def test_a_loaded_model_keeps_how_it_generates(llama: Path, tmp_path: Path) -> None:
+    from transformers import LlamaForCausalLM
+
+    model = LlamaForCausalLM.from_pretrained(llama)
+    model.generation_config.max_new_tokens = 7
+    made = anysize.resize(model, intermediate_size=61, verify="off")
+    assert made.generation_config.max_new_tokens == 7  # pyright: ignore[reportAttributeAccessIssue]
+    anysize.resize(model, tmp_path / "out", intermediate_size=61, verify="off")
+    assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["max_new_tokens"] == 7

@@ -89,6 +89,7 @@ def test_what_was_to_be_overwritten_comes_back_if_the_last_step_fails(
     output, rename = tmp_path / "out", Path.rename
     output.mkdir()
     (output / "precious").write_text("kept")
+    (output / "config.json").write_text("{}")
 
     def refuse(path: Path, target: Path) -> Path:
         if path == staging_folder(output):
@@ -100,6 +101,40 @@ def test_what_was_to_be_overwritten_comes_back_if_the_last_step_fails(
         anysize.resize(llama, output, verify="off", overwrite=True, **SIZES)
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
     assert (output / "precious").read_text() == "kept"
+
+
+def test_only_a_checkpoint_is_overwritten(llama: Path, tmp_path: Path) -> None:
+    output = tmp_path / "thesis"
+    output.mkdir()
+    (output / "chapter").write_text("kept")
+    with pytest.raises(OutputError, match="holds no checkpoint, so --overwrite does not replace it"):
+        anysize.resize(llama, output, verify="off", overwrite=True, **SIZES)
+    assert (output / "chapter").read_text() == "kept"
+
+
+@pytest.mark.parametrize("output", ["", ".", ".."])
+def test_the_current_folder_is_no_output(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    (here / "precious").write_text("kept")
+    monkeypatch.chdir(here)
+    with pytest.raises(OutputError, match="is the current folder or holds it"):
+        anysize.resize(llama, output, verify="off", overwrite=True, **SIZES)
+    assert (here / "precious").read_text() == "kept"
+
+
+def test_a_value_that_scaling_carries_beyond_half_precision_is_refused(new_llama: Run, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    source = new_llama(tmp_path / "source", dtype="float16")
+    state = load_file(source / "model.safetensors")
+    state["model.layers.0.mlp.down_proj.weight"][0, 0] = 60000.0
+    save_file(state, source / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match="has values that float16 cannot store once it is made"):
+        anysize.resize(source, tmp_path / "out", hidden_size=48, verify="off")
+    assert [p.name for p in tmp_path.iterdir()] == ["source"]
 
 
 def test_a_source_that_vanishes_while_it_is_read_is_named(

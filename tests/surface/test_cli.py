@@ -278,6 +278,7 @@ def test_overwrite_replaces_the_folder_whole(llama: Path, tmp_path: Path, cli: R
     output = tmp_path / "out"
     output.mkdir()
     (output / "model-00001-of-00002.safetensors").write_text("of another model")
+    (output / "config.json").write_text("{}")
     refused = cli("resize", llama, output, *WIDER, "--verify", "off")
     assert refused.code == 2
     assert "is not empty: choose another one or pass --overwrite" in refused.err

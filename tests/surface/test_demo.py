@@ -21,3 +21,20 @@ def test_the_demo_grows_what_it_pretrained_and_loses_nothing(process: Callable[.
     assert grown["text"] == source["text"]
     assert "all proofs passed" in ran.err
     assert (tmp_path / "demo" / "grown" / "anysize.json").is_file()
+
+
+def test_the_demo_replaces_only_what_a_demo_made(tmp_path: Path) -> None:
+    import pytest
+
+    from anysize.demo import _make_room
+    from anysize.errors import OutputError
+
+    mine = tmp_path / "mine"
+    (mine / "source").mkdir(parents=True)
+    (mine / "source" / "thesis").write_text("kept")
+    with pytest.raises(OutputError, match="holds something that no demo has made"):
+        _make_room(mine, (mine / "source",))
+    assert (mine / "source" / "thesis").read_text() == "kept"
+    for _ in range(2):
+        _make_room(tmp_path / "new", (tmp_path / "new" / "source",))
+        (tmp_path / "new" / "source").mkdir()

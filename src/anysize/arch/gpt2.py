@@ -43,7 +43,10 @@ ARCHITECTURE = Architecture(
     final_norm="transformer.ln_f",
     tied={"lm_head.weight": "transformer.wte.weight"},
     rules=(Rule("n_embd % n_head == 0", "the head width is hidden_size / num_attention_heads"),),
-    refused=(Rule("not add_cross_attention", "cross-attention reads another model's hidden axis"),),
+    refused=(
+        Rule("not add_cross_attention", "cross-attention reads another model's hidden axis"),
+        Rule("n_inner != 0", "a feed-forward block has neurons"),
+    ),
     defaults={
         "tie_word_embeddings": True,
         "n_inner": None,

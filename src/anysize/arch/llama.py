@@ -70,6 +70,7 @@ ARCHITECTURE = Architecture(
         "rope_theta": "rotates within a head, whose width is unchanged",
         "rope_scaling": "rotates within a head, whose width is unchanged",
         "max_position_embeddings": "rotary positions have no weights",
+        "is_llama_config": "provenance",
         "pretraining_tp": "splits a product, same result",
     },
     dropped={

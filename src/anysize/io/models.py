@@ -52,6 +52,17 @@ def config_of(raw: Mapping[str, Any]) -> Any:
         raise ArchitectureError(f"transformers refuses the config: {' '.join(str(error).split())}") from error
 
 
+def new_model(class_name: str, raw: Mapping[str, Any], dtype: torch.dtype) -> PreTrainedModel:
+    """Return a freshly initialized model of a config; raise ArchitectureError where transformers cannot build one."""
+    config = config_of(raw)
+    try:
+        with quiet_transformers():
+            return model_class(class_name)._from_config(config, dtype=dtype)
+    except (KeyError, TypeError, ValueError, RuntimeError, AssertionError, IndexError, AttributeError) as error:
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise ArchitectureError(f"transformers cannot build a {class_name} of this config: {why}") from error
+
+
 def build_model(
     class_name: str, raw: Mapping[str, Any], tensors: dict[str, torch.Tensor], dtype: torch.dtype
 ) -> PreTrainedModel:

@@ -13,7 +13,7 @@ import yaml
 
 from anysize import __version__
 from anysize.errors import CheckpointError
-from anysize.io.reader import stays_inside
+from anysize.io.reader import TensorSource, stays_inside
 from anysize.proof.verdict import Verification
 from anysize.recipe import Plan
 
@@ -34,6 +34,14 @@ def companions(folder: Path) -> Iterator[tuple[str, bytes]]:
             if path.is_file() and name not in seen and stays_inside(folder, path):
                 seen.add(name)
                 yield name, path.read_bytes()
+
+
+def generation_json(tensors: TensorSource) -> bytes | None:
+    """Return the generation config of a model in memory as its file, None where it has none."""
+    from anysize.io.models import LoadedModel  # noqa: PLC0415
+
+    config = tensors.model.generation_config if isinstance(tensors, LoadedModel) else None
+    return None if config is None else config.to_json_string().encode()
 
 
 def config_json(plan: Plan) -> bytes:

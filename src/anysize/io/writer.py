@@ -85,6 +85,8 @@ def check_output(output: Path, num_bytes: int, *, overwrite: bool) -> None:
         raise OutputError(f"the output '{output}' exists and is not a folder")
     if output.is_dir() and any(output.iterdir()) and not overwrite:
         raise OutputError(f"the output folder '{output}' is not empty: choose another one or pass --overwrite")
+    if output.is_dir() and any(output.iterdir()) and not (output / "config.json").is_file():
+        raise OutputError(f"the output folder '{output}' holds no checkpoint, so --overwrite does not replace it")
     parent = next(p for p in (output.absolute().parent, *output.absolute().parents) if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise OutputError(f"the output '{output}' cannot be made: '{parent}' is not a folder that we may write to")

@@ -6,7 +6,7 @@ whatever divides over copies must add up, what copies must repeat, and what is n
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import prod
 
 import numpy as np
@@ -108,7 +108,43 @@ def _errors(
     )
     if _largest(silent_rows) or _largest(got[:, torch.from_numpy(columns.fill == Fill.ZERO)]):
         error = max(error, 1.0)
+    one = 0.0 if recipe.stored_as == "1+w" else 1.0
+    for fill, value in ((Fill.ONE, one),):
+        new_rows = read(target, recipe.name, recipe.shape, _sample(rows, columns, fill, generator), rows.target_size)
+        if new_rows.numel() and _largest(new_rows - value):
+            error = max(error, 1.0)
+    error = max(error, _mean_error(recipe, rows, columns, got, wanted, scale, read, source, target, generator))
     return error, _largest((folded - wanted.roll(1, dims=1)) / scale) if wanted.shape[1] > 1 else float("nan")
+
+
+def _mean_error(
+    recipe: Recipe,
+    rows: DimMap,
+    columns: DimMap,
+    got: torch.Tensor,
+    wanted: torch.Tensor,
+    scale: torch.Tensor,
+    read: Callable[..., torch.Tensor],
+    source: ReadRows,
+    target: ReadRows,
+    generator: np.random.Generator,
+) -> float:
+    """Return the error of the cells that hold means: pad columns of sampled rows, and pad rows themselves."""
+    offset = 1.0 if recipe.stored_as == "1+w" else 0.0
+    error = 0.0
+    across = torch.from_numpy(columns.fill == Fill.MEAN)
+    if across.any() and columns.source_size:
+        error = _largest((got[:, across] + offset - wanted.mean(1, keepdim=True)) / scale)
+    sampled = _sample(rows, columns, Fill.MEAN, generator)
+    if sampled:
+        whole = read(source, recipe.source, recipe.source_shape, list(range(rows.source_size)), rows.source_size)
+        mean = (whole.mean(0, keepdim=True) + offset) * recipe.factor
+        made = read(target, recipe.name, recipe.shape, sampled, rows.target_size) + offset
+        shares = recipe.share != "none"
+        folded = _folded(made, columns, average=not shares)
+        size = mean.abs().max().clamp(min=1e-30)
+        error = max(error, _largest((folded - mean) / torch.maximum(size, whole.abs().mean())))
+    return error
 
 
 def _dense_errors(

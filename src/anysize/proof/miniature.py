@@ -21,7 +21,7 @@ from anysize.config import SourceConfig, per_layer_values, understand
 from anysize.errors import AnysizeError, ProofError
 from anysize.executor import target_tensors
 from anysize.fit import WRITE_HIDDEN
-from anysize.io.models import NamedTensors, build_model, config_of, disk_tensors, model_class, quiet_transformers
+from anysize.io.models import NamedTensors, build_model, config_of, disk_tensors, new_model
 from anysize.planner import make_plan, maps_plan
 from anysize.presets import preset_named
 from anysize.proof.cuts import check_cuts, check_turn, kept_sizes
@@ -31,7 +31,7 @@ from anysize.recipe import Options, Plan
 
 TOLERANCE = 1e-9
 _PERMUTED = ("hidden", "ffn", "kv", "group", "expert")
-_MAX_LAYERS = 3
+_LENGTH = 13
 
 
 def _same_kind(source: int, target: int, small: int) -> list[int]:
@@ -144,7 +144,8 @@ def _inputs(config: SourceConfig) -> dict[str, torch.Tensor]:
     if config.architecture.modality == "image":
         size, channels = config.full["image_size"], config.full["num_channels"]
         return {"pixel_values": torch.randn((2, channels, size, size), generator=generator, dtype=torch.float64)}
-    return {"input_ids": torch.randint(1, config.sizes["vocab"], (2, 13), generator=generator)}
+    length = min(_LENGTH, getattr(config_of(config.raw), "max_position_embeddings", None) or _LENGTH)
+    return {"input_ids": torch.randint(1, config.sizes["vocab"], (2, length), generator=generator)}
 
 
 def _logits(
@@ -164,8 +165,7 @@ def relative_error(wanted: torch.Tensor, got: torch.Tensor) -> float:
 
 def _miniature_source(config: SourceConfig, sizes: Mapping[str, int], seed: int) -> NamedTensors:
     raw = _with_sizes(config, sizes, _small_changes(config, sizes["layer"]))
-    with quiet_transformers():
-        model = model_class(config.model_class)._from_config(config_of(raw), dtype=torch.float64)
+    model = new_model(config.model_class, raw, torch.float64)
     random_weights(model, seed)
     return NamedTensors(raw, disk_tensors(model))
 

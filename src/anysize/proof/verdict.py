@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
-MIN_CONTROL_RATIO = 1e4
-
 
 class Check(BaseModel):
     """One check: `measured` must not exceed `tolerance`, and its `control`, a wrong answer, must exceed it far.

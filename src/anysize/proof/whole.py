@@ -40,6 +40,15 @@ def _coarsest(dtypes: Iterable[str]) -> torch.dtype:
     return TORCH[max(dtypes, key=["F64", "F32", "F16", "BF16"].index)]
 
 
+def compare_made(plan: Plan, tensors: TensorSource, made: dict[str, torch.Tensor], *, full: bool) -> Verification:
+    """Compare tensors just made in memory with their source; without `full`, only where both fit with ease."""
+    if not full and not fits_in_memory(plan.num_parameters + plan.source_num_parameters):
+        return Verification(checks=(), notes=("whole models not compared: they do not fit beside one another",))
+    stored = _coarsest({r.dtype for r in plan.recipes} | {info.dtype for info in tensors.tensors.values()})
+    target = build_model(plan.model_class, plan.target_config, dict(made), torch.float32)
+    return Comparison(_source_model(tensors, plan.model_class), target, stored, exact=plan.keeps_logits).run(full=full)
+
+
 def compare_written(plan: Plan, tensors: TensorSource, folder: Path, *, full: bool) -> Verification:
     """Compare the model just written (weights in `folder`, config in the plan) with its source.
 
@@ -51,7 +60,7 @@ def compare_written(plan: Plan, tensors: TensorSource, folder: Path, *, full: bo
     if fits_in_memory(total):
         target = build_model(plan.model_class, plan.target_config, _read_all(folder), torch.float32)
         source = _source_model(tensors, plan.model_class)
-        return Comparison(source, target, stored, exact=plan.exact).run(full=full)
+        return Comparison(source, target, stored, exact=plan.keeps_logits).run(full=full)
     if full and isinstance(tensors, Checkpoint):
         return _streamed(plan, tensors, folder, stored)
     return Verification(
@@ -74,7 +83,7 @@ def _streamed(plan: Plan, source: Checkpoint, folder: Path, stored: torch.dtype)
             (view / path.name).symlink_to(path)
         (view / "config.json").write_text(json.dumps(plan.target_config), encoding="utf-8")
         models = [load(where, plan.model_class, scratch=place) for where in (source.folder, view)]
-        return Comparison(models[0], models[1], stored, exact=plan.exact).run_streamed()
+        return Comparison(models[0], models[1], stored, exact=plan.keeps_logits).run_streamed()
 
 
 def _source_model(tensors: TensorSource, class_name: str) -> PreTrainedModel:
@@ -124,4 +133,4 @@ def compare(source: str | Path | PreTrainedModel, target: str | Path | PreTraine
         proof = _against_plan(plan, opened[0], opened[1])
     models = [_source_model(tensors, config.model_class) for tensors, config in zip(opened, configs, strict=True)]
     stored = _coarsest({info.dtype for tensors in opened for info in tensors.tensors.values()})
-    return proof + Comparison(models[0], models[1], stored, exact=plan is None or plan.exact).run(full=full)
+    return proof + Comparison(models[0], models[1], stored, exact=plan is None or plan.keeps_logits).run(full=full)

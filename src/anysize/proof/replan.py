@@ -1,0 +1,97 @@
+"""Hold a plan against what this version plans for the same source, sizes and options: nothing in it was edited.
+
+A plan that agrees with itself can still be wrong, and models too large to be compared would not show it. What was
+chosen from data (which coordinates are kept, what was fitted) is taken from the plan and checked for being a choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from anysize import target as targets
+from anysize.axis import AxisMap
+from anysize.config import understand
+from anysize.errors import AnysizeError, ProofError, joined
+from anysize.io.reader import TensorSource
+from anysize.planner import make_plan, recipes_with_maps
+from anysize.recipe import Plan, Recipe
+
+_SHOWN = 3
+_FITTED = ("reader", "writer", "value", "factor")
+
+
+def _differs(what: str, got: object, wanted: object) -> str:
+    return f"{what} is {got!r:.80}, planned {wanted!r:.80}"
+
+
+def _recipe_differences(got: Recipe, wanted: Recipe, *, fitted: bool) -> Iterator[str]:
+    for name in Recipe.model_fields:
+        if fitted and name in _FITTED and (got.reader or got.writer or got.value or name == "factor"):
+            continue
+        one, other = getattr(got, name), getattr(wanted, name)
+        if one != other:
+            yield _differs(f"{name} of {got.name}", one, other)
+
+
+def _choice_differences(axis: str, got: AxisMap, wanted: AxisMap) -> Iterator[str]:
+    cut = wanted.target_size < wanted.source_size
+    if not cut and got != wanted:
+        yield _differs(f"the map of {axis}", got.runs, wanted.runs)
+    elif (got.source_size, got.target_size) != (wanted.source_size, wanted.target_size):
+        yield _differs(f"the size of {axis}", got.target_size, wanted.target_size)
+    elif cut and (got.num_new or int(got.multiplicity.max()) > 1):
+        yield f"the map of {axis} is no choice: it repeats coordinates or adds new ones"
+
+
+def _setting_differences(got: dict[str, Any], wanted: dict[str, Any]) -> Iterator[str]:
+    for key in sorted(got.keys() | wanted.keys()):
+        if got.get(key) != wanted.get(key):
+            yield _differs(f"target_config.{key}", got.get(key), wanted.get(key))
+
+
+def differences(plan: Plan, tensors: TensorSource) -> list[str]:
+    """Return how a plan departs from what this version makes of its source, sizes and options; empty if it does not."""
+    config, target = understand(tensors.config), understand(plan.target_config)
+    request = targets.like(config, target)
+    options = plan.options
+    if target.sizes["layer"] < config.sizes["layer"]:
+        # Which layers stay may have been chosen by scores, which a plan does not hold.
+        options = options.model_copy(update={"layers": ",".join(str(step.source) for step in plan.layers)})
+    cut = any(axis != "layer" and target.sizes[axis] < size for axis, size in config.sizes.items())
+    if not cut:
+        options = options.model_copy(update={"select": "auto", "readers": "auto", "preset": plan.options.preset})
+    else:
+        options = options.model_copy(update={"select": "first", "readers": "none"})
+    try:
+        wanted = make_plan(tensors, request, options)
+        recipes = recipes_with_maps(plan, tensors) if cut else wanted.recipes
+    except AnysizeError as refusal:
+        return [f"it is refused: {refusal}"]
+    found = list(_setting_differences(plan.target_config, wanted.target_config))
+    for axis, axis_map in plan.axes.items():
+        base = axis.partition(".")[0]
+        if base not in wanted.axes:
+            found.append(f"the model has no axis {base}")
+        else:
+            found += _choice_differences(axis, axis_map, wanted.axes[base])
+    if plan.layers != wanted.layers:
+        found.append(_differs("the layer plan", [s.source for s in plan.layers], [s.source for s in wanted.layers]))
+    if plan.dropped != wanted.dropped:
+        found.append(_differs("what is dropped", sorted(plan.dropped), sorted(wanted.dropped)))
+    if len(plan.recipes) != len(recipes):
+        found.append(_differs("the number of tensors", len(plan.recipes), len(recipes)))
+    for got, planned in zip(plan.recipes, recipes, strict=False):
+        found += _recipe_differences(got, planned, fitted=cut)
+    return found
+
+
+def require_unedited(plan: Plan, tensors: TensorSource) -> None:
+    """Raise ProofError where a plan is not what this version plans, naming the first differences."""
+    found = differences(plan, tensors)
+    if found:
+        more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+        shown = joined(found[:_SHOWN])
+        raise ProofError(
+            f"the plan is not what this version makes of its source and options: {shown}{more}; plan again"
+        )
