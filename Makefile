@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint types bench clean
+.PHONY: demo test lint types bench bench-shrink clean
 
 demo: $(STAMP)
 	HF_HUB_OFFLINE=1 $(BIN)/anysize demo
@@ -24,6 +24,9 @@ bench: $(STAMP)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.exactness.run
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.planning.run
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.conversion.run
+
+bench-shrink: $(STAMP)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.shrink.run
 
 # The constraints pin every package; torch comes first, so that no other package pulls in another build of it.
 $(STAMP): pyproject.toml constraints.txt

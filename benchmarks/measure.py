@@ -74,9 +74,9 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"min": min(values), "median": statistics.median(values), "max": max(values)}
 
 
-def write_results(script: str, results: Mapping[str, Any], *, seed: int = 0) -> Path:
+def write_results(script: str, results: Mapping[str, Any], *, seed: int = 0, name: str = "latest") -> Path:
     """Write a suite's results beside its script, with date, machine, versions and seed."""
-    path = Path(script).parent / "results" / "latest.json"
+    path = Path(script).parent / "results" / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
     record = {
         "date": datetime.now(UTC).date().isoformat(),

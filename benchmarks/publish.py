@@ -104,11 +104,71 @@ def _startup_rows() -> list[list[str]]:
     return rows
 
 
+def _share(value: float | None) -> str:
+    return "not reached" if value is None else f"{value:.3f}"
+
+
+def _shrink_rows() -> list[list[str]]:
+    found = results("shrink")["results"]
+    whole = f"depth {found['source']['settings']['num_hidden_layers']}"
+    before = found["before"][whole]
+    gain = before["selection"] - before["subspace"]
+    arms = {row["arm"]: row for row in found["tables"][whole]["summary"]}
+    ours, steps, seeds = arms["subspace"], found["steps"], len(found["seeds"])
+    to_random, to_subcloning = ours["share_of_random_steps"], ours["share_of_subcloning_steps"]
+    seconds = ours["seconds_to_random"]
+    random_s = arms["random"]["train_s"]
+    return [
+        ["half width, before training: nats/token below selection", f"{gain:.2f}", "≥ 1.5", _verdict(gain >= 1.5)],
+        [f"half width, trained: share of a random start's {steps} steps to its final loss ({seeds} seeds, tuned)",
+         _share(to_random), "≤ 0.125", _verdict(to_random is not None and to_random <= 0.125)],
+        ["the same in seconds, calibration and conversion included",
+         _share(None if seconds is None else seconds / random_s), "", ""],
+        ["the same against weight subcloning's final loss", _share(to_subcloning), "≤ 0.5",
+         _verdict(to_subcloning is not None and to_subcloning <= 0.5)],
+    ]  # fmt: skip
+
+
+def shrink_section() -> str:
+    """Return what shrinking keeps before training, and what it saves in training, arm by arm."""
+    record = results("shrink")
+    found = record["results"]
+    before = found["before"]
+    rows = [[arm, *(f"{before[depth][arm]:.3f}" for depth in before)] for arm in next(iter(before.values()))]
+    parts = [
+        f"Source: test loss {found['source']['test_loss']:.3f} nats/token. Half width, heads and feed-forward; "
+        "test loss before any training:",
+        _table(["arm", *(f"at {depth}" for depth in before)], rows),
+    ]
+    for depth, table in found["tables"].items():
+        lines = [
+            [
+                row["arm"], f"{row['rate']:g}", f"{row['loss_before']:.3f}", f"{row['loss_after']:.3f}",
+                ", ".join(f"{loss:.3f}" for loss in row["loss_after_of_seeds"]),
+                _share(row["share_of_random_steps"]), _share(row["share_of_subcloning_steps"]),
+                "not reached" if row["seconds_to_random"] is None else f"{row['seconds_to_random']:.0f} s",
+            ]
+            for row in table["summary"]
+        ]  # fmt: skip
+        columns = ["arm", "rate", "before", "after", "of each seed", "share of steps to random's loss",
+                   "to subcloning's", "seconds to random's, all costs"]  # fmt: skip
+        parts += [
+            f"At {depth}, {found['steps']} steps of {found['tokens_a_step']:,} tokens, rates {found['rates']} tried on "
+            f"the validation books with the first of {len(found['seeds'])} seeds; test books, medians over seeds:",
+            _table(columns, lines),
+        ]
+    parts.append(
+        f"{record['date']}, {record['machine']['num_cores']} cores, written by `python -m benchmarks.publish` from "
+        f"the results of `python -m benchmarks.shrink.run`; calibration {found['calibration_s']:.0f} s."
+    )
+    return "\n\n".join(parts)
+
+
 def measured_section() -> str:
     """Return the README's measured table and the line that says where it was measured."""
     record = results("conversion")
     machine, versions = record["machine"], record["versions"]
-    rows = [*_exactness_rows(), *_conversion_rows(), *_planning_rows(), *_startup_rows()]
+    rows = [*_exactness_rows(), *_shrink_rows(), *_conversion_rows(), *_planning_rows(), *_startup_rows()]
     where = (
         f"{record['date']}, {machine['num_cores']} cores, {machine['memory_bytes'] / 2**30:.0f} GiB, no GPU, torch "
         f"{versions['torch']}, transformers {versions['transformers']}. Written by `python -m benchmarks.publish` from "
@@ -152,6 +212,7 @@ def main() -> None:
         ("README.md", "plan", plan_section()),
         ("README.md", "measured", measured_section()),
         ("docs/exactness.md", "exactness", exactness_section()),
+        ("docs/shrinking.md", "shrink", shrink_section()),
     ):
         path = ROOT / name
         path.write_text(replaced(path.read_text(encoding="utf-8"), section, body), encoding="utf-8")

@@ -137,7 +137,7 @@ def plan(
             raise SizeError(f"pad_vocab_to_multiple_of={pad_vocab_to_multiple_of!r}: wanted at least 1")
         sizes["vocab_size"] = targets.padded_vocab(config, vocab_size, pad_vocab_to_multiple_of)
     request = _request(config, options, sizes, scale, num_params, like)
-    return make_plan(tensors, request, options, _scores_of(tensors, calibration, progress))
+    return make_plan(tensors, request, options, _scores_of(tensors, calibration, progress), progress)
 
 
 def _scores_of(

@@ -241,7 +241,7 @@ class Fit:
         tied = not heads and self.config.tied
         reader, gain, bias, unit = self._read_norm(module, norm, with_bias=not tied)
         if tied:
-            gain, bias = self._tied_gain(reader * gain, unit, self._norm(module, norm)[1])
+            gain, bias = self.tied_gain(reader * gain, unit, self._norm(module, norm)[1])
         for name in heads:
             if self.measures:
                 source_gain = self._norm(module, norm)[0]
@@ -251,7 +251,7 @@ class Fit:
             self.made.put(name, reader=self.made.store(f"{module}:read", reader.numpy()))
         self._store_norm(module, norm, gain, bias)
 
-    def _tied_gain(
+    def tied_gain(
         self, reader: torch.Tensor, unit: torch.Tensor, bias: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the final gain and bias under which the tied head E R^T comes nearest to the source's logits.

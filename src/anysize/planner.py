@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
 from typing import TYPE_CHECKING, Any, cast
@@ -12,21 +12,26 @@ from anysize import __version__
 from anysize.arch.schema import Norm, Parameter, is_per_layer, layer_name
 from anysize.axis import AxisMap
 from anysize.config import SourceConfig, per_layer_values, understand
+from anysize.cutting import cut_reasons, possible_directions, require_used, selected, sequential_if_possible
 from anysize.dense import DenseMaps, Fitted
 from anysize.dims import compose
 from anysize.errors import ArchitectureError, SizeError
 from anysize.io.reader import TensorSource
 from anysize.layers import LayerStep, layer_plan
-from anysize.presets import PRESETS, Preset, axis_maps, has_layer_norm, has_norm_after_sum, preset_named
+from anysize.presets import Preset, axis_maps, has_layer_norm, has_norm_after_sum, preset_named
 from anysize.proof.coverage import account, check_source
 from anysize.recipe import BYTES, Dtype, Options, Pad, Plan, Recipe, Share, Source
-from anysize.shrink import CHOSEN_PER_LAYER, FITTED, SHRINK_PRESETS, ShrinkPreset, shrink_preset, why_no_directions
+from anysize.shrink import (
+    FITTED,
+    ShrinkPreset,
+    shrink_preset,
+)
 from anysize.target import Target, resolve_or_suggest
 from anysize.tensors import Expected, expected_tensors, shape_of
 
 if TYPE_CHECKING:
     from anysize.calibration.scores import Scores
-    from anysize.select import Selector
+    from anysize.fit import Fit
 
 DTYPES: dict[str, Dtype | None] = {"keep": None, "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
@@ -358,42 +363,12 @@ def _untied(config: SourceConfig, target: Target) -> Target:
     return Target(target.sizes, SourceConfig(config.architecture, raw, full, config.model_class))
 
 
-def _require_used(options: Options, *, grows: bool, shrinks: bool) -> None:
-    """Refuse options that would change nothing: the user meant something else."""
-    if options.preset in PRESETS and shrinks and not grows:
-        raise SizeError(f"preset '{options.preset}' grows, and every size asked for is below the source's")
-    if options.preset in SHRINK_PRESETS and grows and not shrinks:
-        raise SizeError(f"preset '{options.preset}' shrinks, and no size asked for is below the source's")
-    for name, value in (("select", options.select), ("readers", options.readers)):
-        if value != "auto" and not shrinks:
-            raise SizeError(f"{name} '{value}': no width is below the source's, so nothing is selected")
-
-
-def _selected(
-    maps: dict[str, AxisMap],
-    selector: Selector,
-    steps: tuple[LayerStep, ...],
-) -> dict[str, AxisMap]:
-    """Return the real choice in place of every cut axis' stand-in; heads and neurons are chosen layer by layer."""
-    chosen = dict(maps)
-    for axis, stand_in in maps.items():
-        if stand_in.target_size >= stand_in.source_size:
-            continue
-        size = stand_in.target_size
-        if axis not in CHOSEN_PER_LAYER:
-            chosen[axis] = selector.map(axis, size, None)
-            continue
-        by_source = {source: selector.map(axis, size, source) for source in sorted({s.source for s in steps})}
-        chosen |= {f"{axis}.{layer}": by_source[step.source] for layer, step in enumerate(steps)}
-        chosen[axis] = by_source[steps[0].source]
-    return chosen
-
-
 def make_plan(
     tensors: TensorSource,
     request: Mapping[str, int],
     options: Options,
     scores_from: Callable[[], Scores] | None = None,
+    progress: Callable[[str, int, int], None] = lambda _stage, _done, _total: None,
 ) -> Plan:
     """Return the plan that makes the requested sizes out of a source.
 
@@ -412,7 +387,7 @@ def make_plan(
         target = _untied(config, target)
     cut = [a for a, size in target.sizes.items() if size < config.sizes[a]]
     grows = any(size > config.sizes[a] for a, size in target.sizes.items())
-    _require_used(options, grows=grows, shrinks=bool(cut))
+    require_used(options, grows=grows, shrinks=bool(cut))
     if scores_from is not None and not cut:
         raise SizeError("calibration chooses what is kept, and no size asked for is below the source's")
     maps, notes = axis_maps(config, target.sizes, preset)
@@ -421,44 +396,44 @@ def make_plan(
     if scores is not None:
         scores.require_model(tensors)
     steps, inexact = _depth(config, target, options, shrink, scores)
-    fitted = Fitted()
+    fit: Fit | None = None
     if shrink is not None and cut != ["layer"]:
-        shrink, why = _possible(config, shrink, cut_hidden="hidden" in cut)
+        shrink, why = possible_directions(config, shrink, cut_hidden="hidden" in cut)
         notes += why
         from anysize.select import Selector  # noqa: PLC0415 - it needs torch, which most plans do without
 
-        maps = _selected(maps, Selector(config, tensors, names, shrink.select, options.seed, scores), steps)
+        maps = selected(maps, Selector(config, tensors, names, shrink.select, options.seed, scores), steps)
+        if shrink.readers == "sequential":
+            shrink, why = sequential_if_possible(config, target, shrink, steps, maps, asked=options.readers != "auto")
+            notes += why
         if scores is not None and shrink.readers in FITTED:
             from anysize.fit import Fit  # noqa: PLC0415
 
-            fitted = Fit(config, target.config, tensors, names, scores, shrink, steps, maps).run()
-        inexact += _cut_reasons(config, target, shrink)
-    planner = _Planner(config, target, preset, options, steps, maps, names, tensors, shrink, fitted)
-    recipes = tuple(planner.recipe(expected) for expected in expected_tensors(target.config).values())
+            fit = Fit(config, target.config, tensors, names, scores, shrink, steps, maps)
+        inexact += cut_reasons(config, target, shrink)
     target_raw = _per_layer_lists(config, target.config, steps)
     # Remote code is never run and never copied, so the target must not ask for it.
     target_raw.pop("auto_map", None)
-    dtypes = {recipe.dtype for recipe in recipes}
-    if options.dtype != "keep" and len(dtypes) == 1:
-        target_raw.pop("torch_dtype", None)
-        target_raw["dtype"] = _SAFETENSORS_TO_TORCH[dtypes.pop()]
     used_layers = {step.source for step in steps}
     for name, expected in expected_tensors(config).items():
         if expected.layer is not None and expected.layer not in used_layers:
             dropped[names[name]] = "its layer is not in the layer plan"
-    reasons = (*inexact, *_inexact(config, target))
-    plan = _plan(planner, recipes, target_raw, dropped, (*notes, *_rounding(recipes)), reasons)
-    return plan.model_copy(update={"scores_sha256": "" if scores is None or shrink is None else scores.sha256})
 
+    def assembled(fitted: Fitted) -> Plan:
+        planner = _Planner(config, target, preset, options, steps, maps, names, tensors, shrink, fitted)
+        recipes = tuple(planner.recipe(expected) for expected in expected_tensors(target.config).values())
+        dtypes = {recipe.dtype for recipe in recipes}
+        stored = dict(target_raw)
+        if options.dtype != "keep" and len(dtypes) == 1:
+            stored.pop("torch_dtype", None)
+            stored["dtype"] = _SAFETENSORS_TO_TORCH[dtypes.pop()]
+        reasons = (*inexact, *_inexact(config, target))
+        plan = _plan(planner, recipes, stored, dropped, (*notes, *_rounding(recipes)), reasons)
+        return plan.model_copy(update={"scores_sha256": "" if scores is None or shrink is None else scores.sha256})
 
-def _possible(config: SourceConfig, shrink: ShrinkPreset, *, cut_hidden: bool) -> tuple[ShrinkPreset, list[str]]:
-    """Return the preset as far as this family allows it, and what was replaced."""
-    why = why_no_directions(config) if shrink.select == "principal" and cut_hidden else ""
-    if not why:
-        return shrink, []
-    return replace(shrink, select="activation"), [f"hidden is selected by activation, not by directions: {why}"]
+    plan = assembled(Fitted() if fit is None else fit.run())
+    if fit is None or shrink is None or shrink.readers != "sequential":
+        return plan
+    from anysize.sequential import refit  # noqa: PLC0415
 
-
-def _cut_reasons(config: SourceConfig, target: Target, shrink: ShrinkPreset) -> list[str]:
-    changes = [f"{a} {config.sizes[a]} -> {m}" for a, m in target.sizes.items() if a != "layer" and m < config.sizes[a]]
-    return [f"{', '.join(changes)}: kept by {shrink.select}, readers {shrink.readers}"]
+    return assembled(refit(plan, tensors, fit, progress))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from anysize.axis import AxisMap
 from anysize.config import SourceConfig
 from anysize.errors import SizeError
+from anysize.layers import LayerStep
 from anysize.recipe import Options
 from anysize.tensors import expected_tensors
 
@@ -35,9 +38,9 @@ SHRINK_PRESETS = {
         ),
         ShrinkPreset(
             "subspace",
-            "principal directions of the residual stream, least-squares readers",
+            "principal directions of the residual stream, readers fitted layer by layer to what the target produces",
             "principal",
-            "least-squares",
+            "sequential",
             "block-influence",
             gains=True,
         ),
@@ -85,3 +88,17 @@ def why_no_directions(config: SourceConfig) -> str:
     if config.tied and (final is None or not config.holds(final.stored)):
         return "the head is tied and no final gain can be fitted to it"
     return ""
+
+
+def why_not_sequential(
+    config: SourceConfig, steps: Sequence[LayerStep], axes: Mapping[str, AxisMap], *, fits_in_memory: bool
+) -> str:
+    """Return why readers cannot be fitted layer by layer to what the target produces, or an empty string."""
+    sources = [step.source for step in steps]
+    if any(m.target_size > m.source_size for m in axes.values()):
+        return "an axis grows"
+    if sources != sorted(set(sources)) or any(step.silent for step in steps):
+        return "layers are repeated or out of order"
+    if not fits_in_memory:
+        return "both models do not fit into a quarter of the free memory"
+    return why_no_directions(config)

@@ -325,6 +325,6 @@ def test_the_command_writes_scores_and_resize_uses_them(llama: Path, text: Path,
     assert ran.code == 0, ran.err
     assert "with preset subspace" in ran.out
     assert "turned to the kept directions" in ran.out
-    assert "not exact: hidden 32 -> 16: kept by principal, readers least-squares" in ran.out
+    assert "not exact: hidden 32 -> 16: kept by principal, readers sequential" in ran.out
     record = json.loads((tmp_path / "half" / "anysize.json").read_text())
     assert record["plan"]["scores_sha256"] == told["scores_sha256"]

@@ -26,7 +26,7 @@ WAYS: dict[str, dict[str, str]] = {
     "minitron": {"preset": "minitron", "layers": "first"},
     "measured": {"preset": "subcloning", "readers": "measured"},
     "least-squares": {"preset": "subcloning", "readers": "least-squares"},
-    "subspace": {"preset": "subspace", "layers": "first"},
+    "subspace": {"preset": "subspace", "readers": "least-squares", "layers": "first"},
 }
 
 
@@ -63,7 +63,7 @@ def test_every_preset_cuts_every_family(variant: tiny.Variant) -> None:
 @pytest.mark.parametrize("variant", tiny.VARIANTS[::3], ids=str)
 def test_a_cut_plan_is_proved_on_a_miniature(variant: tiny.Variant) -> None:
     source, scores = tiny.source(variant), scores_for(variant)
-    plan = make_plan(source, request(variant), Options(preset="subspace", layers="first"), lambda: scores)
+    plan = make_plan(source, request(variant), Options.model_validate(WAYS["subspace"]), lambda: scores)
     proof = prove_on_miniature(plan)
     assert proof.passed, proof.failures
     names = [check.name for check in proof.checks]

@@ -38,7 +38,7 @@ def test_the_eight_lines_run_in_order(llama: Path, tmp_path: Path, monkeypatch: 
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=os.environ, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("all proofs passed") == 5
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {"wider", "deeper", "both", "plan.json", "planned"}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"wider", "deeper", "half", "plan.json", "planned"}
 
 
 def test_the_python_lines_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,12 +61,14 @@ def test_both_set_up_commands_are_named_and_exist() -> None:
 
 
 def test_measured_numbers_are_those_of_the_results_files() -> None:
-    from benchmarks.publish import exactness_section, measured_section, plan_section, replaced
+    from benchmarks.publish import exactness_section, measured_section, plan_section, replaced, shrink_section
 
     assert replaced(README, "measured", measured_section()) == README
     assert replaced(README, "plan", plan_section()) == README
     exactness = (ROOT / "docs" / "exactness.md").read_text(encoding="utf-8")
     assert replaced(exactness, "exactness", exactness_section()) == exactness
+    shrinking = (ROOT / "docs" / "shrinking.md").read_text(encoding="utf-8")
+    assert replaced(shrinking, "shrink", shrink_section()) == shrinking
 
 
 def test_every_file_that_the_readme_points_at_exists() -> None:

@@ -1,0 +1,348 @@
+"""Sequential readers: fit each layer of the target to the activations that the target itself produces.
+
+Layer by layer, what reads a norm is fitted so that it reads what the source's norm gave, and what writes the residual
+stream so that the target's stream lands on the source's, turned or selected like everything else. Each fit thereby also
+takes out the error made so far, and the last kept layer before a gap takes over what the dropped layers did.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from anysize.axis import axes_in_layer
+from anysize.calibration.calibrate import CalibrationOptions, loaded_source
+from anysize.calibration.data import Batch, DataOptions, batches
+from anysize.calibration.run import device_of
+from anysize.calibration.sites import layer_paths
+from anysize.config import SourceConfig, understand
+from anysize.dense import Fitted
+from anysize.dims import compose
+from anysize.executor import target_tensors
+from anysize.fit import RIDGE, Fit, least_squares
+from anysize.io.models import build_model, paths_by_disk_name
+from anysize.io.reader import Checkpoint, TensorSource
+from anysize.recipe import Plan
+from anysize.tensors import expected_tensors
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Progress = Callable[[str, int, int], None]
+# What the fits are made on; more changes little once every site has seen several times its width.
+TOKENS = 32_768
+IMAGES = 512
+
+
+@dataclass
+class _Call:
+    """How a model called its layers on one batch: everything but the hidden states, which a replay brings."""
+
+    args: list[tuple[Any, ...]]
+    kwargs: list[dict[str, Any]]
+
+
+class _Layers:
+    """The layers of one model, called one at a time with hidden states of our own."""
+
+    def __init__(self, model: PreTrainedModel, config: SourceConfig) -> None:
+        self.model = model
+        self.paths = paths_by_disk_name(model)
+        self.layers = [model.get_submodule(path) for path in layer_paths(config, self.paths)]
+        self.calls: list[_Call] = []
+        self.stream: list[torch.Tensor] = []
+
+    def module(self, name: str) -> torch.nn.Module:
+        """Return a module by its name on disk."""
+        return self.model.get_submodule(self.paths[name])
+
+    @torch.no_grad()
+    def start(self, batches: list[Batch]) -> None:
+        """Run every batch once: remember how layers are called, and the stream before the first."""
+        device = device_of(self.model)
+        base = getattr(self.model, self.model.base_model_prefix, self.model)
+        for batch in batches:
+            call = _Call([], [])
+            first: list[torch.Tensor] = []
+
+            def remember(
+                _m: torch.nn.Module, args: Any, kwargs: Any, call: _Call = call, first: list[torch.Tensor] = first
+            ) -> None:
+                hidden = args[0] if args else kwargs["hidden_states"]
+                first.append(hidden) if not first else None
+                call.args.append(args[1:])
+                call.kwargs.append({k: v for k, v in kwargs.items() if k != "hidden_states"})
+
+            hooks = [layer.register_forward_pre_hook(remember, with_kwargs=True) for layer in self.layers]
+            moved = {name: values.to(device) for name, values in batch.items()}
+            base(**moved, **({"use_cache": False} if "input_ids" in moved else {}))
+            for hook in hooks:
+                hook.remove()
+            self.calls.append(call)
+            self.stream.append(first[0])
+
+    @torch.no_grad()
+    def replay(self, layer: int, batch: int) -> torch.Tensor:
+        """Return the stream after one layer."""
+        call = self.calls[batch]
+        out = self.layers[layer](self.stream[batch], *call.args[layer], **call.kwargs[layer])
+        return out[0] if isinstance(out, tuple) else out
+
+    @contextmanager
+    def tapped(self, names: list[str], side: str) -> Generator[dict[str, torch.Tensor]]:
+        """While active, what these modules read ("in") or write ("out") is kept, by name."""
+        seen: dict[str, torch.Tensor] = {}
+
+        def tap(name: str) -> Any:
+            def inputs(_m: torch.nn.Module, args: Any) -> None:
+                seen[name] = args[0]
+
+            def outputs(_m: torch.nn.Module, _args: Any, out: Any) -> None:
+                seen[name] = out
+
+            module = self.module(name)
+            return module.register_forward_pre_hook(inputs) if side == "in" else module.register_forward_hook(outputs)
+
+        hooks = [tap(name) for name in names]
+        try:
+            yield seen
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+def _rows(values: torch.Tensor) -> torch.Tensor:
+    return values.reshape(-1, values.shape[-1]).double()
+
+
+@dataclass
+class _Sums:
+    """E[y z^T] and E[z z^T], added up over batches."""
+
+    cross: torch.Tensor | float = 0.0
+    moments: torch.Tensor | float = 0.0
+    count: int = 0
+
+    def add(self, y: torch.Tensor, z: torch.Tensor) -> None:
+        self.cross = self.cross + y.T @ z
+        self.moments = self.moments + z.T @ z
+        self.count += len(z)
+
+    def towards(self, prior: torch.Tensor, ridge: float) -> torch.Tensor:
+        """Return the least-squares map, pulled towards a prior instead of towards zero."""
+        assert isinstance(self.cross, torch.Tensor)
+        assert isinstance(self.moments, torch.Tensor)
+        cross, moments = self.cross / self.count, self.moments / self.count
+        return prior + least_squares(cross - prior @ moments, moments, ridge)
+
+
+class Sequential:
+    """Refits the readers and writers of every layer of a target that was fitted from scores."""
+
+    def __init__(
+        self,
+        config: SourceConfig,
+        target: SourceConfig,
+        models: tuple[PreTrainedModel, PreTrainedModel],
+        fit: Fit,
+        *,
+        ridge: float = RIDGE,
+    ) -> None:
+        self.config, self.fit, self.fitted, self.write = config, fit, fit.made, fit.write
+        self.scores, self.steps, self.axes = fit.scores, fit.steps, fit.axes
+        self.source, self.made = _Layers(models[0], config), _Layers(models[1], target)
+        self.expected, self.ridge = expected_tensors(target), ridge
+
+    def run(self, batches: list[Batch], progress: Progress) -> Fitted:
+        """Return the fit with everything refitted that layers read and write."""
+        self.source.start(batches)
+        self.made.start(batches)
+        for dropped in range(self.steps[0].source):
+            self.source.stream = [self.source.replay(dropped, batch) for batch in range(len(batches))]
+        for layer, step in enumerate(self.steps):
+            self._layer(layer, step.source)
+            progress("fit", layer + 1, len(self.steps))
+        self._final()
+        return self.fitted
+
+    @torch.no_grad()
+    def _final(self) -> None:
+        """Refit what reads the last norm to the stream that the target ends with."""
+        module = self.config.architecture.final_norm
+        key = f"{module}:read"
+        if module not in self.source.paths or f"{module}.weight" not in self.expected:
+            return
+        sums = _Sums()
+        norms = self.source.module(module), self.made.module(module)
+        for before, after in zip(self.source.stream, self.made.stream, strict=True):
+            sums.add(_rows(norms[0](before)), _rows(norms[1](after)))
+        if key in self.fitted.dense:
+            reader = sums.towards(torch.from_numpy(self.fitted.dense[key]).double(), self.ridge)
+            self.fitted.store(key, reader.numpy())
+        elif self.config.tied:
+            self._tied(module, sums)
+
+    def _tied(self, module: str, sums: _Sums) -> None:
+        """Fit the gain before a tied head to the target's own stream; a bias stays as it was fitted."""
+        name = f"{module}.weight"
+        norm = self.config.architecture.norms[module]
+        if f"{module}.bias" in self.expected or f"{name}:value" not in self.fitted.dense:
+            return
+        gain = torch.from_numpy(self.fitted.dense[f"{name}:value"]).double() + (1.0 if norm.gain == "1+w" else 0.0)
+        assert isinstance(sums.cross, torch.Tensor)
+        assert isinstance(sums.moments, torch.Tensor)
+        unit = sums.moments / sums.count / gain[:, None] / gain
+        reader = least_squares(sums.cross / sums.count / gain, unit, self.ridge)
+        fitted, _ = self.fit.tied_gain(reader, unit, torch.zeros(len(reader), dtype=reader.dtype))
+        self.fitted.store(f"{name}:value", (fitted - 1 if norm.gain == "1+w" else fitted).numpy())
+
+    def _stages(self, layer: int) -> list[tuple[str, list[str]]]:
+        """Return the stages of a layer in the order they run: ("reads", modules) or ("writes", [module])."""
+        stages: list[tuple[str, list[str]]] = []
+        by_norm: dict[str, list[str]] = {}
+        for name, expected in self.expected.items():
+            if expected.layer != layer or not name.endswith(".weight") or len(expected.arrow.reads) != 1:
+                continue
+            module = name.removesuffix(".weight")
+            if str(expected.arrow.writes[0]) == "hidden":
+                stages.append(("writes", [module]))
+                continue
+            if str(expected.arrow.reads[0]) != "norm(hidden)":
+                continue
+            site = f"{self._at_source(module, layer)}:in"
+            norm = self.scores.record.feeds.get(self.scores.record.aliases.get(site, site), site)
+            if norm not in by_norm:
+                by_norm[norm] = []
+                stages.append(("reads", by_norm[norm]))
+            by_norm[norm].append(module)
+        return stages
+
+    def _at_source(self, name: str, layer: int) -> str:
+        return name.replace(f".{layer}.", f".{self.steps[layer].source}.", 1)
+
+    def _layer(self, layer: int, source: int) -> None:
+        stages = self._stages(layer)
+        old = {module: self._at_source(module, layer) for _, modules in stages for module in modules}
+        writers = [modules[0] for kind, modules in stages if kind == "writes"]
+        # What the source does in this layer, once for all stages.
+        reads_at: list[dict[str, torch.Tensor]] = []
+        wrote_at: list[dict[str, torch.Tensor]] = []
+        after: list[torch.Tensor] = []
+        with (
+            self.source.tapped(list(old.values()), "in") as read,
+            self.source.tapped([old[w] for w in writers], "out") as wrote,
+        ):
+            for batch in range(len(self.source.calls)):
+                after.append(self.source.replay(source, batch))
+                reads_at.append({m: read[old[m]] for m in old if m not in writers})
+                wrote_at.append({w: wrote[old[w]] for w in writers})
+        goal = self._before_next(layer, source, after)
+        for kind, modules in stages:
+            if kind == "reads":
+                self._fit_readers(layer, modules, reads_at)
+            else:
+                self._fit_writer(layer, modules[0], writers, wrote_at, goal)
+        for batch in range(len(self.made.calls)):
+            self.made.stream[batch] = self.made.replay(layer, batch)
+        self.source.stream = goal
+
+    def _before_next(self, layer: int, source: int, after: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Return the source's stream where the next kept layer reads it: past the layers that are dropped."""
+        last = len(self.source.layers) if layer + 1 == len(self.steps) else self.steps[layer + 1].source
+        kept, self.source.stream = self.source.stream, after
+        for dropped in range(source + 1, last):
+            self.source.stream = [self.source.replay(dropped, batch) for batch in range(len(self.source.calls))]
+        found, self.source.stream = self.source.stream, kept
+        return found
+
+    def _fit_readers(self, layer: int, modules: list[str], reads_at: list[dict[str, torch.Tensor]]) -> None:
+        sums = _Sums()
+        with self.made.tapped(modules[:1], "in") as seen:
+            for batch, reads in enumerate(reads_at):
+                self.made.replay(layer, batch)
+                sums.add(_rows(reads[modules[0]]), _rows(seen[modules[0]]))
+        key = self.fitted.fields.get(f"{modules[0]}.weight", {}).get("reader")
+        if not key:
+            return
+        reader = sums.towards(torch.from_numpy(self.fitted.dense[key]).double(), self.ridge)
+        self.fitted.store(key, reader.numpy())
+        for module in modules:
+            name = f"{module}.weight"
+            expected = self.expected[name]
+            rows = compose(expected.arrow.writes[0], axes_in_layer(self.axes, layer), writes=True)
+            weight = self.source.module(self._at_source(module, layer)).weight.detach().double().cpu()  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+            weight = weight.T if expected.arrow.reads_first else weight
+            self._set(module, weight[torch.from_numpy(rows.index)] @ reader, transposed=expected.arrow.reads_first)
+
+    def _set(self, module: str, weight: torch.Tensor, *, transposed: bool) -> None:
+        parameter: Any = self.made.module(module).weight
+        with torch.no_grad():
+            parameter.copy_((weight.T if transposed else weight).to(parameter))
+
+    def _fit_writer(
+        self,
+        layer: int,
+        module: str,
+        writers: list[str],
+        wrote_at: list[dict[str, torch.Tensor]],
+        goal: list[torch.Tensor],
+    ) -> None:
+        """Fit one writer so that the stream after it lands on the source's there, or, for the last, on the goal."""
+        number = writers.index(module)
+        sums = _Sums()
+        with self.made.tapped([module], "in") as seen, self.made.tapped(writers[:number], "out") as wrote:
+            for batch, source_wrote in enumerate(wrote_at):
+                self.made.replay(layer, batch)
+                aim = goal[batch]
+                if number + 1 < len(writers):
+                    aim = self.source.stream[batch] + sum(source_wrote[w] for w in writers[: number + 1])
+                here = self.made.stream[batch] + sum(wrote[w] for w in writers[:number])
+                read = _rows(seen[module])
+                ones = torch.ones(len(read), 1, dtype=read.dtype)
+                sums.add(
+                    _rows(aim) @ self.write.T - _rows(here), torch.cat([read, ones], 1) if self._bias(module) else read
+                )
+        parameter: Any = self.made.module(module)
+        transposed = self.expected[f"{module}.weight"].arrow.reads_first
+        prior = parameter.weight.detach().double()
+        prior = prior.T if transposed else prior
+        if self._bias(module):
+            prior = torch.cat([prior, parameter.bias.detach().double()[:, None]], 1)
+        fitted = sums.towards(prior, self.ridge)
+        weight = fitted[:, :-1] if self._bias(module) else fitted
+        self._set(module, weight, transposed=transposed)
+        self._keep(f"{module}.weight", weight.T if transposed else weight)
+        if self._bias(module):
+            with torch.no_grad():
+                parameter.bias.copy_(fitted[:, -1].to(parameter.bias))
+            self._keep(f"{module}.bias", fitted[:, -1])
+
+    def _bias(self, module: str) -> bool:
+        return f"{module}.bias" in self.expected
+
+    def _keep(self, name: str, values: torch.Tensor) -> None:
+        stored = self.fitted.store(f"{name}:value", values.contiguous().numpy())
+        self.fitted.fields[name] = {"value": stored, "factor": 1.0}
+
+
+def refit(plan: Plan, tensors: TensorSource, fit: Fit, progress: Progress) -> Fitted:
+    """Return the fit of a plan, refitted layer by layer on the data that its scores were made of.
+
+    Both models are held in memory in single precision, with the activations of the batches.
+    """
+    record = fit.scores.record
+    options = DataOptions(TOKENS, record.sequence_length or 1, record.batch_size, record.column)
+    if fit.config.architecture.modality == "image":
+        options = DataOptions(IMAGES, 1, record.batch_size, record.column)
+    where = str(tensors.folder) if isinstance(tensors, Checkpoint) else tensors.location
+    found = list(batches(record.data, fit.config, where, options))
+    target = understand(plan.target_config)
+    made = build_model(plan.model_class, plan.target_config, target_tensors(plan, tensors), torch.float32)
+    with tempfile.TemporaryDirectory() as scratch:
+        source = loaded_source(tensors, CalibrationOptions(device="cpu"), scratch)
+        return Sequential(fit.config, target, (source, made), fit).run(found, progress)

@@ -1,0 +1,143 @@
+"""Sequential readers: nearer to the source than readers fitted to the source's activations, or refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import anysize
+from anysize.calibration.data import DataOptions, token_batches, tokenizer_of
+from anysize.calibration.scores import Scores
+from anysize.errors import InputError, SizeError
+from anysize.executor import target_tensors
+from anysize.io.models import build_model
+from anysize.io.reader import Checkpoint
+from anysize.proof.algebra import check_rows, rows_of
+from anysize.proof.parity import load
+from anysize.recipe import Plan
+from tests import tiny
+
+HALF = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "num_key_value_heads": 1}
+
+
+def divergence(plan: Plan, source: Path, text: Path) -> float:
+    """KL(source || target) in nats a token on the text that was fitted to."""
+    batches = token_batches(str(text), tokenizer_of(str(source)), 61, DataOptions(sequence_length=64, tokens=4096))
+    made = build_model(plan.model_class, plan.target_config, target_tensors(plan, Checkpoint(source)), torch.float32)
+    model, total, count = load(source, plan.model_class), 0.0, 0
+    with torch.no_grad():
+        for batch in batches:
+            p, q = (m(**batch).logits.log_softmax(-1) for m in (model, made))
+            total += float((p.exp() * (p - q)).sum(-1).mean())
+            count += 1
+    return total / count
+
+
+@pytest.mark.parametrize("sizes", [{"hidden_size": 16}, {"intermediate_size": 24}, HALF], ids=["hidden", "ffn", "all"])
+def test_following_the_target_comes_nearer_to_the_source(
+    llama: Path, text: Path, scores: Scores, sizes: dict[str, Any]
+) -> None:
+    found = {
+        readers: divergence(anysize.plan(llama, calibration=scores, readers=readers, **sizes), llama, text)
+        for readers in ("least-squares", "sequential")
+    }
+    assert found["sequential"] < found["least-squares"]
+
+
+def test_a_tied_gain_is_refitted(tied_llama: Path, text: Path, tied_scores: Scores) -> None:
+    plans = {
+        r: anysize.plan(tied_llama, calibration=tied_scores, readers=r, hidden_size=16)
+        for r in ("least-squares", "sequential")
+    }
+    found = {readers: divergence(plan, tied_llama, text) for readers, plan in plans.items()}
+    assert found["sequential"] < found["least-squares"]
+    name = "model.norm.weight:value"
+    assert (plans["sequential"].dense[name] != plans["least-squares"].dense[name]).any()
+
+
+def test_the_layer_before_a_gap_takes_over_what_was_dropped(llama: Path, text: Path, scores: Scores) -> None:
+    sizes = {"hidden_size": 28, "num_hidden_layers": 1, "layers": "0"}
+    found = [
+        divergence(anysize.plan(llama, calibration=scores, readers=readers, **sizes), llama, text)
+        for readers in ("sequential", "least-squares")
+    ]
+    assert found[0] < 0.9 * found[1]
+
+
+def test_what_was_fitted_is_what_is_written(llama: Path, scores: Scores) -> None:
+    plan = anysize.plan(llama, calibration=scores, **HALF)
+    assert plan.options.readers == "sequential"
+    source = Checkpoint(llama)
+    made = target_tensors(plan, source)
+    down = "model.layers.1.mlp.down_proj.weight"
+    assert made[down].equal(torch.from_numpy(plan.dense[f"{down}:value"]))
+    from anysize.io.models import NamedTensors
+
+    assert check_rows(plan, rows_of(source), rows_of(NamedTensors(plan.target_config, made))).passed
+
+
+def test_where_it_cannot_be_the_default_says_so_and_a_wish_is_refused(llama: Path, scores: Scores) -> None:
+    mixed = {"hidden_size": 16, "intermediate_size": 64}
+    plan = anysize.plan(llama, calibration=scores, **mixed)
+    assert plan.options.readers == "least-squares"
+    assert "readers are least-squares, not sequential: an axis grows" in plan.notes
+    with pytest.raises(SizeError, match="but an axis grows: use least-squares"):
+        anysize.plan(llama, calibration=scores, readers="sequential", **mixed)
+    with pytest.raises(SizeError, match="layers are repeated or out of order"):
+        anysize.plan(llama, calibration=scores, readers="sequential", hidden_size=16, layers="1,0")
+
+
+def test_data_that_are_gone_are_named(llama: Path, scores: Scores, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    gone = replace(scores, record=scores.record.model_copy(update={"data": str(tmp_path / "gone.txt")}))
+    with pytest.raises(InputError, match=r"gone\.txt' do not exist"):
+        anysize.plan(llama, calibration=gone, hidden_size=16)
+    assert anysize.plan(llama, calibration=gone, readers="least-squares", hidden_size=16).recipes
+
+
+FAMILIES = [
+    v
+    for v in tiny.VARIANTS
+    if str(v)
+    in (
+        "gpt2-untied",
+        "gpt_neox-untied",
+        "opt-untied",
+        "qwen3-GQA-tied",
+        "phi3-GQA-tied",
+        "olmo-GQA-untied",
+        "gemma-GQA-tied",
+    )
+]
+
+
+@pytest.mark.parametrize("variant", FAMILIES, ids=str)
+def test_other_families_are_followed_as_well(variant: tiny.Variant, llama: Path, text: Path, tmp_path: Path) -> None:
+    """Parallel branches, biases, transposed and fused matrices: no family gets farther from its source."""
+    raw = {**tiny.config(variant), "vocab_size": 61}
+    from anysize.io.models import new_model
+    from anysize.proof.miniature import random_weights
+
+    model = new_model(raw["architectures"][0], raw, torch.float32)
+    random_weights(model, 0)
+    model.save_pretrained(tmp_path)
+    length = min(64, getattr(model.config, "max_position_embeddings", 64))
+    length = 16 if length < 64 else length
+    scores = anysize.calibrate(tmp_path, text, tokenizer=str(llama), sequence_length=length)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((llama / name).read_bytes())
+    batches = list(token_batches(str(text), tokenizer_of(str(llama)), 61, DataOptions(2048, length, 8)))
+    found: list[float] = []
+    for readers in ("sequential", "least-squares"):
+        plan = anysize.plan(tmp_path, calibration=scores, readers=readers, intermediate_size=13)
+        made = build_model(
+            plan.model_class, plan.target_config, target_tensors(plan, Checkpoint(tmp_path)), torch.float32
+        )
+        with torch.no_grad():
+            found.append(sum(float((model(**b).logits - made(**b).logits).square().mean()) for b in batches))
+    # Where little was lost, the ridge may cost as much as following gains.
+    assert found[0] < 1.05 * found[1]
