@@ -83,6 +83,7 @@ ILLEGAL = [
         "hidden_size=2147483648 is not a size: wanted a whole number of at least 1, below 2^24",
     ),
     (SMOL, {"hidden_size": 2**80}, "is not a size"),
+    (SMOL, {"num_hidden_layers": 100_000}, "num_hidden_layers=100000: wanted at most 10,000"),
     (SMOL, {"hidden_size": 640.0}, "hidden_size=640.0 is not a size"),
     (SMOL, {"hidden_size": "640"}, "hidden_size='640' is not a size"),
     (SMOL, {"hidden_size": True}, "hidden_size=True is not a size"),

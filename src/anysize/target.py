@@ -33,6 +33,7 @@ _PLAIN = {
 }
 
 _LARGEST = 2**24
+_MOST_LAYERS = 10_000
 # The nearest legal size is looked for this far from the one asked for.
 _NEAR = 4096
 
@@ -155,6 +156,8 @@ def resolve(config: SourceConfig, request: Mapping[str, int]) -> Target:
             raise SizeError(f"unknown size '{public}'{did_you_mean(public, PUBLIC_SIZES)}")
         if not is_number(size, int) or not 1 <= size < _LARGEST:
             raise SizeError(f"{public}={size!r} is not a size: wanted a whole number of at least 1, below 2^24")
+    if request.get("num_hidden_layers", 0) > _MOST_LAYERS:
+        raise SizeError(f"num_hidden_layers={request['num_hidden_layers']}: wanted at most {_MOST_LAYERS:,}")
     sizes = _sizes(config, request)
     rope = _rope(config, sizes)
     if rope:
