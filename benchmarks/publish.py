@@ -110,23 +110,22 @@ def _share(value: float | None) -> str:
 
 def _shrink_rows() -> list[list[str]]:
     found = results("shrink")["results"]
-    whole = f"depth {found['source']['settings']['num_hidden_layers']}"
-    before = found["before"][whole]
-    gain = before["selection"] - before["subspace"]
-    arms = {row["arm"]: row for row in found["tables"][whole]["summary"]}
+    before, table = found["before"]["half width"], found["tables"]["half width"]
+    gain = before["subcloning, factor off"] - before["subspace"]
+    arms = {row["arm"]: row for row in table["summary"]}
     ours, steps, seeds = arms["subspace"], found["steps"], len(found["seeds"])
-    to_random, to_subcloning = ours["share_of_random_steps"], ours["share_of_subcloning_steps"]
-    seconds = ours["seconds_to_random"]
-    random_s = arms["random"]["train_s"]
-    return [
-        ["half width, before training: nats/token below selection", f"{gain:.2f}", "≥ 1.5", _verdict(gain >= 1.5)],
-        [f"half width, trained: share of a random start's {steps} steps to its final loss ({seeds} seeds, tuned)",
-         _share(to_random), "≤ 0.125", _verdict(to_random is not None and to_random <= 0.125)],
-        ["the same in seconds, calibration and conversion included",
-         _share(None if seconds is None else seconds / random_s), "", ""],
-        ["the same against weight subcloning's final loss", _share(to_subcloning), "≤ 0.5",
-         _verdict(to_subcloning is not None and to_subcloning <= 0.5)],
-    ]  # fmt: skip
+    goals = (("random", 0.125), ("subcloning", 0.5))
+    rows = [["half width, before training: nats/token below selection", f"{gain:.2f}", "≥ 1.5", _verdict(gain >= 1.5)]]
+    for goal, asked in goals:
+        share = ours["steps_share"][goal]
+        label = f"half width: share of the {steps} steps of {goal} to its final loss ({seeds} seeds, rates tuned)"
+        reached = _verdict(share is not None and share <= asked)
+        rows.append([label, _share(share), f"≤ {asked:g}", reached])
+    rows.append(
+        ["the same against random in seconds, calibration and conversion included",
+         _share(ours["seconds_share"]["random"]), "", ""]
+    )  # fmt: skip
+    return rows
 
 
 def shrink_section() -> str:
@@ -134,32 +133,36 @@ def shrink_section() -> str:
     record = results("shrink")
     found = record["results"]
     before = found["before"]
-    rows = [[arm, *(f"{before[depth][arm]:.3f}" for depth in before)] for arm in next(iter(before.values()))]
-    parts = [
-        f"Source: test loss {found['source']['test_loss']:.3f} nats/token. Half width, heads and feed-forward; "
-        "test loss before any training:",
-        _table(["arm", *(f"at {depth}" for depth in before)], rows),
+    rows = [
+        [arm, *(f"{before[suite][arm]:.3f}" if arm in before[suite] else "" for suite in before)]
+        for arm in before["half width"]
     ]
-    for depth, table in found["tables"].items():
+    parts = [
+        f"Source: test loss {found['source']['test_loss']:.3f} nats/token. Test loss before any training:",
+        _table(["arm", *before], rows),
+    ]
+    for suite, table in found["tables"].items():
         lines = [
             [
-                row["arm"], f"{row['rate']:g}", f"{row['loss_before']:.3f}", f"{row['loss_after']:.3f}",
-                ", ".join(f"{loss:.3f}" for loss in row["loss_after_of_seeds"]),
-                _share(row["share_of_random_steps"]), _share(row["share_of_subcloning_steps"]),
-                "not reached" if row["seconds_to_random"] is None else f"{row['seconds_to_random']:.0f} s",
+                row["arm"], f"{row['rate']:g}", str(row["steps"]), f"{row['loss_before']:.3f}",
+                f"{row['loss_after']:.3f}", ", ".join(f"{loss:.3f}" for loss in row["loss_after_of_seeds"]),
+                *(_share(row["steps_share"].get(goal)) for goal in ("random", "subcloning")),
+                _share(row["seconds_share"].get("random")),
             ]
             for row in table["summary"]
         ]  # fmt: skip
-        columns = ["arm", "rate", "before", "after", "of each seed", "share of steps to random's loss",
-                   "to subcloning's", "seconds to random's, all costs"]  # fmt: skip
-        parts += [
-            f"At {depth}, {found['steps']} steps of {found['tokens_a_step']:,} tokens, rates {found['rates']} tried on "
-            f"the validation books with the first of {len(found['seeds'])} seeds; test books, medians over seeds:",
-            _table(columns, lines),
-        ]
+        columns = ["arm", "rate", "steps", "before", "after", "of each seed", "steps to random's loss",
+                   "steps to subcloning's", "seconds to random's"]  # fmt: skip
+        sizes = ", ".join(f"{name} {size}" for name, size in table["sizes"].items())
+        parts += [f"**{suite[0].upper()}{suite[1:]}** ({sizes}):", _table(columns, lines)]
     parts.append(
+        f"{found['steps']} steps of {found['tokens_a_step']:,} tokens (AdamW, warm-up, cosine), the same batches for "
+        f"every arm; rates {', '.join(f'{rate:g}' for rate in found['rates'])} tried on the validation books with the "
+        f"first of {len(found['seeds'])} seeds; test books, medians over seeds. The last three columns are shares of "
+        "the steps (or processor seconds, with calibration and conversion) that the named arm takes to its final loss; "
+        f"an arm with fewer steps ends its own schedule there. Calibration {found['calibration_s']:.0f} s. "
         f"{record['date']}, {record['machine']['num_cores']} cores, written by `python -m benchmarks.publish` from "
-        f"the results of `python -m benchmarks.shrink.run`; calibration {found['calibration_s']:.0f} s."
+        "the results of `python -m benchmarks.shrink.run`."
     )
     return "\n\n".join(parts)
 

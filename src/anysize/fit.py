@@ -10,6 +10,7 @@ target's LayerNorm does nothing but divide (the mean is removed by the writers, 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 
 import torch
 
@@ -20,6 +21,7 @@ from anysize.calibration.sites import norm_sites
 from anysize.config import SourceConfig
 from anysize.dense import Fitted
 from anysize.dims import compose
+from anysize.errors import InputError
 from anysize.io.reader import TensorSource
 from anysize.layers import LayerStep
 from anysize.notation import Dim
@@ -90,7 +92,27 @@ class Fit:
         self.cuts_hidden = turns or hidden.target_size < hidden.source_size
         self.turns = turns or (self.cuts_hidden and preset.select == "principal")
         self.measures = preset.readers == "measured"
+        self._require_tokens()
         self.write = self._write()
+
+    def _require_tokens(self) -> None:
+        """Refuse second moments of fewer samples than a fit keeps coordinates: every such fit is perfect, and wrong."""
+        sizes = axes_in_layer(self.axes, 0)
+        heads = [sizes[axis] for axis in ("kv", "group", "head")]
+        kept = {
+            "hidden": sizes["hidden"].target_size if self.cuts_hidden else 0,
+            "ffn": sizes["ffn"].target_size if sizes["ffn"].target_size < sizes["ffn"].source_size else 0,
+            "heads": prod(m.target_size for m in heads) if any(m.target_size < m.source_size for m in heads) else 0,
+        }
+        axis, needed = max(kept.items(), key=lambda item: item[1])
+        record = self.scores.record
+        # Scores without second moments are refused where one is asked for, with the reason.
+        if record.second_moments and record.samples < needed:
+            raise InputError(
+                f"the scores hold {record.samples:,} samples of each activation, too few to fit what reads the "
+                f"{needed:,} kept coordinates of {axis}: calibrate with --tokens "
+                f"{-(-record.tokens * needed // max(1, record.samples)):,} at the very least, better ten times as many"
+            )
 
     def _write(self) -> torch.Tensor:
         """Return R of `hidden`, float64 [m, n]."""

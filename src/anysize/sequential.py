@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, int, int], None]
 # What the fits are made on; more changes little once every site has seen several times its width.
-TOKENS = 32_768
+TOKENS, TOKENS_A_COORDINATE = 32_768, 8
 IMAGES = 512
 
 
@@ -336,7 +336,10 @@ def refit(plan: Plan, tensors: TensorSource, fit: Fit, progress: Progress) -> Fi
     Both models are held in memory in single precision, with the activations of the batches.
     """
     record = fit.scores.record
-    options = DataOptions(TOKENS, record.sequence_length or 1, record.batch_size, record.column)
+    sizes = fit.config.sizes
+    widest = max(sizes["hidden"], sizes["ffn"], sizes["kv"] * sizes["group"] * sizes["head"])
+    tokens = max(TOKENS, TOKENS_A_COORDINATE * widest)
+    options = DataOptions(tokens, record.sequence_length or 1, record.batch_size, record.column)
     if fit.config.architecture.modality == "image":
         options = DataOptions(IMAGES, 1, record.batch_size, record.column)
     where = str(tensors.folder) if isinstance(tensors, Checkpoint) else tensors.location

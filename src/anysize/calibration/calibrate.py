@@ -206,14 +206,15 @@ def collect(
         site, _, kind = name.rpartition("/")
         sites.setdefault(site, {})[kind] = values
     layers = sites.pop(_BLOCKS)
+    samples = min((int(found[COUNT][1]) for found in sites.values() if "second" in found), default=0)
     images = config.architecture.modality == "image"
     seen = int(layers[COUNT][1 if images else 0])
     blocks = block_averages(layers)
     record = Record(
         model_sha256=model_hash, model_type=config.architecture.model_type, source=tensors.location, data=data,
         column=options.data.column, tokens=seen, sequence_length=0 if images else options.data.sequence_length,
-        batch_size=options.data.batch_size, second_moments=options.second_moments, aliases=dict(collector.aliases),
-        feeds=dict(collector.feeds),
+        batch_size=options.data.batch_size, second_moments=options.second_moments, samples=samples,
+        aliases=dict(collector.aliases), feeds=dict(collector.feeds),
     )  # fmt: skip
     if place is not None:
         place.unlink(missing_ok=True)

@@ -1,14 +1,16 @@
 """Calibration data: text files, folders, parquet, jsonl or a Hub data set as packed token ids; images for ViT.
 
-Every batch is a full rectangle (no padding), in an order that depends on the data alone, so that two processes can
-share the batches and a resumed run sees the same ones.
+What is read is spread over the data: documents in a random order, and one piece of each before a second of any, because
+the first thousands of tokens of a data set are often one book. The order depends on the data alone, so that two
+processes can share the batches and a resumed run sees the same ones. Every batch is a full rectangle, without padding.
 """
 
 from __future__ import annotations
 
 import io
 import itertools
-from collections.abc import Iterator
+import random
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +26,12 @@ if TYPE_CHECKING:
 Batch = dict[str, torch.Tensor]
 _TEXT = {".txt": "text", ".md": "text", ".py": "text", ".parquet": "parquet", ".jsonl": "json", ".json": "json"}
 _PREFERRED = ("text", "content")
+# Rows are shuffled within a window of so many, in which long documents count as several rows.
+_WINDOW = 1000
+_LONGEST = 1 << 16
+_NEAR = 256
+# A piece is about so many sequences long: few enough to be spread, long enough to be a text.
+_SEQUENCES_A_PIECE, _CHARACTERS_A_TOKEN, _SHORTEST = 4, 4, 4096
 
 
 @dataclass(frozen=True)
@@ -49,24 +57,44 @@ def _files(path: Path) -> list[Path]:
     return found
 
 
-def _rows(data: str) -> Iterator[dict[str, Any]]:
-    """Return the rows of a file, folder or Hub data set, streamed."""
-    from datasets import load_dataset  # noqa: PLC0415
+Row = dict[str, Any]
 
+
+def _rows(data: str) -> Iterator[Row]:
+    """Return the rows of a file, folder or Hub data set, streamed, in a random order that is always the same."""
     path = Path(data).expanduser()
-    if not path.exists():
-        if data.count("/") > 1 or data.startswith((".", "~")) or path.suffix in _TEXT:
-            raise InputError(f"the data '{data}' do not exist")
-        try:
-            return iter(load_dataset(data, split="train", streaming=True))  # pyright: ignore[reportReturnType, reportArgumentType]
-        except Exception as error:  # whatever a Hub data set raises, the user needs one sentence
-            raise InputError(f"the data '{data}' are no file or folder, and no Hub data set: {error}") from error
-    return itertools.chain.from_iterable(_file_rows(file) for file in _files(path))
-
-
-def _file_rows(file: Path) -> Iterator[dict[str, Any]]:
+    if path.exists():
+        files = _files(path)
+        random.Random(0).shuffle(files)
+        return _shuffled(itertools.chain.from_iterable(_file_rows(file) for file in files))
+    if data.count("/") > 1 or data.startswith((".", "~")) or path.suffix in _TEXT:
+        raise InputError(f"the data '{data}' do not exist")
     from datasets import load_dataset  # noqa: PLC0415
 
+    try:
+        found: Any = load_dataset(data, split="train", streaming=True)
+        # A buffer of one row: its files are shuffled here, its rows below.
+        return _shuffled(found.shuffle(seed=0, buffer_size=1))
+    except Exception as error:  # whatever a Hub data set raises, the user needs one sentence
+        raise InputError(f"the data '{data}' are no file or folder, and no Hub data set: {error}") from error
+
+
+def _shuffled(rows: Iterable[Row]) -> Iterator[Row]:
+    """Yield rows in a random order: each changes places with one of the window before it."""
+    generator = random.Random(0)
+    window: list[Row] = []
+    for row in rows:
+        if len(window) < _WINDOW:
+            window.append(row)
+            continue
+        place = generator.randrange(_WINDOW)
+        yield window[place]
+        window[place] = row
+    generator.shuffle(window)
+    yield from window
+
+
+def _file_rows(file: Path) -> Iterator[Row]:
     kind = _TEXT.get(file.suffix)
     if kind is None:
         raise InputError(f"the data file '{file}' is none of {', '.join(_TEXT)}")
@@ -77,11 +105,25 @@ def _file_rows(file: Path) -> Iterator[dict[str, Any]]:
             raise InputError(f"cannot read the data file '{file}' as text: {error}") from error
         return
     try:
-        yield from load_dataset(kind, data_files=str(file), split="train", streaming=True)  # pyright: ignore[reportReturnType]
-    except InputError:
-        raise
+        yield from _parquet_rows(file) if kind == "parquet" else _json_rows(file)
     except Exception as error:  # pyarrow and json each raise their own for a damaged file
         raise InputError(f"cannot read the data file '{file}': {' '.join(str(error).split())[:200]}") from error
+
+
+def _parquet_rows(file: Path) -> Iterator[Row]:
+    from pyarrow import parquet  # noqa: PLC0415
+
+    with parquet.ParquetFile(file) as opened:
+        groups = list(range(opened.num_row_groups))
+        random.Random(0).shuffle(groups)
+        for batch in opened.iter_batches(batch_size=64, row_groups=groups):
+            yield from batch.to_pylist()
+
+
+def _json_rows(file: Path) -> Iterator[Row]:
+    from datasets import load_dataset  # noqa: PLC0415
+
+    yield from load_dataset("json", data_files=str(file), split="train", streaming=True)  # pyright: ignore[reportReturnType]
 
 
 def _text_column(row: dict[str, Any], wanted: str, data: str) -> str:
@@ -98,21 +140,59 @@ def _text_column(row: dict[str, Any], wanted: str, data: str) -> str:
     raise InputError(f"the data '{data}' have no text column: they have {kind}; name one with --column")
 
 
+def _cuts(text: str, size: int) -> list[int]:
+    """Return where a text is cut into pieces of about a size: before a blank where one is near, so no word is split."""
+
+    def moved(at: int) -> int:
+        near = range(at, min(at + _NEAR, len(text)))
+        return next((i for i in near if text[i].isspace()), at if at + _NEAR < len(text) else len(text))
+
+    return sorted({0, len(text), *map(moved, range(size, len(text), size))})
+
+
+def _long_rows_split(rows: Iterable[Row], column: str) -> Iterator[tuple[str, bool]]:
+    """Yield (text, whether its document ends with it)."""
+    for row in rows:
+        text: str = row[column] or ""
+        for start, stop in itertools.pairwise(_cuts(text, _LONGEST)):
+            yield text[start:stop], stop == len(text)
+
+
+def pieces(data: str, options: DataOptions) -> Iterator[tuple[str, bool]]:
+    """Yield (text, whether its document ends there): one piece of every document, then a second of the longer ones, ...
+
+    Raises InputError where there are no data or no text column. All of the data come, once, where a reader goes on.
+    """
+    size = max(_SHORTEST, options.sequence_length * _SEQUENCES_A_PIECE * _CHARACTERS_A_TOKEN)
+    rows = _rows(data)
+    first = next(rows, None)
+    if first is None:
+        raise InputError(f"the data '{data}' are empty")
+    column = _text_column(first, options.column, data)
+    for turn in range(_LONGEST // size + 2):
+        for number, (text, last) in enumerate(_long_rows_split(_rows(data), column)):
+            cuts = _cuts(text, size)
+            count = len(cuts) - 1
+            if turn < count:
+                # Another place in every document, so that not all that is read is beginnings.
+                piece = (number + turn) % count
+                yield text[cuts[piece] : cuts[piece + 1]], last and piece + 1 == count
+
+
 def token_batches(
     data: str, tokenizer: PreTrainedTokenizerBase, vocab_size: int, options: DataOptions
 ) -> Iterator[Batch]:
-    """Yield {input_ids: int64 [batch, sequence]}, documents packed one after the other with the end token between.
+    """Yield {input_ids: int64 [batch, sequence]}, pieces packed one after the other, an end token after each document.
 
     Raises InputError where there are no data, too few for one sequence, or ids that the model does not have.
     """
     end: Any = tokenizer.eos_token_id
     waiting: list[int] = []
     per_batch = options.batch_size * options.sequence_length
-    left, column, made = options.tokens, "", 0
-    for row in _rows(data):
-        column = column or _text_column(row, options.column, data)
-        ids: Any = tokenizer(row[column] or "", add_special_tokens=False, verbose=False)["input_ids"]
-        waiting += ids if end is None else [*ids, end]
+    left, made = options.tokens, 0
+    for text, last in pieces(data, options):
+        ids: Any = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        waiting += [*ids, end] if last and end is not None else ids
         while len(waiting) >= per_batch and left >= per_batch:
             yield _checked(waiting[:per_batch], options.sequence_length, vocab_size)
             waiting, left, made = waiting[per_batch:], left - per_batch, made + per_batch

@@ -25,8 +25,8 @@ _BLOCKS = "blocks"
 class Record(BaseModel):
     """Where scores come from: hashes of the model, the data and how much of them was read, and who shares whose input.
 
-    `aliases` maps a site to the site that saw the same tensor (k_proj reads what q_proj reads); `feeds` a site to the
-    norm whose output it saw.
+    `samples` counts the activations in each second moment. `aliases` maps a site to the site that saw the same tensor
+    (k_proj reads what q_proj reads); `feeds` a site to the norm whose output it saw.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -41,6 +41,7 @@ class Record(BaseModel):
     sequence_length: int
     batch_size: int
     second_moments: bool
+    samples: int
     aliases: dict[str, str]
     feeds: dict[str, str]
 

@@ -1,0 +1,96 @@
+"""The language suites: what each arm starts from, and how it is trained on novels."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import anysize
+from anysize.calibration.scores import Scores
+from anysize.executor import target_tensors
+from anysize.io.models import build_model
+from anysize.io.reader import Checkpoint
+from benchmarks.race import Found, Job, carry_out, timed
+from benchmarks.shrink.source import NOVELS, Settings, config, held_out_loss, source, tokens, train
+
+ARMS: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "arms.json").read_text(encoding="utf-8"))
+_HALF = {"hidden_size": 64, "intermediate_size": 172, "num_attention_heads": 4, "num_key_value_heads": 2}
+# The sizes of the target that each suite asks for.
+SUITES: dict[str, dict[str, int]] = {
+    "half width": _HALF,
+    "half width and depth": {**_HALF, "num_hidden_layers": 2},
+    "quarter width": {"hidden_size": 32, "intermediate_size": 86, "num_attention_heads": 2, "num_key_value_heads": 1},
+}
+QUICK_SOURCE_STEPS = 800
+_EVALUATIONS, _WINDOWS = 30, 192
+_CALIBRATION: dict[str, Any] = {"tokens": 131_072, "sequence_length": 128, "batch_size": 16}
+
+
+def settings_of(arm: str, *, quick: bool) -> Settings:
+    """Return what an arm's source is made of."""
+    settings = replace(Settings(), **ARMS[arm].get("source", {}))
+    return replace(settings, steps=QUICK_SOURCE_STEPS) if quick else settings
+
+
+@cache
+def scores_of(settings: Settings) -> tuple[Scores, float]:
+    """Return the scores of a source, calibrated once, and the seconds that it took then."""
+    home, _ = source(settings)
+    place, record = home / "scores.safetensors", home / "calibrated.json"
+    if not record.is_file():
+        _, seconds = timed(lambda: anysize.calibrate(home, NOVELS / "train.parquet", output=place, **_CALIBRATION))
+        record.write_text(json.dumps({"seconds": seconds}))
+    return Scores.load(place), json.loads(record.read_text())["seconds"]
+
+
+def make(job: Job, *, quick: bool) -> tuple[Any, float]:
+    """Return the model that a job starts from, and the seconds that its conversion took."""
+    arm, sizes = ARMS[job.arm], SUITES[job.suite]
+    settings = settings_of(job.arm, quick=quick)
+    if arm.get("init") == "random":
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        torch.manual_seed(1000 + job.seed)
+        return timed(lambda: LlamaForCausalLM(LlamaConfig.from_dict({**config(settings), **sizes})))
+    home, _ = source(settings)
+    needs_scores = arm["options"]["preset"] != "weight-selection"
+    scores = scores_of(settings)[0] if needs_scores else None
+    sizes = {k: v for k, v in sizes.items() if v != getattr(settings, k)}
+
+    def convert() -> Any:
+        plan = anysize.plan(home, seed=job.seed, calibration=scores, **sizes, **arm["options"])
+        return build_model(plan.model_class, plan.target_config, target_tensors(plan, Checkpoint(home)), torch.float32)
+
+    return timed(convert)
+
+
+def _train(model: Any, job: Job, *, quick: bool) -> Found:
+    settings = settings_of(job.arm, quick=quick)
+    ids = tokens(settings)
+    at = sorted({round(job.steps * i / _EVALUATIONS) for i in range(_EVALUATIONS + 1)})
+
+    def losses(m: Any) -> dict[str, float]:
+        return {split: held_out_loss(m, ids[split], settings, _WINDOWS) for split in ("validation", "test")}
+
+    # The source was trained on the first half of the tokens.
+    half = ids["train"][ids["train"].numel() // 2 :]
+    run = train(model, half, settings, steps=job.steps, rate=job.rate, weight_decay=job.weight_decay, seed=job.seed,
+                evaluate=dict.fromkeys(at, losses))  # fmt: skip
+    return {
+        "train_s": run["cpu_s"], "at": at, **{s: [run["losses"][i][s] for i in at] for s in ("validation", "test")}
+    }  # fmt: skip
+
+
+def run_full(job: Job) -> Found:
+    """Carry out one job of the whole suite."""
+    return carry_out(job, lambda j: make(j, quick=False), lambda m, j: _train(m, j, quick=False))
+
+
+def run_quick(job: Job) -> Found:
+    """Carry out one job of the quick suite, whose source is trained for fewer steps."""
+    return carry_out(job, lambda j: make(j, quick=True), lambda m, j: _train(m, j, quick=True))

@@ -1,0 +1,69 @@
+"""What calibration reads of its data: all of them once where they are few, a bit of everything where they are many."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from anysize.calibration.data import DataOptions, pieces
+
+SHORT = DataOptions(sequence_length=8)
+
+
+def _jsonl(folder: Path, texts: list[str]) -> Path:
+    path = folder / "data.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    return path
+
+
+def _words(number: int) -> str:
+    return " ".join(f"w{number}.{i}" for i in range(20_000))
+
+
+@pytest.mark.parametrize("blank", [" ", ""], ids=["with blanks", "without any blank"])
+def test_every_character_is_read_once_and_every_document_ends_once(tmp_path: Path, blank: str) -> None:
+    texts = [blank.join(f"{n}.{i}" for i in range(length)) for n, length in enumerate((3, 900, 40_000, 1))]
+
+    found = list(pieces(str(_jsonl(tmp_path, texts)), SHORT))
+
+    assert Counter("".join(text for text, _ in found)) == Counter("".join(texts))
+    assert sum(last for _, last in found) == len(texts)
+    assert max(len(text) for text, _ in found) < 4096 + 512
+
+
+def test_no_word_is_split(tmp_path: Path) -> None:
+    words = _words(0).split()
+
+    found = [word for text, _ in pieces(str(_jsonl(tmp_path, [" ".join(words)])), SHORT) for word in text.split()]
+
+    assert Counter(found) == Counter(words)
+    assert found != words, "the pieces come in the order of the text: nothing was spread"
+
+
+def test_what_is_read_first_comes_from_every_document(tmp_path: Path) -> None:
+    data = _jsonl(tmp_path, [_words(number) for number in range(12)])
+
+    chunks = {text.split()[1].partition(".")[0] for text, _ in list(pieces(str(data), SHORT))[:36]}
+
+    assert len(chunks) == 12, "36 pieces in, some documents have not been read"
+
+
+def test_the_order_is_the_same_every_time_and_follows_the_data(tmp_path: Path) -> None:
+    data = _jsonl(tmp_path, [str(number) for number in range(50)])
+    first = [text for text, _ in pieces(str(data), SHORT)]
+
+    assert first == [text for text, _ in pieces(str(data), SHORT)]
+    assert first != sorted(first, key=int), "documents come in their order in the file"
+
+
+def test_files_of_a_folder_are_mixed(tmp_path: Path) -> None:
+    for number in range(30):
+        (tmp_path / f"{number:02}.txt").write_text(str(number), encoding="utf-8")
+
+    found = [int(text) for text, _ in pieces(str(tmp_path), SHORT)]
+
+    assert sorted(found) == list(range(30))
+    assert found != sorted(found)
