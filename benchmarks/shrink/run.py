@@ -22,7 +22,7 @@ from benchmarks.race import Job, raced, summary
 from benchmarks.shrink.source import NOVELS, Settings, held_out_loss, source, tokens
 from benchmarks.shrink.text import ARMS, SUITES, make, run_full, run_quick, scores_of, settings_of
 
-RATES = (1e-3, 2e-3, 4e-3, 8e-3, 16e-3)
+RATES = (1e-3, 2e-3, 4e-3, 8e-3)
 GOALS = ("random", "subcloning")
 
 
