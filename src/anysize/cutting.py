@@ -62,7 +62,7 @@ def selected(
     for axis in sorted(cut, key=lambda name: name != "expert"):
         size = maps[axis].target_size
         pick = cache(partial(selector.map, axis, size))
-        if axis not in CHOSEN_PER_LAYER:
+        if axis not in CHOSEN_PER_LAYER or not selector.tells_places_apart:
             chosen[axis] = pick(None)
             continue
         chosen[axis] = pick(steps[0].source)

@@ -26,6 +26,7 @@ from anysize.dims import compose
 from anysize.errors import ArchitectureError, SizeError
 from anysize.io.reader import TensorSource
 from anysize.layers import LayerStep, layer_plan
+from anysize.notation import Dim
 from anysize.presets import Preset, axis_maps, has_layer_norm, has_norm_after_sum, preset_named
 from anysize.proof.coverage import account, check_source
 from anysize.recipe import BYTES, Dtype, Options, Pad, Plan, Recipe, Share, Source
@@ -60,6 +61,8 @@ class _Planner:
     fitted: Fitted = field(default_factory=Fitted)
 
     def __post_init__(self) -> None:
+        self._repeating: dict[Dim, bool] = {}
+        self._target_sizes = {axis: m.target_size for axis, m in self.axes.items() if "." not in axis}
         hidden = self.axes["hidden"]
         # Where coordinates are cut, what is kept is kept as it is, and there is one copy of it.
         cut = hidden.target_size < hidden.source_size
@@ -160,16 +163,20 @@ class _Planner:
             factor *= self.embedding_scale if parameter.times else self.stream
         factor *= self._fan_in(*(axis for dim in arrow.reads for axis in dim.axes)) / self._read_scale(expected)
         fields: dict[str, Any] = {"factor": factor, "pad": self.pad, "fresh_std": self.config.init_std}
-        share: Share = "none"
-        for dim in arrow.reads:
-            if any(group.num_copies > 1 for group in compose(dim, self.axes, writes=False).groups):
-                share = self.preset.share
+        share: Share = self.preset.share if any(self._repeats(dim) for dim in arrow.reads) else "none"
         fields["share"] = share
         if self.preset.noisy and share != "none":
             fields["noise_db"] = self.options.noise_db
         if self.config.holds(self.config.architecture.fixed_score_scale):
             fields["score_power"] = 0.0
         return fields
+
+    def _repeats(self, dim: Dim) -> bool:
+        """Whether what is read holds several copies of something, so that readers have to share it out."""
+        if dim not in self._repeating:
+            groups = compose(dim, self.axes, writes=False).groups
+            self._repeating[dim] = any(group.num_copies > 1 for group in groups)
+        return self._repeating[dim]
 
     def ends_branch(self, expected: Expected) -> bool:
         """Whether zeroing this tensor silences a residual branch: a branch norm's gain, else a writer of hidden."""
@@ -211,7 +218,7 @@ class _Planner:
             source=source,
             arrow=str(expected.arrow),
             source_shape=info.shape,
-            shape=shape_of(expected.arrow, {axis: m.target_size for axis, m in self.axes.items()}),
+            shape=shape_of(expected.arrow, self._target_sizes),
             source_dtype=stored,
             dtype=DTYPES[self.options.dtype] or stored,
             silent=bool(step and step.silent and self.ends_branch(expected)),

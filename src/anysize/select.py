@@ -70,6 +70,11 @@ class Selector:
                 "weight, random, first or stride"
             )
 
+    @property
+    def tells_places_apart(self) -> bool:
+        """Whether the rule may keep other coordinates in one layer or expert than in another."""
+        return self.how not in ("first", "stride")
+
     def map(self, axis: str, target_size: int, layer: int | None, expert: int | None = None) -> AxisMap:
         """Return the map that keeps the best `target_size` coordinates, in their old order."""
         size = self.sizes[axis]

@@ -206,8 +206,8 @@ def test_an_expert_that_no_token_reached_is_told_and_read_as_it_is(mixtral: Path
 @pytest.mark.parametrize(
     ("sizes", "why"),
     [
-        ({"num_experts": 1}, "chooses num_experts_per_tok experts for every token .*; nearest legal num_experts: 2 or 3"),
-        ({"num_experts": 10}, "expert 5 -> 10: copies of an expert would take the places .*; nearest legal num_experts: 5"),
+        ({"num_experts": 1}, "the router chooses num_experts_per_tok experts .*; nearest legal num_experts: 2 or 3"),
+        ({"num_experts": 10}, "expert 5 -> 10: copies of an expert would take .*; nearest legal num_experts: 5"),
         ({"num_experts": 6}, "expert 5 -> 6: copies of an expert"),
     ],
 )  # fmt: skip
@@ -289,7 +289,7 @@ def test_a_folder_of_fewer_experts_is_written_proved_and_loaded(
     sizes = ("--num-experts", 3, "--intermediate-size", 16, "--hidden-size", 16, "--num-hidden-layers", 1)
     ran = cli("resize", mixtral, tmp_path / "out", *sizes, "--calibration", text, "--verify", "full")
     assert ran.code == 0, ran.err
-    assert "experts.{expert}.w2.weight" in ran.out or "cut expert" in ran.out
+    assert "cut expert" in ran.out
     with quiet_transformers():
         model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert model.config.num_local_experts == 3
