@@ -106,8 +106,8 @@ def unrouted_experts(config: SourceConfig, scores: Scores) -> list[str]:
     if all(seen):
         return []
     return [
-        f"no calibration token was routed to {seen.count(False)} of {len(seen)} experts: of these the first neurons "
-        "are kept and readers stay as they are"
+        f"no calibration token was routed to {seen.count(False)} of {len(seen)} experts: nothing is known of their "
+        "neurons, and what reads these is not fitted"
     ]
 
 

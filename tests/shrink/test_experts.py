@@ -281,6 +281,17 @@ def test_a_plan_whose_experts_changed_places_is_refused(mixtral: Path, scores: S
             require_unedited(swapped(plan), source)
 
 
+def test_a_model_in_memory_loses_experts_and_is_left_as_it_was(mixtral: Path, text: Path) -> None:
+    model = model_of(mixtral)
+    model.set_experts_implementation("batched_mm")
+    scores = anysize.calibrate(model, text, tokenizer=str(mixtral), sequence_length=64, tokens=TOKENS)
+    made: Any = anysize.resize(model, num_experts=3, preset="subcloning", calibration=scores)
+    assert made.config.num_local_experts == 3
+    assert made.model.layers[0].mlp.experts.gate_up_proj.shape[0] == 3
+    assert model.get_experts_implementation() == {"": "batched_mm"}
+    assert made(torch.arange(3, 20)[None]).logits.isfinite().all()
+
+
 def test_a_folder_of_fewer_experts_is_written_proved_and_loaded(
     mixtral: Path, text: Path, tmp_path: Path, cli: Callable[..., Any]
 ) -> None:
