@@ -10,7 +10,7 @@ coordinate fills. This module knows nothing of tensors, families or presets.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 
 import numpy as np
@@ -114,10 +114,33 @@ class AxisMap(BaseModel):
         return self.write_matrix().T * shares[:, None]
 
 
-def axes_in_layer(axes: Mapping[str, AxisMap], layer: int | None) -> dict[str, AxisMap]:
-    """Return one map an axis: a layer's own ("ffn.3") where there is one, the common one otherwise."""
-    own = {name.partition(".")[0]: m for name, m in axes.items() if name.endswith(f".{layer}")}
-    return {name: m for name, m in axes.items() if "." not in name} | own
+def own_place(
+    axes: Mapping[str, AxisMap], names: Iterable[str], layer: int | None, expert: int | None
+) -> tuple[int | None, int | None]:
+    """Return the (layer, expert) that have maps of their own ("ffn.3", "ffn.3.5") for one of these axes, else None."""
+    names = tuple(names)
+    if any(f"{name}.{layer}.{expert}" in axes for name in names):
+        return layer, expert
+    return (layer if any(f"{name}.{layer}" in axes for name in names) else None), None
+
+
+class AxesAt(Mapping[str, AxisMap]):
+    """One map an axis at one place: the expert's own ("ffn.3.5"), else the layer's ("ffn.3"), else the common one."""
+
+    def __init__(self, axes: Mapping[str, AxisMap], layer: int | None, expert: int | None = None) -> None:
+        self._axes, self._suffixes = axes, (f".{layer}.{expert}", f".{layer}", "")
+
+    def __getitem__(self, name: str) -> AxisMap:
+        for suffix in self._suffixes:
+            if (found := self._axes.get(f"{name}{suffix}")) is not None:
+                return found
+        raise KeyError(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name in self._axes if "." not in name)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
 
 
 def keep(size: int) -> AxisMap:

@@ -103,6 +103,7 @@ def understand(raw: Mapping[str, Any]) -> SourceConfig:
     if not isinstance(raw.get("model_type"), str):
         raise ArchitectureError("the config has no 'model_type', so the family cannot be told")
     architecture = table(raw["model_type"])
+    raw = {architecture.renamed.get(key, key): value for key, value in raw.items()}
     if raw.get("quantization_config") is not None:
         raise ArchitectureError("the checkpoint is quantized (quantization_config): resize the unquantized original")
     classes = raw.get("architectures") or [architecture.classes[0]]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
-from anysize.axis import AxisMap
+from anysize.arch.schema import is_per_expert
+from anysize.axis import AxesAt, AxisMap
 from anysize.config import SourceConfig
 from anysize.errors import SizeError
 from anysize.layers import LayerStep
@@ -19,9 +22,10 @@ from anysize.shrink import (
     why_not_sequential,
 )
 from anysize.target import Target
-from anysize.tensors import num_parameters
+from anysize.tensors import expected_tensors, num_parameters
 
 if TYPE_CHECKING:
+    from anysize.calibration.scores import Scores
     from anysize.select import Selector
 
 
@@ -36,24 +40,75 @@ def require_used(options: Options, *, grows: bool, shrinks: bool) -> None:
             raise SizeError(f"{name} '{value}': no width is below the source's, so nothing is selected")
 
 
+def _inside_experts(config: SourceConfig, axis: str) -> bool:
+    """Whether only experts have this axis: then its coordinates have nothing in common from one expert to the next."""
+    patterns = [name for name, p in config.architecture.parameters.items() if axis in p.parsed.axes]
+    return all(is_per_expert(name) for name in patterns)
+
+
 def selected(
+    config: SourceConfig,
     maps: dict[str, AxisMap],
     selector: Selector,
     steps: tuple[LayerStep, ...],
 ) -> dict[str, AxisMap]:
-    """Return the real choice in place of every cut axis' stand-in; heads and neurons are chosen layer by layer."""
+    """Return the real choice in place of every cut axis' stand-in.
+
+    Experts, heads and neurons are chosen layer by layer, neurons inside experts expert by expert.
+    """
     chosen = dict(maps)
-    for axis, stand_in in maps.items():
-        if stand_in.target_size >= stand_in.source_size:
+    cut = [axis for axis, stand_in in maps.items() if stand_in.target_size < stand_in.source_size]
+    # Which experts stay decides whose neurons are chosen.
+    for axis in sorted(cut, key=lambda name: name != "expert"):
+        size = maps[axis].target_size
+        pick = cache(partial(selector.map, axis, size))
+        if axis not in CHOSEN_PER_LAYER or not selector.tells_places_apart:
+            chosen[axis] = pick(None)
             continue
-        size = stand_in.target_size
-        if axis not in CHOSEN_PER_LAYER:
-            chosen[axis] = selector.map(axis, size, None)
-            continue
-        by_source = {source: selector.map(axis, size, source) for source in sorted({s.source for s in steps})}
-        chosen |= {f"{axis}.{layer}": by_source[step.source] for layer, step in enumerate(steps)}
-        chosen[axis] = by_source[steps[0].source]
+        chosen[axis] = pick(steps[0].source)
+        for layer, step in enumerate(steps):
+            if not _inside_experts(config, axis):
+                chosen[f"{axis}.{layer}"] = pick(step.source)
+                continue
+            for expert, source in enumerate(AxesAt(chosen, layer)["expert"].index):
+                chosen[f"{axis}.{layer}.{expert}"] = pick(step.source, int(source))
     return chosen
+
+
+def left_out(
+    config: SourceConfig, names: Mapping[str, str], steps: Sequence[LayerStep], axes: Mapping[str, AxisMap]
+) -> dict[str, str]:
+    """Return the tensors (by their names in the file) whose layer or expert the target has no place for, with why."""
+    layers = {step.source for step in steps}
+    experts: set[tuple[int, int]] = set()
+    if "expert" in axes:
+        for layer, step in enumerate(steps):
+            experts |= {(step.source, int(expert)) for expert in AxesAt(axes, layer)["expert"].index}
+    found: dict[str, str] = {}
+    for name, expected in expected_tensors(config).items():
+        layer, expert = expected.layer, expected.expert
+        if layer is not None and layer not in layers:
+            found[names[name]] = "its layer is not in the layer plan"
+        elif layer is not None and expert is not None and (layer, expert) not in experts:
+            found[names[name]] = "its expert is not kept"
+    return found
+
+
+def unrouted_experts(config: SourceConfig, scores: Scores) -> list[str]:
+    """Return a note where no calibration token reached an expert, so that nothing is known of what is in it."""
+    from anysize.calibration.sites import sites  # noqa: PLC0415
+
+    seen = [
+        bool(scores.of(site.name, "abs").any())
+        for site in sites(config).values()
+        if site.side == "in" and site.expert is not None and "ffn" in site.dim.axes
+    ]
+    if all(seen):
+        return []
+    return [
+        f"no calibration token was routed to {seen.count(False)} of {len(seen)} experts: nothing is known of their "
+        "neurons, and what reads these is not fitted"
+    ]
 
 
 def possible_directions(

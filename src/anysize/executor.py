@@ -13,7 +13,7 @@ from math import isfinite, prod
 import numpy as np
 import torch
 
-from anysize.axis import NEW, AxisMap, Index, axes_in_layer
+from anysize.axis import NEW, AxesAt, AxisMap, Index, own_place
 from anysize.dense import Matrix
 from anysize.dims import DimMap, Fill, compose
 from anysize.errors import CheckpointError
@@ -41,8 +41,10 @@ class DimMaps:
         self.dense = dense or {}
         self._cached = lru_cache(maxsize=None)(self._compose)
 
-    def _compose(self, dim: Dim, writes: bool, pad: Fill, score_power: float, layer: int | None) -> DimMap:
-        return compose(dim, axes_in_layer(self._axes, layer), writes=writes, pad=pad, score_power=score_power)
+    def _compose(
+        self, dim: Dim, writes: bool, pad: Fill, score_power: float, layer: int | None, expert: int | None
+    ) -> DimMap:
+        return compose(dim, AxesAt(self._axes, layer, expert), writes=writes, pad=pad, score_power=score_power)
 
     def of(self, recipe: Recipe) -> tuple[DimMap, ...]:
         """Return one map for every stored dim of a recipe's tensor, as it stands after the dense maps."""
@@ -53,8 +55,8 @@ class DimMaps:
         def composed(dim: Dim, writes: bool, dense: str) -> DimMap:
             if dense:
                 return _identity(self.dense[dense].shape[0 if writes else 1])
-            own = recipe.layer if any(f"{axis}.{recipe.layer}" in self._axes for axis in dim.axes) else None
-            return self._cached(dim, writes, _PADS[recipe.pad], recipe.score_power, own)
+            place = own_place(self._axes, dim.axes, recipe.layer, recipe.expert)
+            return self._cached(dim, writes, _PADS[recipe.pad], recipe.score_power, *place)
 
         writes = [composed(dim, True, recipe.writer) for dim in arrow.writes]
         reads = [composed(dim, False, recipe.reader) for dim in arrow.reads]

@@ -15,7 +15,7 @@ from math import prod
 import torch
 
 from anysize.arch.schema import Norm, Parameter
-from anysize.axis import AxisMap, axes_in_layer
+from anysize.axis import AxesAt, AxisMap
 from anysize.calibration.scores import Scores
 from anysize.calibration.sites import norm_sites
 from anysize.config import SourceConfig
@@ -27,7 +27,7 @@ from anysize.layers import LayerStep
 from anysize.notation import Dim
 from anysize.presets import has_norm_after_sum
 from anysize.shrink import ShrinkPreset
-from anysize.tensors import Expected, expected_tensors
+from anysize.tensors import Expected, expected_tensors, made_from
 
 WRITE_HIDDEN = "hidden"
 RIDGE = 1e-3
@@ -190,7 +190,7 @@ class Fit:
             readers = [
                 name
                 for name, e in self.expected.items()
-                if e.layer == layer and self.scores.record.feeds.get(self._site_at(name, layer, source)) == site.module
+                if e.layer == layer and self.scores.record.feeds.get(self._site_of(e)) == site.module
             ]
             self._store_norm(here, norm, gain, bias)
             source_gain, source_bias = self._norm(site.module, norm)
@@ -200,38 +200,38 @@ class Fit:
                     self._measure(name, moments, torch.from_numpy(self.axes["hidden"].index))
                 else:
                     self.made.put(name, reader=self.made.store(f"{here}:read", reader.numpy()))
-                    self._shift_bias(name, layer, source, source_bias - reader @ bias)
+                    self._shift_bias(name, source_bias - reader @ bias)
 
     def _measure(self, name: str, moments: torch.Tensor, index: torch.Tensor) -> None:
         """Scale a reader so that what it gives is as large as before: the root of E|W x|^2 over E|W_K x_K|^2."""
         expected = self.expected[name]
-        source = name if expected.layer is None else self._at_source(name, expected.layer)
-        weight = self.tensors.read(self.names[source]).double()
+        weight = self._weight_of(expected)
         weight = weight.T if expected.arrow.reads_first else weight
         before = float((weight @ moments * weight).sum())
         kept = weight[:, index]
         after = float((kept @ moments[index][:, index] * kept).sum())
         self.made.put(name, factor=(before / max(after, 1e-30)) ** 0.5)
 
-    def _at_source(self, name: str, layer: int) -> str:
-        return name.replace(f".{layer}.", f".{self.steps[layer].source}.", 1)
+    def _weight_of(self, expected: Expected) -> torch.Tensor:
+        """Return the source tensor that a target tensor is made of, in double precision."""
+        return self.tensors.read(self.names[made_from(expected, self.steps, self.axes)]).double()
 
-    def _shift_bias(self, name: str, layer: int, source: int, constant: torch.Tensor) -> None:
+    def _shift_bias(self, name: str, constant: torch.Tensor) -> None:
         """Let the bias of a reader take what its weights made of the norm's bias and the new readers do not."""
-        bias = f"{name.removesuffix('.weight')}.bias"
-        if bias not in self.expected or not constant.any():
+        bias = self.expected.get(f"{name.removesuffix('.weight')}.bias")
+        if bias is None or not constant.any():
             return
-        old = [n.replace(f".{layer}.", f".{source}.", 1) for n in (name, bias)]
-        weight, before = (self.tensors.read(self.names[n]).double() for n in old)
+        weight, before = self._weight_of(self.expected[name]), self._weight_of(bias)
         weight = weight.T if self.expected[name].arrow.reads_first else weight
-        kept = compose(self.expected[bias].arrow.writes[0], axes_in_layer(self.axes, layer), writes=True)
+        kept = compose(bias.arrow.writes[0], AxesAt(self.axes, bias.layer, bias.expert), writes=True)
         if (kept.index < 0).any():
             return
         values = (before + weight @ constant)[torch.from_numpy(kept.index)]
-        self.made.put(bias, value=self.made.store(f"{bias}:value", values.numpy()), factor=1.0)
+        self.made.put(bias.name, value=self.made.store(f"{bias.name}:value", values.numpy()), factor=1.0)
 
-    def _site_at(self, name: str, layer: int, source: int) -> str:
-        site = f"{name.removesuffix('.weight').replace(f'.{layer}.', f'.{source}.', 1)}:in"
+    def _site_of(self, expected: Expected) -> str:
+        """Return where the source read what a target tensor reads."""
+        site = f"{made_from(expected, self.steps, self.axes).removesuffix('.weight')}:in"
         return self.scores.record.aliases.get(site, site)
 
     def _origin(self, module: str) -> Norm:
@@ -292,14 +292,14 @@ class Fit:
 
     def _inner(self, name: str, expected: Expected, dim: Dim) -> None:
         """Fit what reads heads or neurons, where some of them are cut."""
-        assert expected.layer is not None
-        source = self.steps[expected.layer].source
-        kept = compose(dim, axes_in_layer(self.axes, expected.layer), writes=False)
+        kept = compose(dim, AxesAt(self.axes, expected.layer, expected.expert), writes=False)
         # What reads the stream through a norm is fitted with the norm.
         if str(dim) == "norm(hidden)" or kept.target_size >= kept.source_size or (kept.index < 0).any():
             return
-        site = self._site_at(name, expected.layer, source)
-        moments = self.scores.of(site, "second")
+        moments = self.scores.of(self._site_of(expected), "second")
+        if not moments.any():
+            # An expert that no token was routed to: nothing to fit to, and the plan has said so.
+            return
         index = torch.from_numpy(kept.index)
         if self.measures:
             self._measure(name, moments, index)

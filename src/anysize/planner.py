@@ -9,15 +9,24 @@ from math import prod
 from typing import TYPE_CHECKING, Any, cast
 
 from anysize import __version__
-from anysize.arch.schema import Norm, Parameter, is_per_layer, layer_name
-from anysize.axis import AxisMap
+from anysize.arch.schema import Norm, Parameter, is_per_layer
+from anysize.axis import AxisMap, own_place
 from anysize.config import SourceConfig, per_layer_values, understand
-from anysize.cutting import cut_reasons, possible_directions, require_used, selected, sequential_if_possible
+from anysize.cutting import (
+    cut_reasons,
+    left_out,
+    possible_directions,
+    require_used,
+    selected,
+    sequential_if_possible,
+    unrouted_experts,
+)
 from anysize.dense import DenseMaps, Fitted
 from anysize.dims import compose
 from anysize.errors import ArchitectureError, SizeError
 from anysize.io.reader import TensorSource
 from anysize.layers import LayerStep, layer_plan
+from anysize.notation import Dim
 from anysize.presets import Preset, axis_maps, has_layer_norm, has_norm_after_sum, preset_named
 from anysize.proof.coverage import account, check_source
 from anysize.recipe import BYTES, Dtype, Options, Pad, Plan, Recipe, Share, Source
@@ -27,7 +36,7 @@ from anysize.shrink import (
     shrink_preset,
 )
 from anysize.target import Target, resolve_or_suggest
-from anysize.tensors import Expected, expected_tensors, shape_of
+from anysize.tensors import Expected, expected_tensors, made_from, shape_of
 
 if TYPE_CHECKING:
     from anysize.calibration.scores import Scores
@@ -52,6 +61,8 @@ class _Planner:
     fitted: Fitted = field(default_factory=Fitted)
 
     def __post_init__(self) -> None:
+        self._repeating: dict[Dim, bool] = {}
+        self._target_sizes = {axis: m.target_size for axis, m in self.axes.items() if "." not in axis}
         hidden = self.axes["hidden"]
         # Where coordinates are cut, what is kept is kept as it is, and there is one copy of it.
         cut = hidden.target_size < hidden.source_size
@@ -116,8 +127,8 @@ class _Planner:
         maps = [self.axes[axis] for axis in axes if axis in self.axes]
         return prod((m.source_size / m.target_size) ** 0.5 for m in maps if m.target_size < m.source_size)
 
-    def source_name(self, expected: Expected, step: LayerStep | None) -> str:
-        wanted = expected.name if step is None else layer_name(expected.pattern, step.source)
+    def source_name(self, expected: Expected) -> str:
+        wanted = made_from(expected, self.steps, self.axes)
         if wanted not in self.names and self.options.untie:
             wanted = self.config.architecture.tied.get(wanted, wanted)
         return self.names[wanted]
@@ -152,16 +163,20 @@ class _Planner:
             factor *= self.embedding_scale if parameter.times else self.stream
         factor *= self._fan_in(*(axis for dim in arrow.reads for axis in dim.axes)) / self._read_scale(expected)
         fields: dict[str, Any] = {"factor": factor, "pad": self.pad, "fresh_std": self.config.init_std}
-        share: Share = "none"
-        for dim in arrow.reads:
-            if any(group.num_copies > 1 for group in compose(dim, self.axes, writes=False).groups):
-                share = self.preset.share
+        share: Share = self.preset.share if any(self._repeats(dim) for dim in arrow.reads) else "none"
         fields["share"] = share
         if self.preset.noisy and share != "none":
             fields["noise_db"] = self.options.noise_db
         if self.config.holds(self.config.architecture.fixed_score_scale):
             fields["score_power"] = 0.0
         return fields
+
+    def _repeats(self, dim: Dim) -> bool:
+        """Whether what is read holds several copies of something, so that readers have to share it out."""
+        if dim not in self._repeating:
+            groups = compose(dim, self.axes, writes=False).groups
+            self._repeating[dim] = any(group.num_copies > 1 for group in groups)
+        return self._repeating[dim]
 
     def ends_branch(self, expected: Expected) -> bool:
         """Whether zeroing this tensor silences a residual branch: a branch norm's gain, else a writer of hidden."""
@@ -189,7 +204,8 @@ class _Planner:
 
     def recipe(self, expected: Expected) -> Recipe:
         step = None if expected.layer is None else self.steps[expected.layer]
-        source = self.source_name(expected, step)
+        source = self.source_name(expected)
+        layer, expert = own_place(self.axes, expected.arrow.axes, expected.layer, expected.expert)
         info = self.tensors.tensors[source]
         stored = cast("Dtype", info.dtype)  # `check_source` has refused every other type
         fields = (
@@ -202,13 +218,12 @@ class _Planner:
             source=source,
             arrow=str(expected.arrow),
             source_shape=info.shape,
-            shape=shape_of(expected.arrow, {axis: m.target_size for axis, m in self.axes.items()}),
+            shape=shape_of(expected.arrow, self._target_sizes),
             source_dtype=stored,
             dtype=DTYPES[self.options.dtype] or stored,
             silent=bool(step and step.silent and self.ends_branch(expected)),
-            layer=expected.layer
-            if any(f"{axis}.{expected.layer}" in self.axes for axis in expected.arrow.axes)
-            else None,
+            layer=layer,
+            expert=expert,
             **{**fields, **self.fitted.fields.get(expected.name, {})},
         )
 
@@ -283,13 +298,14 @@ def maps_plan(tensors: TensorSource, maps: dict[str, AxisMap], target: Target | 
     target = target or Target(config.sizes, config)
     planner = _Planner(config, target, preset_named(options.preset), options, steps, maps, names, tensors)
     recipes = tuple(planner.recipe(expected) for expected in expected_tensors(target.config).values())
+    dropped |= left_out(config, names, steps, maps)
     return _plan(planner, recipes, dict(target.config.raw), dropped, (), ())
 
 
-def recipes_with_maps(plan: Plan, tensors: TensorSource) -> tuple[Recipe, ...]:
-    """Return the recipes that a plan's own maps and fitted tensors stand for, whatever its recipes say."""
+def recipes_with_maps(plan: Plan, tensors: TensorSource) -> tuple[tuple[Recipe, ...], dict[str, str]]:
+    """Return the recipes, and what is dropped, that a plan's own maps and fitted tensors stand for."""
     config, target = understand(tensors.config), understand(plan.target_config)
-    names, _ = check_source(config, tensors)
+    names, dropped = check_source(config, tensors)
     fields = ("reader", "writer", "value", "factor")
     fitted = Fitted(
         fields={
@@ -310,7 +326,8 @@ def recipes_with_maps(plan: Plan, tensors: TensorSource) -> tuple[Recipe, ...]:
         shrink_preset(plan.options, has_scores=True),
         fitted,
     )
-    return tuple(planner.recipe(expected) for expected in expected_tensors(target).values())
+    recipes = tuple(planner.recipe(expected) for expected in expected_tensors(target).values())
+    return recipes, dropped | left_out(config, names, plan.layers, plan.axes)
 
 
 def _plan(
@@ -402,10 +419,12 @@ def make_plan(
         notes += why
         from anysize.select import Selector  # noqa: PLC0415 - it needs torch, which most plans do without
 
-        maps = selected(maps, Selector(config, tensors, names, shrink.select, options.seed, scores), steps)
+        maps = selected(config, maps, Selector(config, tensors, names, shrink.select, options.seed, scores), steps)
         if shrink.readers == "sequential":
             shrink, why = sequential_if_possible(config, target, shrink, steps, maps, asked=options.readers != "auto")
             notes += why
+        if scores is not None and "ffn" in cut:
+            notes += unrouted_experts(config, scores)
         if scores is not None and shrink.readers in FITTED:
             from anysize.fit import Fit  # noqa: PLC0415
 
@@ -414,10 +433,7 @@ def make_plan(
     target_raw = _per_layer_lists(config, target.config, steps)
     # Remote code is never run and never copied, so the target must not ask for it.
     target_raw.pop("auto_map", None)
-    used_layers = {step.source for step in steps}
-    for name, expected in expected_tensors(config).items():
-        if expected.layer is not None and expected.layer not in used_layers:
-            dropped[names[name]] = "its layer is not in the layer plan"
+    dropped |= left_out(config, names, steps, maps)
 
     def assembled(fitted: Fitted) -> Plan:
         planner = _Planner(config, target, preset, options, steps, maps, names, tensors, shrink, fitted)

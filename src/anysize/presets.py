@@ -96,6 +96,11 @@ def bound(config: SourceConfig, axis: str) -> bool:
 
 
 def _inner(config: SourceConfig, axis: str, source: int, target: int, preset: Preset, notes: list[str]) -> AxisMap:
+    if axis == "expert":
+        raise SizeError(
+            f"expert {source} -> {target}: copies of an expert would take the places of others among those that the "
+            f"router chooses, so each token would be routed otherwise"
+        )
     if bound(config, axis):
         if target % source:
             raise SizeError(

@@ -29,9 +29,9 @@ class Recipe(BaseModel):
     arrow: what it reads and writes; the axis maps of the plan do the rest. factor: multiplies every copied value.
     stored_as: "1+w" where the file holds the gain minus one. share: how reader columns divide over copies. noise_db:
     signal-to-noise ratio of the +-noise in the null space of the copies. pad: what new coordinates of `hidden` hold.
-    score_power: see `dims`. silent: the tensor ends a branch of an identity layer and is zero. layer: the target layer
-    whose own axis maps ("ffn.3") apply. reader, writer: names of the dense maps that stand for the axis maps of what
-    is read or written. value: name of the fitted array that is the target tensor.
+    score_power: see `dims`. silent: the tensor ends a branch of an identity layer and is zero. layer, expert: whose own
+    axis maps ("ffn.3", "ffn.3.5") apply, in target numbers. reader, writer: names of the dense maps that stand for the
+    axis maps of what is read or written. value: name of the fitted array that is the target tensor.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -52,6 +52,7 @@ class Recipe(BaseModel):
     score_power: float = 0.25
     silent: bool = False
     layer: int | None = None
+    expert: int | None = None
     reader: str = ""
     writer: str = ""
     value: str = ""
@@ -96,8 +97,9 @@ class Plan(BaseModel):
     """Everything `apply` needs, and nothing it could decide: configs, maps, layers, seed and one recipe a tensor.
 
     `inexact` lists the reasons why the target does not compute the source's function; empty means exact. `axes` has a
-    map for every axis and, where layers differ, one for each target layer ("ffn.3"). `dense` holds the matrices that
-    recipes name; they lie beside the JSON, which keeps their hash. `scores_sha256` says what they were chosen by.
+    map for every axis and, where layers or experts differ, one for each ("ffn.3", "ffn.3.5"). `dense` holds the
+    matrices that recipes name; they lie beside the JSON, which keeps their hash. `scores_sha256` says what they
+    were chosen by.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)

@@ -1,12 +1,14 @@
 """From scores to maps: which coordinates of an axis are kept when it shrinks.
 
-`hidden` is one choice for the whole model, because the residual stream is shared; `ffn`, `kv` and `group` are chosen in
-every layer. Whole heads are kept or dropped, so rotary pairs are never split. Ties go to the lower index.
+`hidden` is one choice for the whole model, because the residual stream is shared; `expert`, `ffn`, `kv` and `group` are
+chosen in every layer, `ffn` in every expert by itself. An expert's score is the weight that the router gives it. Whole
+heads are kept or dropped, so rotary pairs are never split. Ties go to the lower index.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from math import prod
 
 import torch
@@ -68,7 +70,12 @@ class Selector:
                 "weight, random, first or stride"
             )
 
-    def map(self, axis: str, target_size: int, layer: int | None) -> AxisMap:
+    @property
+    def tells_places_apart(self) -> bool:
+        """Whether the rule may keep other coordinates in one layer or expert than in another."""
+        return self.how not in ("first", "stride")
+
+    def map(self, axis: str, target_size: int, layer: int | None, expert: int | None = None) -> AxisMap:
         """Return the map that keeps the best `target_size` coordinates, in their old order."""
         size = self.sizes[axis]
         if self.how == "first":
@@ -76,43 +83,71 @@ class Selector:
         if self.how == "stride":
             return select(size, [i * size // target_size for i in range(target_size)])
         if self.how == "random":
-            order = stream(self.seed, f"{axis}.{layer}", 0).permutation(size)
+            place = f"{layer}" if expert is None else f"{layer}.{expert}"
+            order = stream(self.seed, f"{axis}.{place}", 0).permutation(size)
             return select(size, sorted(order[:target_size].tolist()))
-        return best(self.of(axis, layer), target_size)
+        return best(self.of(axis, layer, expert), target_size)
 
-    def of(self, axis: str, layer: int | None) -> torch.Tensor:
-        """Return float64 [size of axis]: the score of each coordinate, higher is kept."""
+    def of(self, axis: str, layer: int | None, expert: int | None = None) -> torch.Tensor:
+        """Return float64 [size of axis]: the score of each coordinate (of one expert), higher is kept."""
         if self.how == "weight":
-            return self._weight(axis, layer)
+            return self._weight(axis, layer, expert)
         assert self.scores is not None
         statistic, root = _STATISTIC[self.how], self.how != "activation"
         total = torch.zeros(self.sizes[axis], dtype=torch.float64)
-        for site in self._sites(axis, layer):
+        for site in self._sites(axis, layer, expert):
             total += reduced(self.scores.of(site.name, statistic), site.dim, self.sizes, axis, root=root)
         return total
 
-    def _sites(self, axis: str, layer: int | None) -> Iterable[Site]:
-        """Return where an axis is scored: `hidden` at its writers (minitron: where it is read), others where read."""
+    @cached_property
+    def _seen(self) -> dict[int | None, list[Site]]:
+        """The sites of each layer, None for those outside; of sites that saw the same, one."""
         assert self.scores is not None
         seen = {self.scores.record.aliases.get(name, name): site for name, site in sites(self.config).items()}
-        if axis == "hidden":
-            if self.how == "minitron":
-                return [s for s in seen.values() if s.side == "in" and "hidden" in s.dim.axes]
-            return [s for s in seen.values() if s.side == "out"]
-        return [s for s in seen.values() if s.side == "in" and s.layer == layer and axis in s.dim.axes]
+        found: dict[int | None, list[Site]] = {}
+        for site in seen.values():
+            found.setdefault(site.layer, []).append(site)
+        return found
 
-    def _weight(self, axis: str, layer: int | None) -> torch.Tensor:
+    def _sites(self, axis: str, layer: int | None, expert: int | None) -> Iterable[Site]:
+        """Return where an axis is scored: `hidden` at its writers (minitron: where it is read), `expert` at the router,
+        others where they are read."""
+        if axis == "hidden":
+            every = [site for here in self._seen.values() for site in here]
+            if self.how == "minitron":
+                return [s for s in every if s.side == "in" and "hidden" in s.dim.axes]
+            return [s for s in every if s.side == "out"]
+        side = "route" if axis == "expert" else "in"
+        return [
+            s
+            for s in self._seen.get(layer, [])
+            if s.side == side and axis in s.dim.axes and (expert is None or s.expert == expert)
+        ]
+
+    @cached_property
+    def _expected(self) -> dict[int | None, list[Expected]]:
+        found: dict[int | None, list[Expected]] = {}
+        for expected in expected_tensors(self.config).values():
+            found.setdefault(expected.layer, []).append(expected)
+        return found
+
+    def _weight(self, axis: str, layer: int | None, expert: int | None) -> torch.Tensor:
         """Return the L2 norm of all weights that touch each coordinate."""
         total = torch.zeros(self.sizes[axis], dtype=torch.float64)
-        for expected in expected_tensors(self.config).values():
-            if axis == "hidden" or expected.layer == layer:
-                total += self._squares(expected, axis)
+        for place, found in self._expected.items():
+            for expected in found if axis == "hidden" or place == layer else ():
+                if expert is None or expected.expert == expert:
+                    total += self._squares(expected, axis)
         return total.sqrt()
 
     def _squares(self, expected: Expected, axis: str) -> torch.Tensor | float:
-        if axis not in expected.arrow.axes:
+        whole = axis == "expert" and expected.expert is not None
+        if axis not in expected.arrow.axes and not whole:
             return 0.0
         values = self.tensors.read(self.names[expected.name])
+        if whole:
+            mine = torch.arange(self.sizes[axis]) == expected.expert
+            return mine * torch.linalg.vector_norm(values.float()).double().square()
         total: torch.Tensor | float = 0.0
         for position, dim in enumerate(expected.arrow.dims):
             if axis in dim.axes:

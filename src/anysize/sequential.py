@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from anysize.axis import axes_in_layer
+from anysize.axis import AxesAt
 from anysize.calibration.calibrate import CalibrationOptions, loaded_source
 from anysize.calibration.data import Batch, DataOptions, batches
 from anysize.calibration.run import device_of
@@ -274,7 +274,7 @@ class Sequential:
         for module in modules:
             name = f"{module}.weight"
             expected = self.expected[name]
-            rows = compose(expected.arrow.writes[0], axes_in_layer(self.axes, layer), writes=True)
+            rows = compose(expected.arrow.writes[0], AxesAt(self.axes, layer), writes=True)
             weight = self.source.module(self._at_source(module, layer)).weight.detach().double().cpu()  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
             weight = weight.T if expected.arrow.reads_first else weight
             self._set(module, weight[torch.from_numpy(rows.index)] @ reader, transposed=expected.arrow.reads_first)

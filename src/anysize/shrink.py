@@ -47,7 +47,7 @@ SHRINK_PRESETS = {
     )
 }
 _WITH_DATA, _WITHOUT_DATA = "subspace", "weight-selection"
-CHOSEN_PER_LAYER = ("ffn", "kv", "group")
+CHOSEN_PER_LAYER = ("expert", "ffn", "kv", "group")
 FITTED = ("measured", "least-squares", "sequential")
 
 
@@ -99,6 +99,8 @@ def why_not_sequential(
         return "an axis grows"
     if sources != sorted(set(sources)) or any(step.silent for step in steps):
         return "layers are repeated or out of order"
+    if "expert" in axes:
+        return "each expert reads only the tokens that are routed to it"
     if not fits_in_memory:
         return "both models do not fit into a quarter of the free memory"
     return why_no_directions(config)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from math import prod
 
-from anysize.arch.schema import Norm, Parameter, is_per_layer, layer_name
+from anysize.arch.schema import Norm, Parameter, is_per_expert, is_per_layer, tensor_name
+from anysize.axis import AxesAt, AxisMap
 from anysize.config import SourceConfig
+from anysize.layers import LayerStep
 from anysize.notation import Arrow, Dim, parse
 
 
 @dataclass(frozen=True)
 class Expected:
-    """One tensor that the config implies: where it comes from in the table and, for a per-layer one, its layer.
+    """One tensor that the config implies: where it comes from in the table, and its layer and expert, if any.
 
     `origin` is the parameter or the norm; `part` is "weight" or "bias" for a norm, "" for a parameter.
     """
@@ -24,6 +27,7 @@ class Expected:
     origin: Parameter | Norm
     part: str
     layer: int | None
+    expert: int | None = None
 
 
 def _patterns(config: SourceConfig) -> Iterator[tuple[str, Arrow, Parameter | Norm, str]]:
@@ -44,14 +48,24 @@ def _patterns(config: SourceConfig) -> Iterator[tuple[str, Arrow, Parameter | No
 
 def expected_tensors(config: SourceConfig) -> dict[str, Expected]:
     """Return name -> Expected for every tensor that a checkpoint with this config holds."""
-    num_layers = config.sizes["layer"]
     found: dict[str, Expected] = {}
     for pattern, arrow, origin, part in _patterns(config):
-        layers = range(num_layers) if is_per_layer(pattern) else (None,)
-        for layer in layers:
-            name = pattern if layer is None else layer_name(pattern, layer)
-            found[name] = Expected(name, pattern, arrow, origin, part, layer)
+        layers = range(config.sizes["layer"]) if is_per_layer(pattern) else (None,)
+        experts = range(config.sizes["expert"]) if is_per_expert(pattern) else (None,)
+        for layer, expert in product(layers, experts):
+            name = tensor_name(pattern, layer, expert)
+            found[name] = Expected(name, pattern, arrow, origin, part, layer, expert)
     return found
+
+
+def made_from(expected: Expected, steps: Sequence[LayerStep], axes: Mapping[str, AxisMap]) -> str:
+    """Return the name of the source tensor that a target tensor is made of: its layer and expert choose where from."""
+    if expected.layer is None:
+        return expected.name
+    expert = expected.expert
+    if expert is not None:
+        expert = int(AxesAt(axes, expected.layer)["expert"].index[expert])
+    return tensor_name(expected.pattern, steps[expected.layer].source, expert)
 
 
 def dim_size(dim: Dim, sizes: Mapping[str, int]) -> int:
@@ -67,8 +81,9 @@ def shape_of(arrow: Arrow, sizes: Mapping[str, int]) -> tuple[int, ...]:
 def num_parameters(config: SourceConfig) -> int:
     """Return how many numbers a checkpoint with this config holds; tied tensors count once."""
     sizes = config.sizes
-    num_layers = sizes["layer"]
     return sum(
-        prod(shape_of(arrow, sizes)) * (num_layers if is_per_layer(pattern) else 1)
+        prod(shape_of(arrow, sizes))
+        * (sizes["layer"] if is_per_layer(pattern) else 1)
+        * (sizes["expert"] if is_per_expert(pattern) else 1)
         for pattern, arrow, _, _ in _patterns(config)
     )

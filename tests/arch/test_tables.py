@@ -14,7 +14,7 @@ from tests import tiny
 import anysize.arch as arch
 from anysize.arch import families, table
 from anysize.arch.expression import names
-from anysize.arch.schema import COMMON_KEPT, Architecture, Parameter
+from anysize.arch.schema import COMMON_KEPT, Architecture, Parameter, tensor_name
 from anysize.config import understand
 from anysize.errors import AnysizeError
 from anysize.notation import parse
@@ -52,7 +52,7 @@ def test_a_broken_arrow_gives_other_shapes(variant: tiny.Variant) -> None:
     )
     changed = expected_tensors(replace(config, architecture=broken))
     mended = expected_tensors(config)
-    shown = name.replace("{layer}", "0")
+    shown = tensor_name(name, 0, 0)
     assert shape_of(changed[shown].arrow, config.sizes) != shape_of(mended[shown].arrow, config.sizes)
 
 

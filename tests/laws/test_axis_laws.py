@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from anysize.axis import NEW, AxisMap, extend, keep, runs_of, select, tile
+from anysize.axis import NEW, AxesAt, AxisMap, extend, keep, own_place, runs_of, select, tile
 
 SIZES = st.integers(1, 13)
 
@@ -88,3 +88,15 @@ def test_a_run_outside_the_source_is_refused(run: tuple[int, int]) -> None:
 def test_more_copies_than_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="3 copies of 5 do not fit into 14"):
         extend(5, 14, copies=3)
+
+
+def test_an_expert_s_own_map_comes_before_its_layer_s_and_that_before_the_common_one() -> None:
+    axes = {"ffn": keep(2), "ffn.1": keep(3), "ffn.1.5": keep(4), "kv": keep(6)}
+    sizes = {
+        place: AxesAt(axes, *place)["ffn"].target_size for place in ((None, None), (5, None), (1, None), (1, 2), (1, 5))
+    }
+    assert list(sizes.values()) == [2, 2, 3, 3, 4]
+    assert dict(AxesAt(axes, 1, 5)) == {"ffn": keep(4), "kv": keep(6)}
+    places = {place: own_place(axes, ("kv", "ffn"), *place) for place in ((5, None), (1, None), (1, 2), (1, 5))}
+    assert list(places.values()) == [(None, None), (1, None), (1, None), (1, 5)]
+    assert own_place(axes, ("kv",), 1, 5) == (None, None)

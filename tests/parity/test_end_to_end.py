@@ -89,7 +89,7 @@ def test_scale_chooses_a_legal_config_near_the_ratio(variant: tiny.Variant, tmp_
         plan = anysize.plan(source, scale=1.7)
     except SizeError:
         # These two grow by whole copies only: norms on the stream itself, and norms over all heads.
-        assert variant.name == "350m" or variant.family == "olmo2"
+        assert variant.name == "350m" or variant.family in ("olmo2", "olmoe")
         return
     after = public_sizes(understand(plan.target_config))
     assert 1.3 <= after["hidden_size"] / before["hidden_size"] <= 2.1

@@ -45,7 +45,7 @@ def trained(
 def test_fresh_capacity_is_trainable_everywhere(variant: tiny.Variant) -> None:
     config = understand(tiny.config(variant))
     separate = "head" in config.architecture.keys
-    hidden = 48 if variant.family == "olmo2" else 36 if separate else 40
+    hidden = 48 if variant.family in ("olmo2", "olmoe") else 36 if separate else 40
     sizes = {"hidden_size": hidden, "intermediate_size": 41}
     if separate:
         sizes |= {"num_attention_heads": 12, "num_key_value_heads": 6}

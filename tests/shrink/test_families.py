@@ -39,10 +39,11 @@ def scores_for(variant: tiny.Variant) -> Scores:
 def request(variant: tiny.Variant) -> dict[str, int]:
     """A width that the variant's heads make up."""
     sizes = understand(tiny.config(variant)).sizes
+    cut = {**CUT, "num_experts": 3} if "expert" in sizes else CUT
     if "head" in understand(tiny.config(variant)).architecture.keys:
-        return {**CUT, "hidden_size": 12}
+        return {**cut, "hidden_size": 12}
     unit = sizes["head"] * (sizes["group"] if sizes["kv"] > 1 else 1)
-    return {**CUT, "hidden_size": 16 // unit * unit}
+    return {**cut, "hidden_size": 16 // unit * unit}
 
 
 @pytest.mark.parametrize("variant", tiny.VARIANTS, ids=str)
@@ -68,6 +69,7 @@ def test_a_cut_plan_is_proved_on_a_miniature(variant: tiny.Variant) -> None:
     assert proof.passed, proof.failures
     names = [check.name for check in proof.checks]
     assert "cut ffn" in names
+    assert ("cut expert" in names) == ("permute expert" in names) == ("num_experts" in request(variant))
     assert ("turn hidden" in names) == (not why_no_directions(understand(source.config)))
     assert all(check.control is not None for check in proof.checks)
     notes = [note for note in plan.notes if "not by directions" in note]

@@ -6,7 +6,6 @@ presets or operators; the planner derives those from the arrows.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -109,14 +108,15 @@ class Rule:
 class Architecture:
     """One family, data only.
 
-    classes: model classes of transformers whose checkpoints fit. axes: axis -> its size over config keys.
-    keys: axis (or "heads", the product kv * group) -> the config key that holds it. parameters and norms:
-    on-disk name patterns with `{layer}`. base: the prefix that headless checkpoints lack. final_norm: the norm that the
-    head reads. tied: head -> embedding, under `tied_when`. follows: key -> key that it stays equal to where it was.
-    kept: config keys that resizing cannot disturb, with the reason. defaults: transformers' values for keys that the
-    table reads and a config may omit. per_layer: config lists with one entry a layer. dropped: tensors that
-    may be present and are not weights, with the reason. depth_locked: condition -> why depth cannot change exactly.
-    fixed_score_scale: condition under which attention's scale does not follow the head width.
+    classes: model classes of transformers whose checkpoints fit. axes: axis -> its size over config keys. keys: axis
+    (or "heads", the product kv * group) -> the config key that holds it. parameters and norms: on-disk name
+    patterns with `{layer}` and, of experts, `{expert}`. base: the prefix that headless checkpoints lack.
+    final_norm: the norm that the head reads. tied: head -> embedding, under `tied_when`. follows: key -> key that
+    it stays equal to where it was. kept: config keys that resizing cannot disturb, with the reason. defaults:
+    transformers' values for keys that the table reads and a config may omit. per_layer: config lists with one
+    entry a layer. dropped: tensors that may be present and are not weights, with the reason. depth_locked:
+    condition -> why depth cannot change exactly. fixed_score_scale: condition under which attention's scale does
+    not follow the head width. renamed: older spelling of a config key -> the one that transformers writes today.
     """
 
     model_type: str
@@ -141,6 +141,7 @@ class Architecture:
     fixed_score_scale: str = "False"
     init_std: str = "initializer_range"
     modality: str = "text"
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
     def derive(self, model_type: str, classes: tuple[str, ...], **changes: Any) -> Architecture:
         """Return a table for a family that differs from this one in the named fields only."""
@@ -157,14 +158,16 @@ class Architecture:
         return frozenset(found | set(self.keys.values()) | set(self.follows) | set(self.per_layer))
 
 
-_LAYER = re.compile(r"\{layer\}")
-
-
-def layer_name(pattern: str, layer: int) -> str:
-    """Return the tensor name that a pattern has in one layer; patterns without `{layer}` are returned as they are."""
-    return _LAYER.sub(str(layer), pattern)
+def tensor_name(pattern: str, layer: int | None, expert: int | None = None) -> str:
+    """Return the tensor name that a pattern has in one layer and for one expert; other patterns stay as they are."""
+    return pattern.replace("{layer}", str(layer)).replace("{expert}", str(expert))
 
 
 def is_per_layer(pattern: str) -> bool:
     """Whether a pattern names one tensor a layer."""
-    return bool(_LAYER.search(pattern))
+    return "{layer}" in pattern
+
+
+def is_per_expert(pattern: str) -> bool:
+    """Whether a pattern names one tensor for each expert of a layer."""
+    return "{expert}" in pattern

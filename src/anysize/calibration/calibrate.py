@@ -8,7 +8,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -53,20 +53,26 @@ def moment_stride(config: SourceConfig) -> int:
     """Return 1 in how many tokens the second moments see, so that they cost less than the forward pass itself.
 
     A matrix product of n x n sums costs n^2 multiplications a token and site; the forward pass costs its parameters.
+    With experts both are counted as if a token went to all of them: the ratio is nearly the same.
     """
     sizes = config.sizes
-    heads = sizes["kv"] * sizes["group"] * sizes["head"]
-    per_token = sizes["layer"] * (2 * sizes["hidden"] ** 2 + heads**2 + sizes["ffn"] ** 2)
+    per_token = sizes["layer"] * _moments_of_a_layer(sizes)
     forward = num_parameters(config) - sizes.get("vocab", 0) * sizes["hidden"] * (1 if config.tied else 2)
     return max(1, round(1.25 * per_token / max(1, forward)))
+
+
+def _moments_of_a_layer(sizes: Mapping[str, int]) -> int:
+    """Return how many numbers the second moments of a layer are: at two norms, o_proj and (each expert's) down_proj."""
+    heads = sizes["kv"] * sizes["group"] * sizes["head"]
+    return 2 * sizes["hidden"] ** 2 + heads**2 + sizes.get("expert", 1) * sizes["ffn"] ** 2
 
 
 def scores_bytes(config: SourceConfig, *, second_moments: bool) -> int:
     """Return about how many bytes the scores file takes: a matrix for every norm, o_proj and down_proj, in float32."""
     sizes = config.sizes
     heads = sizes["kv"] * sizes["group"] * sizes["head"]
-    vectors = sizes["layer"] * (10 * sizes["hidden"] + heads + sizes["ffn"]) * 4 * 8
-    matrices = sizes["layer"] * (2 * sizes["hidden"] ** 2 + heads**2 + sizes["ffn"] ** 2) + sizes["hidden"] ** 2
+    vectors = sizes["layer"] * (10 * sizes["hidden"] + heads + sizes.get("expert", 1) * sizes["ffn"]) * 4 * 8
+    matrices = sizes["layer"] * _moments_of_a_layer(sizes) + sizes["hidden"] ** 2
     return vectors + (4 * matrices if second_moments else 0)
 
 

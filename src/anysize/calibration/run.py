@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from anysize.calibration.data import Batch
+from anysize.calibration.experts import routing_weights, watched
 from anysize.calibration.sites import Site, layer_paths, sites
 from anysize.calibration.statistics import BlockSums, SiteSums
 from anysize.config import SourceConfig
 from anysize.io.models import paths_by_disk_name
+from anysize.tensors import dim_size
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -26,6 +28,11 @@ def _hidden_of(output: Any) -> torch.Tensor:
 
 def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
     return args[0] if args else kwargs["hidden_states"]
+
+
+def _place(values: torch.Tensor) -> tuple[int, int]:
+    """Return what tensors with the same content share while they live, views of other shapes included."""
+    return values.data_ptr(), values.numel()
 
 
 def normalized(module: torch.nn.Module, values: torch.Tensor, kind: str) -> torch.Tensor:
@@ -48,39 +55,46 @@ class Collector:
         self.feeds: dict[str, str] = {}
         self.second_moments = second_moments
         self._stream: list[torch.Tensor] = []
-        self._last: tuple[torch.Tensor, str] | None = None
-        self._normed: dict[int, tuple[torch.Tensor, str]] = {}
+        self._sequences = 1
+        # By side, the last tensor seen and its site; by place, what norms gave and which. Both keep the tensor alive.
+        self._last: dict[str, tuple[torch.Tensor, str]] = {}
+        self._normed: dict[tuple[int, int], tuple[torch.Tensor, str]] = {}
 
     def _wants_second(self, site: Site) -> bool:
-        if not self.second_moments or site.side == "out":
+        if not self.second_moments or site.side in ("out", "route"):
             return False
         # What a norm of the stream gives follows from the stream's own moments and the gain.
         return site.is_norm or str(site.dim) != "norm(hidden)"
 
     def _see(self, site: Site, values: torch.Tensor) -> None:
-        if site.side == "in":
-            if self._last is not None and self._last[0] is values:
-                self.aliases[site.name] = self._last[1]
+        if site.side in ("in", "out"):
+            last = self._last.get(site.side)
+            if last is not None and _place(last[0]) == _place(values):
+                self.aliases[site.name] = last[1]
                 return
-            self._last = values, site.name
-            seen = self._normed.pop(id(values), None)
-            if seen is not None:
-                self.feeds[site.name] = seen[1]
-        sums = self.sums.get(site.name)
-        if sums is None:
-            sums = self.sums[site.name] = SiteSums(values.shape[-1], second=self._wants_second(site))
-        sums.add(values, self.stride)
+            self._last[site.side] = values, site.name
+        if site.side == "in" and (seen := self._normed.pop(_place(values), None)) is not None:
+            self.feeds[site.name] = seen[1]
+        self._sums_of(site, values.shape[-1]).add(values, self.stride)
+
+    def _sums_of(self, site: Site, size: int) -> SiteSums:
+        if site.name not in self.sums:
+            self.sums[site.name] = SiteSums(size, second=self._wants_second(site))
+        return self.sums[site.name]
 
     def _see_norm(
         self, site: Site, module: torch.nn.Module, before: torch.Tensor, after: torch.Tensor, kind: str
     ) -> None:
-        self._normed[id(after)] = after, site.module
+        self._normed[_place(after)] = after, site.module
         self._see(site, normalized(module, before, kind))
 
     def _hook(self, site: Site, module: torch.nn.Module, kind: str) -> Any:
         def wrote(_m: torch.nn.Module, _args: Any, out: Any) -> None:
             # A convolution (the patches of an image) has its channels before its places.
             self._see(site, out.flatten(2).transpose(1, 2) if out.dim() == 4 else out)
+
+        def routed(_m: torch.nn.Module, _args: Any, out: Any) -> None:
+            self._see(site, routing_weights(out).unflatten(0, (self._sequences, -1)))
 
         def normed(m: torch.nn.Module, args: Any, out: Any) -> None:
             self._see_norm(site, m, args[0], out, kind)
@@ -90,7 +104,7 @@ class Collector:
 
         if site.side == "in":
             return module.register_forward_pre_hook(reads)
-        return module.register_forward_hook(normed if site.is_norm else wrote)
+        return module.register_forward_hook({"norm": normed, "route": routed, "out": wrote}[site.side])
 
     def _hook_layer(self, layer: int, module: torch.nn.Module) -> Any:
         def after(_m: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
@@ -107,13 +121,24 @@ class Collector:
         modules = {name: self.model.get_submodule(path) for name, path in paths.items()}
         kinds = {norm.kind for norm in self.config.architecture.norms.values() if norm.writes == "norm(hidden)"}
         kind = "layer" if "layer" in kinds else "rms"
-        handles = [
-            self._hook(site, modules[site.module], kind) for site in sites(self.config).values() if site.module in paths
-        ]
+        inner: dict[tuple[torch.nn.Module, int], Site] = {}
+        handles: list[Any] = []
+        for site in sites(self.config).values():
+            if site.module not in paths:
+                continue
+            module = modules[site.module]
+            if site.expert is not None and site.side == "in" and "hidden" not in site.dim.axes:
+                inner[module, site.expert] = site
+                # Every process has the same sums, whether or not a token comes by.
+                self._sums_of(site, dim_size(site.dim, self.config.sizes))
+            else:
+                handles.append(self._hook(site, module, kind))
         for layer, path in enumerate(layer_paths(self.config, paths)):
             handles.append(self._hook_layer(layer, self.model.get_submodule(path)))
+        inside = watched(self.model, lambda m, expert, x: self._see(inner[m, expert], x)) if inner else nullcontext()
         try:
-            yield
+            with inside:
+                yield
         finally:
             for handle in handles:
                 handle.remove()
@@ -125,11 +150,12 @@ class Collector:
         base = getattr(self.model, self.model.base_model_prefix, self.model)
         for batch in batches:
             moved = {name: values.to(device) for name, values in batch.items()}
+            self._sequences = len(next(iter(batch.values())))
             # The head reads what the last norm gives; its own product is not needed.
             base(**moved) if self.config.architecture.modality == "text" else self.model(**moved)
             if len(self._stream) > 1:
                 self.blocks.add(self._stream)
-            self._stream, self._last, self._normed = [], None, {}
+            self._stream, self._last, self._normed = [], {}, {}
             report(num_items(batch))
 
 

@@ -1,7 +1,8 @@
 """Sites: where activations are captured, derived from a family's table. The same names serve weights and activations.
 
-A parameter that reads a dim gives the site `<module>:in`, one that writes the residual stream `<module>:out`, and a
-norm over it `<module>:norm` (its input over its own RMS, before the gain). Nothing is declared twice.
+A parameter that reads a dim gives the site `<module>:in`, one that writes the residual stream `<module>:out`, one that
+writes `expert` `<module>:route` (the weight that each expert gets, 0 where it is not chosen), and a norm over the
+stream `<module>:norm` (its input over its own RMS, before the gain). Nothing is declared twice.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from anysize.arch.schema import AXES, Norm, is_per_layer, layer_name
+from anysize.arch.schema import AXES, Norm, is_per_layer, tensor_name
 from anysize.config import SourceConfig
 from anysize.notation import Dim, parse
 from anysize.tensors import expected_tensors
@@ -20,12 +21,13 @@ _WEIGHT = ".weight"
 
 @dataclass(frozen=True)
 class Site:
-    """One place in the model: the module, which side of it, the dim that is seen there and its layer."""
+    """One place in the model: the module, which side of it, the dim that is seen there, its layer and expert."""
 
     module: str
     side: str
     dim: Dim
     layer: int | None
+    expert: int | None = None
 
     @property
     def name(self) -> str:
@@ -50,9 +52,10 @@ def sites(config: SourceConfig) -> dict[str, Site]:
             continue
         arrow, module = expected.arrow, expected.name.removesuffix(_WEIGHT)
         if expected.layer is not None and _has_activations(arrow.reads):
-            found.append(Site(module, "in", arrow.reads[0], expected.layer))
-        if len(arrow.writes) == 1 and str(arrow.writes[0]) == "hidden":
-            found.append(Site(module, "out", arrow.writes[0], expected.layer))
+            found.append(Site(module, "in", arrow.reads[0], expected.layer, expected.expert))
+        side = {"hidden": "out", "expert": "route"}.get(str(arrow.writes[0])) if len(arrow.writes) == 1 else None
+        if side is not None:
+            found.append(Site(module, side, arrow.writes[0], expected.layer, expected.expert))
     found += norm_sites(config)
     return {site.name: site for site in found}
 
@@ -65,7 +68,7 @@ def norm_sites(config: SourceConfig) -> list[Site]:
             continue
         layers = range(config.sizes["layer"]) if is_per_layer(pattern) else (None,)
         for layer in layers:
-            module = pattern if layer is None else layer_name(pattern, layer)
+            module = tensor_name(pattern, layer)
             found.append(Site(module, "norm", parse("-> hidden").writes[0], layer))
     return found
 

@@ -52,7 +52,8 @@ def averages(sums: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     abs, mean, second: means over tokens. rms: root of the mean square. minitron:
     sqrt(sum over sequences of (mean over tokens |x|)^2), as in 2407.14679.
     """
-    tokens, second_tokens, _ = sums[COUNT].tolist()
+    # No token may have reached an expert: then its sums are zero, and so are its averages.
+    tokens, second_tokens = (max(1.0, count) for count in sums[COUNT].tolist()[:2])
     found = {
         "abs": sums["abs"] / tokens,
         "rms": (sums["square"] / tokens).sqrt(),

@@ -105,7 +105,8 @@ def _sizes(shape: Sequence[int]) -> str:
 def _plan_rows(plan: Plan) -> list[list[str]]:
     grouped: dict[tuple[str, ...], int] = {}
     for recipe in plan.recipes:
-        pattern = re.sub(r"\.\d+\.", ".{layer}.", recipe.name)
+        pattern = re.sub(r"\.\d+\.", ".{layer}.", recipe.name, count=1)
+        pattern = re.sub(r"\.\d+\.", ".{expert}.", pattern)
         arrow = recipe.arrow.partition(",")[0]
         key = (pattern, arrow, _sizes(recipe.source_shape), _sizes(recipe.shape), _how(recipe))
         grouped[key] = grouped.get(key, 0) + 1

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from anysize.arch import table
 from anysize.errors import ArchitectureError
 from anysize.io.dtypes import SAFETENSORS
 from anysize.io.reader import TensorInfo, headers_sha256, sha256_json
@@ -46,8 +47,12 @@ def config_of(raw: Mapping[str, Any]) -> Any:
     from huggingface_hub.errors import StrictDataclassError  # noqa: PLC0415
     from transformers import CONFIG_MAPPING  # noqa: PLC0415
 
+    raw = copy.deepcopy(dict(raw))
+    if "expert" in table(raw["model_type"]).axes:
+        # Experts one by one, in any precision and at any size; the fused kernels want rows of a multiple of 16 bytes.
+        raw["_experts_implementation"] = "eager"
     try:
-        return CONFIG_MAPPING[raw["model_type"]].from_dict(copy.deepcopy(dict(raw)))
+        return CONFIG_MAPPING[raw["model_type"]].from_dict(raw)
     except (StrictDataclassError, TypeError, ValueError, KeyError) as error:
         raise ArchitectureError(f"transformers refuses the config: {' '.join(str(error).split())}") from error
 
@@ -98,6 +103,12 @@ def paths_by_disk_name(model: PreTrainedModel) -> dict[str, str]:
     for name, stand_in in revert_weight_conversion(model, dict(stand_ins)).items():
         if id(stand_in) in owner:
             found[name.rpartition(".")[0]] = owner[id(stand_in)]
+            owner.pop(id(stand_in))
+    # What is left is fused in memory (experts): the modules it is apart on disk all stand for the one that holds it.
+    for name, stand_in in stand_ins.items():
+        if id(stand_in) in owner:
+            for apart in revert_weight_conversion(model, {name: stand_in}):
+                found[apart.rpartition(".")[0]] = owner[id(stand_in)]
     return found
 
 

@@ -85,7 +85,13 @@ def check_source(config: SourceConfig, tensors: TensorSource) -> tuple[dict[str,
     return names, dropped
 
 
-def _misfit(recipe: Recipe, plan: Plan, tensors: TensorSource) -> str:
+def _axis_sizes(plan: Plan) -> tuple[dict[str, int], dict[str, int]]:
+    """Return the (source, target) size of every axis; layers and experts differ in what is kept, never in how much."""
+    common = {axis: m for axis, m in plan.axes.items() if "." not in axis}
+    return {a: m.source_size for a, m in common.items()}, {a: m.target_size for a, m in common.items()}
+
+
+def _misfit(recipe: Recipe, plan: Plan, tensors: TensorSource, sizes: tuple[dict[str, int], dict[str, int]]) -> str:
     """Return why a recipe cannot be carried out on this source with the plan's maps, or an empty string."""
     info = tensors.tensors.get(recipe.source)
     if info is None:
@@ -100,10 +106,9 @@ def _misfit(recipe: Recipe, plan: Plan, tensors: TensorSource) -> str:
         return f"{recipe.name} needs the matrices {', '.join(lacking)}, which do not lie beside the plan"
     if recipe.value and plan.dense[recipe.value].shape != recipe.shape:
         return f"{recipe.name} is fitted as {list(plan.dense[recipe.value].shape)}, wanted {list(recipe.shape)}"
-    unknown = sorted(arrow.axes - plan.axes.keys())
+    unknown = sorted(arrow.axes - sizes[0].keys())
     if unknown:
         return f"{recipe.name} runs along {', '.join(unknown)}, for which the plan has no map"
-    sizes = ({a: m.source_size for a, m in plan.axes.items()}, {a: m.target_size for a, m in plan.axes.items()})
     if (shapes := tuple(shape_of(arrow, size) for size in sizes)) != (recipe.source_shape, recipe.shape):
         return f"{recipe.name}: its arrow and the plan's maps make {list(shapes[0])} into {list(shapes[1])}"
     return ""
@@ -129,7 +134,8 @@ def account(plan: Plan, tensors: TensorSource) -> None:
     problems += [f"{name} is dropped but the source has no such tensor" for name in plan.dropped if name not in stored]
     used = {recipe.source for recipe in plan.recipes} | set(plan.dropped)
     problems += [f"{name} of the source is neither used nor dropped" for name in stored if name not in used]
-    problems += [problem for recipe in plan.recipes if (problem := _misfit(recipe, plan, tensors))]
+    sizes = _axis_sizes(plan)
+    problems += [problem for recipe in plan.recipes if (problem := _misfit(recipe, plan, tensors, sizes))]
     if problems:
         raise ProofError(f"the plan does not account for every tensor: {joined(problems[:_SHOWN])}")
 

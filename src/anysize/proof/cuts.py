@@ -6,9 +6,11 @@ stream by a full set of principal directions, with every gain folded into the re
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from anysize.axis import keep, select
 from anysize.calibration.run import Collector
@@ -36,14 +38,14 @@ _UNIT = "of the logits' std"
 Logits = Callable[[NamedTensors], torch.Tensor]
 
 
-def _silenced(source: NamedTensors, config: SourceConfig, axis: str, kept: list[int], *, reads: bool) -> NamedTensors:
-    """Return the source with nothing reading (or, for the control, writing) the coordinates that are not kept."""
+def _silenced(source: NamedTensors, config: SourceConfig, axis: str, kept: list[int]) -> NamedTensors:
+    """Return the source with nothing reading the coordinates that are not kept."""
     maps = {a: keep(n) for a, n in config.sizes.items()} | {axis: select(config.sizes[axis], kept)}
     state = {name: source.read(name).clone() for name in source.tensors}
     for name, expected in expected_tensors(config).items():
         arrow = expected.arrow
         for position, dim in enumerate(arrow.dims):
-            if axis in dim.axes and (dim in arrow.reads) == reads and (reads or not arrow.reads):
+            if axis in dim.axes and dim in arrow.reads:
                 index = torch.from_numpy(compose(dim, maps, writes=False).index)
                 mask = torch.zeros(state[name].shape[position], dtype=torch.float64)
                 mask[index] = 1
@@ -51,33 +53,66 @@ def _silenced(source: NamedTensors, config: SourceConfig, axis: str, kept: list[
     return NamedTensors(source.config, state)
 
 
+class _NeverRouted(TorchFunctionMode):
+    """While active, the routers of a source give the experts that are not kept minus infinity: no token goes there."""
+
+    def __init__(self, source: NamedTensors, config: SourceConfig, kept: list[int]) -> None:
+        super().__init__()
+        self.cut = [expert for expert in range(config.sizes["expert"]) if expert not in kept]
+        self.routers = [
+            source.read(name) for name, e in expected_tensors(config).items() if str(e.arrow.writes[0]) == "expert"
+        ]
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if func is torch.nn.functional.linear and any(args[1].equal(router) for router in self.routers):
+            made[..., self.cut] = -torch.inf
+        return made
+
+
+def _without(source: NamedTensors, config: SourceConfig, axis: str, kept: list[int], logits: Logits) -> torch.Tensor:
+    """Return the logits of the source where nothing reads, or is routed to, the coordinates that are not kept."""
+    if axis == "expert":
+        with _NeverRouted(source, config, kept):
+            return logits(source)
+    return logits(_silenced(source, config, axis, kept))
+
+
 def _cut_request(config: SourceConfig, axis: str, size: int) -> dict[str, int]:
     sizes = {**config.sizes, axis: size}
-    if axis == "ffn":
-        return {"intermediate_size": size}
+    if axis in ("ffn", "expert"):
+        return {{"ffn": "intermediate_size", "expert": "num_experts"}[axis]: size}
     request = {"num_attention_heads": sizes["kv"] * sizes["group"]}
     return request | ({"num_key_value_heads": sizes["kv"]} if "kv" in config.architecture.keys else {})
 
 
 def check_cuts(plan: Plan, source: NamedTensors, logits: Logits) -> list[Check]:
-    """Return a check for every cut axis of heads and neurons that the miniature can cut by itself."""
+    """Return a check for every cut axis of experts, heads and neurons that the miniature can cut by itself."""
     config = understand(source.config)
     found: list[Check] = []
     for axis in CHOSEN_PER_LAYER:
-        size = config.sizes[axis]
+        size = config.sizes.get(axis, 1)
         is_cut = plan.axes[axis].target_size < plan.axes[axis].source_size if axis in plan.axes else False
         # Where heads make up the width, or a norm spans them, they cannot be cut with all else equal.
-        alone = axis == "ffn" or ("head" in config.architecture.keys and not bound(config, axis))
+        alone = axis in ("expert", "ffn") or ("head" in config.architecture.keys and not bound(config, axis))
         if not is_cut or not alone or size < 2:
             continue
-        kept = sorted({0, size - 1})[: size - 1]
+        # Of experts all but one stay, so that the router still has a choice.
+        kept = [0, *range(2, size)] if axis == "expert" else sorted({0, size - 1})[: size - 1]
         target = resolve(config, _cut_request(config, axis, len(kept)))
         maps = {a: keep(n) for a, n in config.sizes.items() if a != "layer"} | {axis: select(size, kept)}
         cut = maps_plan(source, maps, target)
-        wanted = logits(_silenced(source, config, axis, kept, reads=True))
+        wanted = _without(source, config, axis, kept, logits)
         got = logits(NamedTensors(cut.target_config, target_tensors(cut, source)))
         wrong = logits(source)
-        what = f"logits with {axis} {size} -> {len(kept)}, against nothing reading the rest"
+        unused = "no token routed to" if axis == "expert" else "nothing reading"
+        what = f"logits with {axis} {size} -> {len(kept)}, against {unused} the rest"
         found.append(
             Check(name=f"cut {axis}", what=what, unit=_UNIT, measured=_error(wanted, got), tolerance=1e-9,
                   control=_error(wrong, got))

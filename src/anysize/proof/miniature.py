@@ -70,6 +70,17 @@ def _legal(architecture: Architecture, raw: Mapping[str, Any]) -> bool:
     return all(evaluate(rule.holds, full) for rule in architecture.rules)
 
 
+def _few_experts(config: SourceConfig) -> int:
+    """Return the fewest experts of which one may be cut and the router still has a choice, or all there are."""
+    sizes = config.sizes
+    few = (
+        n
+        for n in range(1, sizes["expert"] + 1)
+        if _legal(config.architecture, _with_sizes(config, {**sizes, "expert": n}, {}))
+    )
+    return min(next(few) + 2, sizes["expert"])
+
+
 def smallest_sizes(config: SourceConfig, new: Mapping[str, int]) -> MiniatureSizes:
     """Return the smallest source and target sizes with the plan's kinds of ratios that the family's rules allow.
 
@@ -78,6 +89,8 @@ def smallest_sizes(config: SourceConfig, new: Mapping[str, int]) -> MiniatureSiz
     old = config.sizes
     separate = "head" in config.architecture.keys
     fixed = {**old, "ffn": 11} | ({"vocab": 37} if "vocab" in old else {})
+    if "expert" in old:
+        fixed["expert"] = _few_experts(config)
     grown = {axis: _same_kind(old[axis], new[axis], size)[0] for axis, size in fixed.items() if axis != "hidden"}
     heads = ([1] if old["kv"] == 1 else [2, 3, 4, 5], [1] if old["group"] == 1 else [2, 3, 4])
     for kv, group, hidden in product(*heads, range(8, 97) if separate else [0]):
@@ -267,21 +280,28 @@ def _cycle(size: int, generator: np.random.Generator) -> list[int]:
 
 
 def _half_permuted(plan: Plan, axis: str) -> Plan:
-    """Return the permutation with one mistake: the first matrix that reads the axis keeps its old order."""
+    """Return the permutation with one mistake: the first matrix that reads the axis keeps its old order.
+
+    Nothing reads `expert`, whose tensors lie apart; there it is the first router, which writes it.
+    """
+    reads = axis != "expert"
     for i, recipe in enumerate(plan.recipes):
-        left = recipe.arrow.partition("->")[0]
-        if axis in left.replace("(", " ").replace(")", " ").split() and len(recipe.shape) > 1:
-            fixed = recipe.model_copy(update={"arrow": _frozen(recipe.arrow, axis, plan.axes[axis].source_size)})
+        side = recipe.arrow.split("->")[0 if reads else 1]
+        if axis in side.replace("(", " ").replace(")", " ").split() and len(recipe.shape) > 1:
+            arrow = _frozen(recipe.arrow, axis, plan.axes[axis].source_size, reads=reads)
+            fixed = recipe.model_copy(update={"arrow": arrow})
             return plan.model_copy(update={"recipes": (*plan.recipes[:i], fixed, *plan.recipes[i + 1 :])})
     raise ProofError(f"nothing reads the axis '{axis}', so permuting it proves nothing")
 
 
-def _frozen(arrow: str, axis: str, size: int) -> str:
+def _frozen(arrow: str, axis: str, size: int, *, reads: bool) -> str:
     left, _, right = arrow.partition("->")
+    frozen = left if reads else right
     for spelled in (f"norm({axis})", f"query({axis})", f"key({axis})", axis):
-        if spelled in left:
-            return f"{left.replace(spelled, str(size), 1)}->{right}"
-    return arrow
+        if spelled in frozen:
+            frozen = frozen.replace(spelled, str(size), 1)
+            break
+    return f"{frozen}->{right}" if reads else f"{left}->{frozen}"
 
 
 def source_tensors(source: NamedTensors) -> dict[str, torch.Tensor]:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from anysize.io.models import model_class, quiet_transformers
+from anysize.config import read_config
+from anysize.io.models import config_of, model_class, quiet_transformers
 from anysize.proof.verdict import Check, Verification
 
 if TYPE_CHECKING:
@@ -220,7 +221,7 @@ class Comparison:
         before = self.target(**inputs).logits
         with tempfile.TemporaryDirectory() as folder, quiet_transformers():
             self.target.save_pretrained(folder)
-            again = type(self.target).from_pretrained(folder, dtype=torch.float32).eval()
+            again = load(Path(folder), type(self.target).__name__)
         after = again(**inputs).logits
         wrong = again(**turned(inputs, self.vocab_size)).logits
         return Check(
@@ -248,5 +249,7 @@ def load(folder: Path, class_name: str, *, scratch: str | None = None) -> PreTra
     """
     placed: dict[str, Any] = {} if scratch is None else {"device_map": {"": "disk"}, "offload_folder": scratch}
     with quiet_transformers():
-        model = model_class(class_name).from_pretrained(folder, dtype=torch.float32, local_files_only=True, **placed)
+        model = model_class(class_name).from_pretrained(
+            folder, config=config_of(read_config(folder)), dtype=torch.float32, local_files_only=True, **placed
+        )
     return model.eval()

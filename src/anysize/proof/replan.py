@@ -65,7 +65,7 @@ def differences(plan: Plan, tensors: TensorSource) -> list[str]:
         options = options.model_copy(update={"select": "first", "readers": "none"})
     try:
         wanted = make_plan(tensors, request, options)
-        recipes = recipes_with_maps(plan, tensors) if cut else wanted.recipes
+        recipes, dropped = recipes_with_maps(plan, tensors) if cut else (wanted.recipes, wanted.dropped)
     except AnysizeError as refusal:
         return [f"it is refused: {refusal}"]
     found = list(_setting_differences(plan.target_config, wanted.target_config))
@@ -77,8 +77,8 @@ def differences(plan: Plan, tensors: TensorSource) -> list[str]:
             found += _choice_differences(axis, axis_map, wanted.axes[base])
     if plan.layers != wanted.layers:
         found.append(_differs("the layer plan", [s.source for s in plan.layers], [s.source for s in wanted.layers]))
-    if plan.dropped != wanted.dropped:
-        found.append(_differs("what is dropped", sorted(plan.dropped), sorted(wanted.dropped)))
+    if plan.dropped != dropped:
+        found.append(_differs("what is dropped", sorted(plan.dropped), sorted(dropped)))
     if len(plan.recipes) != len(recipes):
         found.append(_differs("the number of tensors", len(plan.recipes), len(recipes)))
     for got, planned in zip(plan.recipes, recipes, strict=False):
