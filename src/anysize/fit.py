@@ -258,9 +258,13 @@ class Fit:
 
         With A = E S and B = E R^T, the gain d minimizes E |A z - B (d * z)|^2:
         (B^T B * E[z z^T]) d = diag(B^T A E[z z^T]).
-        The bias is fitted alike. Logits that move together change nothing, so E is taken without its mean row.
+        The bias is fitted alike. Logits that move together change nothing, so E is taken without its mean row; those
+        of tokens that are cut do not count.
         """
         embedding = self.tensors.read(self.names[next(iter(self.config.architecture.tied.values()))]).double()
+        tokens = self.axes["vocab"]
+        if tokens.target_size < tokens.source_size:
+            embedding = embedding[torch.from_numpy(tokens.index)]
         embedding = embedding - embedding.mean(0)
         gram = embedding.T @ embedding
         kept = self.write @ gram @ self.write.T

@@ -98,6 +98,14 @@ def _text_column(row: dict[str, Any], wanted: str, data: str) -> str:
     raise InputError(f"the data '{data}' have no text column: they have {kind}; name one with --column")
 
 
+def documents(data: str, column: str = "") -> Iterator[str]:
+    """Yield the texts of a file, folder or Hub data set, one after the other; raise InputError where there is none."""
+    found = ""
+    for row in _rows(data):
+        found = found or _text_column(row, column, data)
+        yield row[found] or ""
+
+
 def token_batches(
     data: str, tokenizer: PreTrainedTokenizerBase, vocab_size: int, options: DataOptions
 ) -> Iterator[Batch]:
@@ -108,10 +116,9 @@ def token_batches(
     end: Any = tokenizer.eos_token_id
     waiting: list[int] = []
     per_batch = options.batch_size * options.sequence_length
-    left, column, made = options.tokens, "", 0
-    for row in _rows(data):
-        column = column or _text_column(row, options.column, data)
-        ids: Any = tokenizer(row[column] or "", add_special_tokens=False, verbose=False)["input_ids"]
+    left, made = options.tokens, 0
+    for text in documents(data, options.column):
+        ids: Any = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         waiting += ids if end is None else [*ids, end]
         while len(waiting) >= per_batch and left >= per_batch:
             yield _checked(waiting[:per_batch], options.sequence_length, vocab_size)
