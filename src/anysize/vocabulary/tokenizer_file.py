@@ -37,6 +37,15 @@ def _components(part: Any) -> Iterator[dict[str, Any]]:
                 yield from _components(inner)
 
 
+def _marks(part: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the strings that a step of a tokenizer puts in or takes out ("▁")."""
+    pattern = part.get("pattern")
+    for value in (part.get("replacement"), part.get("content"), part.get("prepend"),
+                  pattern.get("String") if isinstance(pattern, dict) else None):  # fmt: skip
+        if isinstance(value, str):
+            yield value
+
+
 class TokenizerFile:
     """One tokenizer in the form that `tokenizers` writes. Raises CheckpointError for a kind that cannot be cut."""
 
@@ -90,11 +99,13 @@ class TokenizerFile:
         found = set(self.added.values())
         found |= {self.tokens[t] for t in [self.model.get("unk_token")] if t in self.tokens}
         found |= {i for i in [self.model.get("unk_id")] if i is not None}
-        kinds = {part["type"] for name in ("normalizer", "pre_tokenizer", "decoder") for part in
-                 _components(self.raw[name])}  # fmt: skip
+        steps = [p for name in ("normalizer", "pre_tokenizer", "decoder") for p in _components(self.raw[name])]
+        kinds = {part["type"] for part in steps}
         alphabet = _bytes_as_characters() if "ByteLevel" in kinds else set[str]()
         if self.model.get("byte_fallback"):
             alphabet |= {f"<0x{byte:02X}>" for byte in range(256)}
+            # A mark that stands for a space is not turned back into one once it is spelled in bytes.
+            alphabet |= {mark for part in steps for mark in _marks(part)}
         found |= {self.vocab[token] for token in alphabet if token in self.vocab}
         if self.kind == "Unigram" and self.vocab:
             # What an unknown character costs follows from the lowest score.
