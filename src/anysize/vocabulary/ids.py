@@ -20,7 +20,9 @@ _NOT_RENUMBERED = ("force_words_ids", "sequence_bias", "forced_decoder_ids")
 
 def target_ids(config: SourceConfig, target: Mapping[str, Any], axis: AxisMap) -> dict[str, Any]:
     """Return a target's config with every id that the source means, default or not, under its new number."""
-    return renumbered({**default_ids(config), **target}, new_ids(axis))
+    new = new_ids(axis)
+    spelled = {key: value for key, value in default_ids(config).items() if value in new}
+    return renumbered({**spelled, **target}, new)
 
 
 def default_ids(config: SourceConfig) -> dict[str, Any]:

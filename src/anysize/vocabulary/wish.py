@@ -79,7 +79,7 @@ def listed(wish: object, tokens: Mapping[str, int] | None) -> list[Any] | None:
 
 
 def _is_id(item: object) -> bool:
-    return isinstance(item, numbers.Integral) and not isinstance(item, bool)
+    return isinstance(item, numbers.Integral) and type(item) is not bool
 
 
 def _kinds(items: list[Any]) -> str:
