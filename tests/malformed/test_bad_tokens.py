@@ -118,6 +118,13 @@ def test_a_tokenizer_in_another_form_is_named_with_the_way_out(
     assert f"AutoTokenizer.from_pretrained('{source}').save_pretrained(" in str(refusal.value)
 
 
+def test_settings_that_cannot_follow_are_refused_before_anything_is_made(tmp_path: Path, new_llama: Run) -> None:
+    source = make_speaking(tmp_path / "source", new_llama)
+    written(source, "generation_config.json", {"sequence_bias": [[[5], 1.0]]})
+    with pytest.raises(CheckpointError, match="the generation config has sequence_bias, whose token ids cannot follow"):
+        anysize.plan(source, keep_tokens=WORDS)
+
+
 TOKENIZERS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "not JSON": (lambda _: "{", "is no tokenizer that can be read"),
     "of no kind": (lambda raw: {**raw, "model": {"type": "Odd"}}, "is no tokenizer that can be read"),

@@ -45,9 +45,12 @@ def companions(folder: Path) -> Iterator[tuple[str, bytes]]:
 def generation_of(plan: Plan, source: PreTrainedModel) -> Any:
     """Return a copy of a model's generation config, with the target's token ids; None where it has none."""
     found: Any = copy.deepcopy(source.generation_config)
-    if found is None or plan.kept_tokens is None:
-        return found
-    return type(found).from_dict(renumbered(found.to_dict(), new_ids(plan.kept_tokens)))
+    if found is not None and plan.kept_tokens is not None:
+        before = found.to_dict()
+        for key, value in renumbered(before, new_ids(plan.kept_tokens)).items():
+            if value != before[key]:
+                setattr(found, key, value)
+    return found
 
 
 def target_companions(plan: Plan, tensors: TensorSource) -> Iterator[tuple[str, bytes]]:

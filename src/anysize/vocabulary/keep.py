@@ -16,7 +16,7 @@ from anysize.config import SourceConfig
 from anysize.errors import CheckpointError, InputError, SizeError, joined
 from anysize.io.reader import Checkpoint, TensorSource
 from anysize.target import is_number
-from anysize.vocabulary.ids import default_ids, named_ids
+from anysize.vocabulary.ids import default_ids, named_ids, new_ids, renumbered
 from anysize.vocabulary.tokenizer_file import TokenizerFile
 from anysize.vocabulary.wish import Wish, counted, ids_of, listed
 
@@ -63,7 +63,8 @@ class Vocabulary:
         self.size = config.sizes["vocab"]
         self.folder = tensors.folder if isinstance(tensors, Checkpoint) else None
         self.location = tensors.location
-        self._named = named_ids({**default_ids(config), **config.raw}) | named_ids(self._generation(tensors))
+        self.generation = self._generation(tensors)
+        self._named = named_ids({**default_ids(config), **config.raw}) | named_ids(self.generation)
         self.tokenizer = self._tokenizer()
         if self.tokenizer is not None and (highest := max(self.tokenizer.tokens.values(), default=0)) >= self.size:
             raise CheckpointError(
@@ -182,13 +183,15 @@ def kept_tokens(
             counts, vocab_size)  # fmt: skip
     if len(kept) == vocabulary.size:
         raise SizeError(f"keep_tokens keeps all {vocabulary.size} tokens of the source, so it changes nothing")
+    axis = select(vocabulary.size, sorted(kept))
+    renumbered(vocabulary.generation, new_ids(axis))  # what cannot follow is refused now, not once all is made
     always = len(vocabulary.always - asked)
     rest = len(kept - asked - vocabulary.always)
     note = f"tokens: {len(kept):,} of {vocabulary.size:,} are kept: {len(kept & asked):,} {what}"
     note += "" if kept >= asked else f" (of {len(asked):,})"
     note += f", {always:,} more that are always kept, {rest:,} more that "
     note += "they are made of" if vocab_size is None else "they are made of or that come next"
-    return KeptTokens(select(vocabulary.size, sorted(kept)), tokenizer_sha256(tensors), (note,))
+    return KeptTokens(axis, tokenizer_sha256(tensors), (note,))
 
 
 def kept_again(tensors: TensorSource, config: SourceConfig, axis: AxisMap) -> KeptTokens:

@@ -123,10 +123,12 @@ def counted(data: str, source: str, size: int, progress: Progress) -> Counter[in
 
     tokenizer = tokenizer_of(source)
     counts: Counter[int] = Counter()
+    read = 0
     for text in documents(data):
         ids: Any = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         counts.update(ids)
-        progress("tokens", counts.total(), 0)
+        read += len(ids)
+        progress("tokens", read, 0)
     if not counts:
         raise InputError(f"the data '{data}' hold no token")
     if (highest := max(counts)) >= size:
