@@ -79,7 +79,7 @@ def listed(wish: object, tokens: Mapping[str, int] | None) -> list[Any] | None:
 
 
 def _is_id(item: object) -> bool:
-    return isinstance(item, numbers.Integral) and type(item) is not bool
+    return not isinstance(item, bool) and isinstance(item, numbers.Integral)
 
 
 def _kinds(items: list[Any]) -> str:
