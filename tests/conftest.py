@@ -198,3 +198,19 @@ def tied_scores(tied_llama: Path, text: Path) -> Any:
     import anysize
 
     return anysize.calibrate(tied_llama, text, sequence_length=64)
+
+
+@pytest.fixture(scope="session")
+def speaking(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A llama with a byte-level tokenizer whose special tokens come last; shared, so never written to."""
+    from tests.speaking import make_speaking
+
+    return make_speaking(tmp_path_factory.mktemp("source") / "speaking", make_llama)
+
+
+@pytest.fixture(scope="session")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text that its tokenizer was not made for, in part."""
+    path = tmp_path_factory.mktemp("data") / "page.txt"
+    path.write_text("The cat looked at the hat. " * 9 + "At the mat then.")
+    return path

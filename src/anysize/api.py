@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -25,11 +24,14 @@ if TYPE_CHECKING:
     from anysize.calibration.scores import Scores
     from anysize.io.writer import CheckpointWriter
     from anysize.proof.verdict import Verification
+    from anysize.vocabulary.keep import KeptTokens
+    from anysize.vocabulary.wish import Wish
 
 VerifyMode = Literal["auto", "full", "off"]
 DtypeName = Literal["keep", "float32", "bfloat16", "float16"]
 Progress = Callable[[str, int, int], None]
-"""Called as progress(stage, done, total); stages are "calibrate" (in tokens), "proof", "write" (in bytes), "verify"."""
+"""Called as progress(stage, done, total); stages are "tokens" (read so far), "calibrate" (in tokens), "proof", "write"
+(in bytes), "verify"."""
 
 
 def _silent(stage: str, done: int, total: int) -> None:
@@ -93,6 +95,7 @@ def plan(
     num_key_value_heads: int | None = None,
     head_dim: int | None = None,
     vocab_size: int | None = None,
+    keep_tokens: Wish | None = None,
     pad_vocab_to_multiple_of: int | None = None,
     num_experts: int | None = None,
     scale: float | None = None,
@@ -113,8 +116,10 @@ def plan(
 
     Sizes that are not given stay as they are; `scale` (width), `num_params` and `like` (another model's config) choose
     them. What is kept when a size is below the source's is told by `preset`, `select`, `readers` and `layers`, and for
-    most of them by `calibration`: scores, a scores file, or data to calibrate on. Raises SizeError, ArchitectureError
-    or CheckpointError, each with one sentence that names what is wrong and the nearest legal sizes.
+    most of them by `calibration`: scores, a scores file, or data to calibrate on. `keep_tokens` cuts the vocabulary:
+    ids or token strings, a .json or .tokens file that lists them, or text, whose tokens (with `vocab_size`, so many of
+    the most frequent) are kept; `Plan.kept_tokens.index[new id]` is a token's old id. Raises SizeError, InputError,
+    ArchitectureError or CheckpointError, each with one sentence that names what is wrong and the nearest legal sizes.
     """
     tensors = open_source(source)
     config = understand(tensors.config)
@@ -132,12 +137,23 @@ def plan(
         "vocab_size": vocab_size,
         "num_experts": num_experts,
     }
-    if pad_vocab_to_multiple_of is not None:
+    tokens: KeptTokens | None = None
+    smaller = config
+    if keep_tokens is not None:
+        from anysize.vocabulary.keep import kept_tokens  # noqa: PLC0415
+
+        if pad_vocab_to_multiple_of is not None:
+            raise SizeError("pad_vocab_to_multiple_of adds rows and keep_tokens takes some: give text and a vocab_size")
+        tokens = kept_tokens(tensors, config, keep_tokens, vocab_size, progress)
+        sizes["vocab_size"] = tokens.axis.target_size
+        # What scale, num_params and like choose is counted without the tokens that go.
+        smaller = targets.resolve(config, {"vocab_size": tokens.axis.target_size}).config
+    elif pad_vocab_to_multiple_of is not None:
         if not targets.is_number(pad_vocab_to_multiple_of, int) or pad_vocab_to_multiple_of < 1:
             raise SizeError(f"pad_vocab_to_multiple_of={pad_vocab_to_multiple_of!r}: wanted at least 1")
         sizes["vocab_size"] = targets.padded_vocab(config, vocab_size, pad_vocab_to_multiple_of)
-    request = _request(config, options, sizes, scale, num_params, like)
-    return make_plan(tensors, request, options, _scores_of(tensors, calibration, progress), progress)
+    request = _request(smaller, options, sizes, scale, num_params, like)
+    return make_plan(tensors, request, options, _scores_of(tensors, calibration, progress), progress, tokens)
 
 
 def _scores_of(
@@ -209,6 +225,10 @@ def calibrate(
 def _same_source(plan: Plan, tensors: TensorSource) -> None:
     found = {"config": (tensors.config_sha256, plan.source.config_sha256),
              "tensor headers": (tensors.headers_sha256, plan.source.headers_sha256)}  # fmt: skip
+    if plan.kept_tokens is not None:
+        from anysize.vocabulary.keep import tokenizer_sha256  # noqa: PLC0415
+
+        found["tokenizer"] = (tokenizer_sha256(tensors), plan.tokenizer_sha256)
     changed = [what for what, (now, planned) in found.items() if now != planned]
     if changed:
         raise CheckpointError(
@@ -277,7 +297,7 @@ def _carry_out(
     command: str,
     progress: Progress,
 ) -> tuple[PreTrainedModel | Path, Verification]:
-    from anysize.io import writer  # noqa: PLC0415
+    from anysize.io import provenance, writer  # noqa: PLC0415
     from anysize.proof import coverage, replan  # noqa: PLC0415
     from anysize.proof.algebra import rows_of  # noqa: PLC0415
     from anysize.proof.miniature import prove_on_miniature  # noqa: PLC0415
@@ -298,12 +318,18 @@ def _carry_out(
     proof = prove_on_miniature(plan)
     progress("proof", 1, 1)
     _require(proof, "the miniature proof")
+    if plan.kept_tokens is not None:
+        from anysize.proof.tokens import prove_tokenizer  # noqa: PLC0415
+
+        proof += prove_tokenizer(plan, tensors)
+        _require(proof, "the proof of the tokenizer")
     if path is None:
         model, more = _in_memory(plan, tensors, verify, allow_nonfinite=allow_nonfinite)
         return model, proof + more
     with writer.CheckpointWriter(path, plan.recipes, _fingerprint(plan, tensors), max_shard_bytes) as made:
         proof += _to_disk(plan, tensors, made, verify, allow_nonfinite, progress)
-        _put_beside(plan, tensors, made, proof, command)
+        for name, data in provenance.files_beside(plan, tensors, proof, command):
+            made.add(name, data)
         made.finish()
     return path, proof
 
@@ -326,6 +352,7 @@ def _in_memory(
     from anysize.executor import target_tensors  # noqa: PLC0415
     from anysize.io.dtypes import TORCH  # noqa: PLC0415
     from anysize.io.models import LoadedModel, NamedTensors, build_model  # noqa: PLC0415
+    from anysize.io.provenance import generation_of  # noqa: PLC0415
     from anysize.proof import algebra, whole  # noqa: PLC0415
     from anysize.proof.verdict import Verification  # noqa: PLC0415
 
@@ -340,7 +367,7 @@ def _in_memory(
         proof += whole.compare_made(plan, tensors, made, full=verify == "full")
         _require(proof, "the comparison of the whole models")
     if isinstance(tensors, LoadedModel) and model.can_generate():
-        model.generation_config = copy.deepcopy(tensors.model.generation_config)
+        model.generation_config = generation_of(plan, tensors.model)
     return model, proof
 
 
@@ -381,19 +408,6 @@ def _to_disk(
     return proof
 
 
-def _put_beside(plan: Plan, tensors: TensorSource, made: CheckpointWriter, proof: Verification, command: str) -> None:
-    from anysize.io import provenance  # noqa: PLC0415
-
-    if isinstance(tensors, Checkpoint):
-        for name, data in provenance.companions(tensors.folder):
-            made.add(name, data)
-    elif (generation := provenance.generation_json(tensors)) is not None:
-        made.add("generation_config.json", generation)
-    made.add(provenance.RECORD, provenance.record_json(plan, proof, command))
-    made.add("README.md", provenance.model_card(plan, proof, command))
-    made.add("config.json", provenance.config_json(plan))
-
-
 def resize(
     source: str | Path | PreTrainedModel,
     output: str | Path | None = None,
@@ -405,6 +419,7 @@ def resize(
     num_key_value_heads: int | None = None,
     head_dim: int | None = None,
     vocab_size: int | None = None,
+    keep_tokens: Wish | None = None,
     pad_vocab_to_multiple_of: int | None = None,
     num_experts: int | None = None,
     scale: float | None = None,
@@ -437,6 +452,7 @@ def resize(
         num_key_value_heads=num_key_value_heads,
         head_dim=head_dim,
         vocab_size=vocab_size,
+        keep_tokens=keep_tokens,
         pad_vocab_to_multiple_of=pad_vocab_to_multiple_of,
         num_experts=num_experts,
         scale=scale,

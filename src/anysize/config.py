@@ -74,7 +74,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _default_of(architecture: Architecture, key: str) -> Any:
+def default_of(architecture: Architecture, key: str) -> Any:
     """Return transformers' default for a config key, or MISSING; imports transformers, so it is asked last."""
     from transformers import CONFIG_MAPPING  # noqa: PLC0415
 
@@ -91,7 +91,7 @@ def _unknown(architecture: Architecture, raw: Mapping[str, Any]) -> list[str]:
     return [
         f"{key}={raw[key]!r}{did_you_mean(key, known)}"
         for key in raw
-        if key not in known and not off(key, _default_of(architecture, key))
+        if key not in known and not off(key, default_of(architecture, key))
     ]
 
 

@@ -29,8 +29,10 @@ if TYPE_CHECKING:
     from anysize.select import Selector
 
 
-def require_used(options: Options, *, grows: bool, shrinks: bool) -> None:
+def require_used(options: Options, *, grows: bool, shrinks: bool, tokens: bool = False) -> None:
     """Refuse options that would change nothing: the user meant something else."""
+    if options.preset != "auto" and tokens and not grows and not shrinks:
+        raise SizeError(f"preset '{options.preset}': only tokens are cut, and keep_tokens alone says which")
     if options.preset in PRESETS and shrinks and not grows:
         raise SizeError(f"preset '{options.preset}' grows, and every size asked for is below the source's")
     if options.preset in SHRINK_PRESETS and grows and not shrinks:
@@ -57,7 +59,7 @@ def selected(
     Experts, heads and neurons are chosen layer by layer, neurons inside experts expert by expert.
     """
     chosen = dict(maps)
-    cut = [axis for axis, stand_in in maps.items() if stand_in.target_size < stand_in.source_size]
+    cut = [axis for axis, m in maps.items() if m.target_size < m.source_size and axis != "vocab"]
     # Which experts stay decides whose neurons are chosen.
     for axis in sorted(cut, key=lambda name: name != "expert"):
         size = maps[axis].target_size
@@ -129,12 +131,17 @@ def sequential_if_possible(
     maps: dict[str, AxisMap],
     *,
     asked: bool,
+    speaks: bool,
 ) -> tuple[ShrinkPreset, list[str]]:
-    """Return the preset, with least-squares readers where sequential ones cannot be; refuse if they were asked for."""
+    """Return the preset, with least-squares readers where sequential ones cannot be; refuse if they were asked for.
+
+    `speaks`: whether there is a tokenizer for the target, which its own activations need.
+    """
     from anysize.proof.whole import fits_in_memory  # noqa: PLC0415
 
     fits = fits_in_memory(num_parameters(config) + num_parameters(target.config))
     why = why_not_sequential(config, steps, maps, fits_in_memory=fits)
+    why = why if speaks else "tokens are cut of a model without a tokenizer"
     if not why:
         return shrink, []
     if asked:
@@ -144,5 +151,9 @@ def sequential_if_possible(
 
 def cut_reasons(config: SourceConfig, target: Target, shrink: ShrinkPreset) -> list[str]:
     """Return what is cut, and how, as a reason why the target is not exact."""
-    changes = [f"{a} {config.sizes[a]} -> {m}" for a, m in target.sizes.items() if a != "layer" and m < config.sizes[a]]
+    changes = [
+        f"{a} {config.sizes[a]} -> {m}"
+        for a, m in target.sizes.items()
+        if a not in ("layer", "vocab") and m < config.sizes[a]
+    ]
     return [f"{', '.join(changes)}: kept by {shrink.select}, readers {shrink.readers}"]

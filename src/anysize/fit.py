@@ -97,7 +97,7 @@ class Fit:
 
     def _require_tokens(self) -> None:
         """Refuse second moments of fewer samples than a fit keeps coordinates: every such fit is perfect, and wrong."""
-        sizes = axes_in_layer(self.axes, 0)
+        sizes = AxesAt(self.axes, 0, 0)
         heads = [sizes[axis] for axis in ("kv", "group", "head")]
         kept = {
             "hidden": sizes["hidden"].target_size if self.cuts_hidden else 0,
@@ -280,9 +280,13 @@ class Fit:
 
         With A = E S and B = E R^T, the gain d minimizes E |A z - B (d * z)|^2:
         (B^T B * E[z z^T]) d = diag(B^T A E[z z^T]).
-        The bias is fitted alike. Logits that move together change nothing, so E is taken without its mean row.
+        The bias is fitted alike. Logits that move together change nothing, so E is taken without its mean row; those
+        of tokens that are cut do not count.
         """
         embedding = self.tensors.read(self.names[next(iter(self.config.architecture.tied.values()))]).double()
+        tokens = self.axes["vocab"]
+        if tokens.target_size < tokens.source_size:
+            embedding = embedding[torch.from_numpy(tokens.index)]
         embedding = embedding - embedding.mean(0)
         gram = embedding.T @ embedding
         kept = self.write @ gram @ self.write.T

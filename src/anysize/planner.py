@@ -37,10 +37,12 @@ from anysize.shrink import (
 )
 from anysize.target import Target, resolve_or_suggest
 from anysize.tensors import Expected, expected_tensors, made_from, shape_of
+from anysize.vocabulary.ids import target_ids
 
 if TYPE_CHECKING:
     from anysize.calibration.scores import Scores
     from anysize.fit import Fit
+    from anysize.vocabulary.keep import KeptTokens
 
 DTYPES: dict[str, Dtype | None] = {"keep": None, "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
@@ -124,7 +126,8 @@ class _Planner:
         """Return sqrt(n / m) over the cut axes among these, where the preset scales cut fan-ins (2312.09299)."""
         if self.shrink is None or self.shrink.readers != "fan-in":
             return 1.0
-        maps = [self.axes[axis] for axis in axes if axis in self.axes]
+        # An embedding looks one row up: however many tokens there are, its fan-in is one.
+        maps = [self.axes[axis] for axis in axes if axis in self.axes and axis != "vocab"]
         return prod((m.source_size / m.target_size) ** 0.5 for m in maps if m.target_size < m.source_size)
 
     def source_name(self, expected: Expected) -> str:
@@ -276,6 +279,8 @@ def _inexact(config: SourceConfig, target: Target) -> list[str]:
     source, wanted = config.sizes.get("vocab", 0), target.sizes.get("vocab", 0)
     if wanted == source:
         return []
+    if wanted < source:
+        return [f"vocab_size {source} -> {wanted}: the kept tokens' logits are kept, but share all the probability"]
     return [f"vocab_size {source} -> {wanted}: old logits are kept, but the new tokens take probability from the old"]
 
 
@@ -362,12 +367,12 @@ def _plan(
     return plan
 
 
-def legality(config: SourceConfig, options: Options) -> Callable[[Target], None]:
+def legality(config: SourceConfig, options: Options, tokens: KeptTokens | None = None) -> Callable[[Target], None]:
     """Return the check that a target can be made from a source with these options; it raises SizeError."""
     preset = preset_named(options.preset)
 
     def check(target: Target) -> None:
-        axis_maps(config, target.sizes, preset)
+        axis_maps(config, target.sizes, preset, None if tokens is None else tokens.axis)
 
     return check
 
@@ -386,28 +391,33 @@ def make_plan(
     options: Options,
     scores_from: Callable[[], Scores] | None = None,
     progress: Callable[[str, int, int], None] = lambda _stage, _done, _total: None,
+    tokens: KeptTokens | None = None,
 ) -> Plan:
     """Return the plan that makes the requested sizes out of a source.
 
     `tensors` holds the config and the tensor headers; weights are read only where the choice of what to keep asks for
-    them. `scores_from` gives what `calibrate` found, and is called once the sizes are known to be legal. Raises
-    SizeError for an illegal size (with the nearest legal ones) or missing scores, ArchitectureError for a config that
-    is not understood, CheckpointError for headers that do not fit it.
+    them. `scores_from` gives what `calibrate` found, and is called once the sizes are known to be legal; `tokens` says
+    which tokens are kept, where some are cut. Raises SizeError for an illegal size (with the nearest legal ones) or
+    missing scores, ArchitectureError for a config that is not understood, CheckpointError for headers that do not fit
+    it.
     """
     config = understand(tensors.config)
     preset = preset_named(options.preset)
     if options.noise_db != Options().noise_db and not preset.noisy:
         raise SizeError(f"noise_db={options.noise_db:g}: the preset '{preset.name}' adds no noise, a noisy one does")
     names, dropped = check_source(config, tensors)
-    target = resolve_or_suggest(config, request, legality(config, options))
+    target = resolve_or_suggest(config, request, legality(config, options, tokens))
     if options.untie:
         target = _untied(config, target)
-    cut = [a for a, size in target.sizes.items() if size < config.sizes[a]]
+    # Tokens are cut by name; everything else by what the source does.
+    cut = [a for a, size in target.sizes.items() if a != "vocab" and size < config.sizes[a]]
     grows = any(size > config.sizes[a] for a, size in target.sizes.items())
-    require_used(options, grows=grows, shrinks=bool(cut))
+    require_used(options, grows=grows, shrinks=bool(cut), tokens=tokens is not None)
     if scores_from is not None and not cut:
-        raise SizeError("calibration chooses what is kept, and no size asked for is below the source's")
-    maps, notes = axis_maps(config, target.sizes, preset)
+        but = "" if tokens is None else " but that of the vocabulary"
+        raise SizeError(f"calibration chooses what is kept, and no size asked for is below the source's{but}")
+    maps, notes = axis_maps(config, target.sizes, preset, None if tokens is None else tokens.axis)
+    notes += () if tokens is None else tokens.notes
     shrink = shrink_preset(options, has_scores=scores_from is not None) if cut else None
     scores = None if scores_from is None else scores_from()
     if scores is not None:
@@ -421,7 +431,9 @@ def make_plan(
 
         maps = selected(config, maps, Selector(config, tensors, names, shrink.select, options.seed, scores), steps)
         if shrink.readers == "sequential":
-            shrink, why = sequential_if_possible(config, target, shrink, steps, maps, asked=options.readers != "auto")
+            speaks = tokens is None or bool(tokens.tokenizer_sha256)
+            asked = options.readers != "auto"
+            shrink, why = sequential_if_possible(config, target, shrink, steps, maps, asked=asked, speaks=speaks)
             notes += why
         if scores is not None and "ffn" in cut:
             notes += unrouted_experts(config, scores)
@@ -434,6 +446,8 @@ def make_plan(
     # Remote code is never run and never copied, so the target must not ask for it.
     target_raw.pop("auto_map", None)
     dropped |= left_out(config, names, steps, maps)
+    if tokens is not None:
+        target_raw = target_ids(config, target_raw, tokens.axis)
 
     def assembled(fitted: Fitted) -> Plan:
         planner = _Planner(config, target, preset, options, steps, maps, names, tensors, shrink, fitted)
@@ -445,7 +459,12 @@ def make_plan(
             stored["dtype"] = _SAFETENSORS_TO_TORCH[dtypes.pop()]
         reasons = (*inexact, *_inexact(config, target))
         plan = _plan(planner, recipes, stored, dropped, (*notes, *_rounding(recipes)), reasons)
-        return plan.model_copy(update={"scores_sha256": "" if scores is None or shrink is None else scores.sha256})
+        return plan.model_copy(
+            update={
+                "scores_sha256": "" if scores is None or shrink is None else scores.sha256,
+                "tokenizer_sha256": "" if tokens is None else tokens.tokenizer_sha256,
+            }
+        )
 
     plan = assembled(Fitted() if fit is None else fit.run())
     if fit is None or shrink is None or shrink.readers != "sequential":

@@ -119,13 +119,16 @@ def _cut(axis: str, source: int, target: int) -> AxisMap:
     if axis == "head":
         raise SizeError(f"{change}: heads are kept or dropped whole, so that positions and scores stay what they are")
     if axis == "vocab":
-        raise SizeError(f"{change}: which tokens go cannot be told from a size; give the tokens to keep")
+        raise SizeError(f"{change}: which tokens go cannot be told from a size; name those to keep (--keep-tokens)")
     return select(source, range(target))
 
 
-def axis_maps(config: SourceConfig, sizes: Mapping[str, int], preset: Preset) -> tuple[dict[str, AxisMap], list[str]]:
+def axis_maps(
+    config: SourceConfig, sizes: Mapping[str, int], preset: Preset, tokens: AxisMap | None = None
+) -> tuple[dict[str, AxisMap], list[str]]:
     """Return one map for every resized axis but `layer`, and notes where an axis departs from the preset.
 
+    `tokens` is the map of `vocab` where tokens are cut.
     Raises SizeError naming every axis that cannot be grown exactly to its size.
     """
     maps: dict[str, AxisMap] = {}
@@ -136,7 +139,9 @@ def axis_maps(config: SourceConfig, sizes: Mapping[str, int], preset: Preset) ->
         if axis == "layer":
             continue
         try:
-            if target == source:
+            if axis == "vocab" and tokens is not None:
+                maps[axis] = tokens
+            elif target == source:
                 maps[axis] = keep(source)
             elif target < source:
                 maps[axis] = _cut(axis, source, target)

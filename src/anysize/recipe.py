@@ -99,7 +99,7 @@ class Plan(BaseModel):
     `inexact` lists the reasons why the target does not compute the source's function; empty means exact. `axes` has a
     map for every axis and, where layers or experts differ, one for each ("ffn.3", "ffn.3.5"). `dense` holds the
     matrices that recipes name; they lie beside the JSON, which keeps their hash. `scores_sha256` says what they
-    were chosen by.
+    were chosen by, `tokenizer_sha256` whose tokens were cut, where some were: the tokenizer.json of the source.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
@@ -119,6 +119,7 @@ class Plan(BaseModel):
     notes: tuple[str, ...] = ()
     inexact: tuple[str, ...] = ()
     scores_sha256: str = ""
+    tokenizer_sha256: str = ""
     dense_sha256: str = ""
     dense: DenseMaps = Field(default_factory=DenseMaps, exclude=True)
 
@@ -136,8 +137,14 @@ class Plan(BaseModel):
 
     @property
     def keeps_logits(self) -> bool:
-        """Whether the logits of the source's tokens are kept; tokens that are added only take probability from them."""
+        """Whether the logits of the source's tokens, or of those that are kept, are kept: only the softmax differs."""
         return all(reason.startswith("vocab_size ") for reason in self.inexact)
+
+    @property
+    def kept_tokens(self) -> AxisMap | None:
+        """The map of `vocab` where tokens are cut, else None: `index[new id]` is the token's id in the source."""
+        vocab = self.axes.get("vocab")
+        return vocab if vocab is not None and vocab.target_size < vocab.source_size else None
 
     @property
     def num_parameters(self) -> int:

@@ -8,16 +8,16 @@ takes out the error made so far, and the last kept layer before a gap takes over
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from anysize.axis import AxesAt
+from anysize.axis import AxesAt, AxisMap
 from anysize.calibration.calibrate import CalibrationOptions, loaded_source
-from anysize.calibration.data import Batch, DataOptions, batches
+from anysize.calibration.data import Batch, DataOptions, batches, token_batches, tokenizer_of
 from anysize.calibration.run import device_of
 from anysize.calibration.sites import layer_paths
 from anysize.config import SourceConfig, understand
@@ -29,6 +29,7 @@ from anysize.io.models import build_model, paths_by_disk_name
 from anysize.io.reader import Checkpoint, TensorSource
 from anysize.recipe import Plan
 from anysize.tensors import expected_tensors
+from anysize.vocabulary.tokenizer_file import cut_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -159,8 +160,8 @@ class Sequential:
         self.expected, self.ridge = expected_tensors(target), ridge
 
     def run(self, batches: list[Batch], progress: Progress) -> Fitted:
-        """Return the fit with everything refitted that layers read and write."""
-        self.source.start(batches)
+        """Return the fit with everything refitted that layers read and write; `batches` are in the target's ids."""
+        self.source.start([in_source_ids(batch, self.axes) for batch in batches])
         self.made.start(batches)
         for dropped in range(self.steps[0].source):
             self.source.stream = [self.source.replay(dropped, batch) for batch in range(len(batches))]
@@ -330,6 +331,13 @@ class Sequential:
         self.fitted.fields[name] = {"value": stored, "factor": 1.0}
 
 
+def in_source_ids(batch: Batch, axes: Mapping[str, AxisMap]) -> Batch:
+    """Return a batch of the target as the source has to read it: tokens under their old ids."""
+    if "input_ids" not in batch or axes["vocab"].target_size >= axes["vocab"].source_size:
+        return batch
+    return {**batch, "input_ids": torch.from_numpy(axes["vocab"].index)[batch["input_ids"]]}
+
+
 def refit(plan: Plan, tensors: TensorSource, fit: Fit, progress: Progress) -> Fitted:
     """Return the fit of a plan, refitted layer by layer on the data that its scores were made of.
 
@@ -343,8 +351,13 @@ def refit(plan: Plan, tensors: TensorSource, fit: Fit, progress: Progress) -> Fi
     if fit.config.architecture.modality == "image":
         options = DataOptions(IMAGES, 1, record.batch_size, record.column)
     where = str(tensors.folder) if isinstance(tensors, Checkpoint) else tensors.location
-    found = list(batches(record.data, fit.config, where, options))
     target = understand(plan.target_config)
+    if plan.kept_tokens is None:
+        found = list(batches(record.data, fit.config, where, options))
+    else:
+        # What the target will read: text as its own tokenizer spells it, with the tokens that are left.
+        spoken = cut_tokenizer(tokenizer_of(where), plan.kept_tokens)
+        found = list(token_batches(record.data, spoken, plan.kept_tokens.target_size, options))
     made = build_model(plan.model_class, plan.target_config, target_tensors(plan, tensors), torch.float32)
     with tempfile.TemporaryDirectory() as scratch:
         source = loaded_source(tensors, CalibrationOptions(device="cpu"), scratch)

@@ -29,7 +29,8 @@ BOX = "─│┃━┏"
 
 SIZES = {
     "--hidden-size", "--intermediate-size", "--num-hidden-layers", "--num-attention-heads", "--num-key-value-heads",
-    "--head-dim", "--vocab-size", "--pad-vocab-to-multiple-of", "--num-experts", "--scale", "--num-params", "--like",
+    "--head-dim", "--vocab-size", "--keep-tokens", "--pad-vocab-to-multiple-of", "--num-experts", "--scale",
+    "--num-params", "--like",
 }  # fmt: skip
 HOW = {
     "--preset",

@@ -131,6 +131,36 @@ def test_padding_the_vocabulary_keeps_old_logits_and_is_said_not_exact(llama: Pa
     assert json.loads((tmp_path / "out" / "config.json").read_text())["vocab_size"] == 64
 
 
+def test_keep_tokens_takes_the_other_rows_away(llama: Path, tmp_path: Path, cli: Run, weights_of: Weights) -> None:
+    (tmp_path / "few.tokens").write_text("w5\nw9")
+    ran = cli("resize", llama, tmp_path / "out", "--keep-tokens", tmp_path / "few.tokens", "--json")
+    assert ran.code == 0, ran.err
+    told = json.loads(ran.out)
+    assert told["inexact_because"] == [
+        "vocab_size 61 -> 5: the kept tokens' logits are kept, but share all the probability"
+    ]
+    before, after = weights_of(llama), weights_of(tmp_path / "out")
+    assert after["lm_head.weight"].equal(before["lm_head.weight"][[0, 1, 2, 5, 9]])
+    tokenizer = json.loads((tmp_path / "out" / "tokenizer.json").read_text())
+    assert tokenizer["model"]["vocab"] == {"<s>": 0, "</s>": 1, "<unk>": 2, "w5": 3, "w9": 4}
+
+
+def test_vocab_size_says_how_many_tokens_of_a_text_are_kept(llama: Path, tmp_path: Path, cli: Run) -> None:
+    (tmp_path / "words").mkdir()
+    (tmp_path / "words" / "text.txt").write_text("w7 w8 w8 w9 w9 w30")
+
+    def kept(size: int) -> list[list[int]]:
+        ran = cli("plan", llama, "--keep-tokens", tmp_path / "words", "--vocab-size", size, "--json")
+        return json.loads(ran.out)["axes"]["vocab"]["runs"]
+
+    always = [0, 3]
+    assert kept(3) == [always]
+    assert kept(5) == [always, [8, 2]]
+    assert kept(6) == [always, [7, 3]]
+    # What no text shows comes after what one shows, by id.
+    assert kept(8) == [[0, 4], [7, 3], [30, 1]]
+
+
 def test_scale_num_params_and_like_choose_the_sizes(llama: Path, new_llama: Run, tmp_path: Path, cli: Run) -> None:
     def sizes(*options: object) -> dict[str, int]:
         ran = cli("plan", llama, *options, "--json")

@@ -212,7 +212,8 @@ def collect(
         site, _, kind = name.rpartition("/")
         sites.setdefault(site, {})[kind] = values
     layers = sites.pop(_BLOCKS)
-    samples = min((int(found[COUNT][1]) for found in sites.values() if "second" in found), default=0)
+    # Experts see what is routed to them; everything else sees equally many.
+    samples = max((int(found[COUNT][1]) for found in sites.values() if "second" in found), default=0)
     images = config.architecture.modality == "image"
     seen = int(layers[COUNT][1 if images else 0])
     blocks = block_averages(layers)

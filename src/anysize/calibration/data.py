@@ -140,6 +140,14 @@ def _text_column(row: dict[str, Any], wanted: str, data: str) -> str:
     raise InputError(f"the data '{data}' have no text column: they have {kind}; name one with --column")
 
 
+def documents(data: str, column: str = "") -> Iterator[str]:
+    """Yield the texts of a file, folder or Hub data set, one after the other; raise InputError where there is none."""
+    found = ""
+    for row in _rows(data):
+        found = found or _text_column(row, column, data)
+        yield row[found] or ""
+
+
 def _cuts(text: str, size: int) -> list[int]:
     """Return where a text is cut into pieces of about a size: before a blank where one is near, so no word is split."""
 

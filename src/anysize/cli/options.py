@@ -65,6 +65,13 @@ NumAttentionHeads = Annotated[Size, typer.Option(help="Query heads; with the kv 
 NumKeyValueHeads = Annotated[Size, typer.Option(help="kv heads; their query heads follow as whole groups.")]
 HeadDim = Annotated[Size, typer.Option(help="Width of a head; only where positions are learned, not rotary.")]
 VocabSize = Annotated[Size, typer.Option(help="Rows of the vocabulary; new rows are the mean of the old.")]
+KeepTokens = Annotated[
+    str | None,
+    typer.Option(
+        help="Cut the vocabulary to these tokens: a .json or .tokens file that lists them, or text (as for calibrate) "
+        "whose tokens are kept; --vocab-size then keeps so many of the most frequent."
+    ),
+]
 PadVocab = Annotated[Size, typer.Option(help="Round the vocabulary up to a multiple of this.")]
 NumExperts = Annotated[Size, typer.Option(help="Experts of each layer, in families that have them.")]
 Scale = Annotated[float | None, typer.Option(help="Scale the width: hidden, heads and feed-forward in step.")]

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from anysize.calibration.scores import Scores
 
 _STAGES = {
+    "tokens": "count tokens",
     "calibrate": "calibrate",
     "leave one out": "leave one out",
     "fit": "fit layer by layer",
@@ -190,6 +191,7 @@ def show_inspection(found: Inspection, *, as_json: bool) -> None:
 
 _COUNTED: dict[str, Callable[[int, int, float], str]] = {
     "write": lambda done, total, _: f"{size_of(done)} of {size_of(total)}",
+    "tokens": lambda done, _total, _seconds: f"{done:,} so far",
     "calibrate": lambda done, total, seconds: f"{done:,} of {total:,}, {done / max(seconds, 1e-9):,.0f}/s",
     "fit": lambda done, total, _: f"layer {done} of {total}",
     "leave one out": lambda done, total, _: f"layer {done} of {total}",
@@ -248,6 +250,6 @@ def progress_bars(*, enabled: bool) -> Generator[Callable[[str, int, int], None]
             if stage not in tasks:
                 tasks[stage] = bars.add_task(_STAGES[stage], total=None, amount="")
             amount = _COUNTED[stage](done, total, time.monotonic() - start) if counted else ""
-            bars.update(tasks[stage], completed=done, total=total if counted or done else None, amount=amount)
+            bars.update(tasks[stage], completed=done, total=(total or None) if counted or done else None, amount=amount)
 
         yield bar

@@ -30,6 +30,7 @@ def planned(
     source: str,
     sizes: dict[str, int | None],
     *,
+    keep_tokens: str | None,
     scale: float | None,
     num_params: str | None,
     like: str | None,
@@ -47,7 +48,7 @@ def planned(
     from anysize import api  # noqa: PLC0415
     from anysize.cli.show import progress_bars  # noqa: PLC0415
 
-    with progress_bars(enabled=calibration is not None) as progress:
+    with progress_bars(enabled=calibration is not None or keep_tokens is not None) as progress:
         return api.plan(
             source,
             hidden_size=sizes["hidden_size"],
@@ -57,6 +58,7 @@ def planned(
             num_key_value_heads=sizes["num_key_value_heads"],
             head_dim=sizes["head_dim"],
             vocab_size=sizes["vocab_size"],
+            keep_tokens=keep_tokens,
             pad_vocab_to_multiple_of=sizes["pad_vocab_to_multiple_of"],
             num_experts=sizes["num_experts"],
             scale=scale,

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import platform
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from anysize import __version__
 from anysize.errors import CheckpointError
-from anysize.io.reader import TensorSource, stays_inside
+from anysize.io.reader import Checkpoint, TensorSource, stays_inside
 from anysize.proof.verdict import Verification
 from anysize.recipe import Plan
+from anysize.vocabulary.companions import rewritten
+from anysize.vocabulary.ids import new_ids, renumbered
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 RECORD = "anysize.json"
 _COPIED = (
@@ -36,12 +42,35 @@ def companions(folder: Path) -> Iterator[tuple[str, bytes]]:
                 yield name, path.read_bytes()
 
 
-def generation_json(tensors: TensorSource) -> bytes | None:
-    """Return the generation config of a model in memory as its file, None where it has none."""
+def generation_of(plan: Plan, source: PreTrainedModel) -> Any:
+    """Return a copy of a model's generation config, with the target's token ids; None where it has none."""
+    found: Any = copy.deepcopy(source.generation_config)
+    if found is not None and plan.kept_tokens is not None:
+        before = found.to_dict()
+        for key, value in renumbered(before, new_ids(plan.kept_tokens)).items():
+            if value != before[key]:
+                setattr(found, key, value)
+    return found
+
+
+def target_companions(plan: Plan, tensors: TensorSource) -> Iterator[tuple[str, bytes]]:
+    """Yield (name, content) of the source's files that stand beside the target, in the target's token ids."""
     from anysize.io.models import LoadedModel  # noqa: PLC0415
 
-    config = tensors.model.generation_config if isinstance(tensors, LoadedModel) else None
-    return None if config is None else config.to_json_string().encode()
+    if isinstance(tensors, Checkpoint):
+        found = companions(tensors.folder)
+        kept = plan.kept_tokens
+        yield from found if kept is None else rewritten(tensors.folder, found, kept)
+    elif isinstance(tensors, LoadedModel) and (config := generation_of(plan, tensors.model)) is not None:
+        yield "generation_config.json", config.to_json_string().encode()
+
+
+def files_beside(plan: Plan, tensors: TensorSource, proof: Verification, command: str) -> Iterator[tuple[str, bytes]]:
+    """Yield (name, content) of everything that stands beside the target's weights."""
+    yield from target_companions(plan, tensors)
+    yield RECORD, record_json(plan, proof, command)
+    yield "README.md", model_card(plan, proof, command)
+    yield "config.json", config_json(plan)
 
 
 def config_json(plan: Plan) -> bytes:

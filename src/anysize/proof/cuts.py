@@ -120,6 +120,24 @@ def check_cuts(plan: Plan, source: NamedTensors, logits: Logits) -> list[Check]:
     return found
 
 
+def check_tokens(
+    source: NamedTensors, ids: torch.Tensor, logits: Callable[[NamedTensors, torch.Tensor], torch.Tensor]
+) -> Check:
+    """Return the check that cutting every third token keeps the others' logits; its control is read under old ids."""
+    config = understand(source.config)
+    size = config.sizes["vocab"]
+    kept = torch.tensor([i for i in range(size) if i % 3 != 1])
+    target = resolve(config, {"vocab_size": len(kept)})
+    maps = {a: keep(n) for a, n in config.sizes.items() if a != "layer"} | {"vocab": select(size, kept.tolist())}
+    cut = maps_plan(source, maps, target)
+    made, ids = NamedTensors(cut.target_config, target_tensors(cut, source)), ids % len(kept)
+    got = logits(made, ids)
+    wanted, wrong = logits(source, kept[ids])[..., kept], logits(source, ids)[..., : len(kept)]
+    what = f"logits of kept tokens with vocab {size} -> {len(kept)}, against the source's"
+    return Check(name="cut vocab", what=what, unit=_UNIT, measured=_error(wanted, got), tolerance=1e-9,
+                 control=_error(wrong, got))  # fmt: skip
+
+
 def _error(wanted: torch.Tensor, got: torch.Tensor) -> float:
     return float((wanted.double() - got.double()).abs().max() / wanted.double().std())
 

@@ -24,7 +24,7 @@ from anysize.fit import WRITE_HIDDEN
 from anysize.io.models import NamedTensors, build_model, config_of, disk_tensors, new_model
 from anysize.planner import make_plan, maps_plan
 from anysize.presets import preset_named
-from anysize.proof.cuts import check_cuts, check_turn, kept_sizes
+from anysize.proof.cuts import check_cuts, check_tokens, check_turn, kept_sizes
 from anysize.proof.precision import DoubleThroughout
 from anysize.proof.verdict import Check, Verification
 from anysize.recipe import Options, Plan
@@ -262,10 +262,12 @@ def prove_on_miniature(plan: Plan) -> Verification:
                   measured=error(permuted), tolerance=TOLERANCE, control=error(_half_permuted(permuted, axis)))
         )  # fmt: skip
 
-    def logits(tensors: NamedTensors) -> torch.Tensor:
-        return _logits(plan.model_class, tensors.config, dict(source_tensors(tensors)), inputs)
+    def logits(tensors: NamedTensors, given: dict[str, torch.Tensor] = inputs) -> torch.Tensor:
+        return _logits(plan.model_class, tensors.config, dict(source_tensors(tensors)), given)
 
     checks += check_cuts(plan, source, logits)
+    if plan.kept_tokens is not None:
+        checks.append(check_tokens(source, inputs["input_ids"], lambda t, ids: logits(t, {"input_ids": ids})))
     if WRITE_HIDDEN in plan.dense:
         checks.append(check_turn(source, logits))
     return Verification(checks=tuple(checks))

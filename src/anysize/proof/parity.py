@@ -139,20 +139,26 @@ def rounded_once(model: PreTrainedModel, stored: torch.dtype) -> Generator[None]
 
 
 class Comparison:
-    """Two loaded models and the tolerance that their stored precision allows."""
+    """Two loaded models, the tolerance that their stored precision allows, and how many tokens both speak."""
 
     def __init__(
-        self, source: PreTrainedModel, target: PreTrainedModel, stored: torch.dtype, *, exact: bool = True
+        self,
+        source: PreTrainedModel,
+        target: PreTrainedModel,
+        stored: torch.dtype,
+        *,
+        exact: bool = True,
+        num_tokens: int | None = None,
     ) -> None:
         self.source, self.target, self.exact = source, target, exact
         self.stored, self.tolerance = stored, TOLERANCE[stored]
-        self.vocab_size: int = getattr(source.config, "vocab_size", 0)
+        self.vocab_size: int = num_tokens or getattr(source.config, "vocab_size", 0)
         self.is_text = hasattr(source.config, "vocab_size") and source.get_output_embeddings() is not None
 
     def inputs(self) -> dict[str, torch.Tensor]:
         """Return seeded inputs that both models accept."""
         if self.is_text:
-            return {"input_ids": text_inputs(self.source.config.vocab_size, _text_length(self.source.config))}
+            return {"input_ids": text_inputs(self.vocab_size, _text_length(self.source.config))}
         size, channels = self.source.config.image_size, self.source.config.num_channels
         return {"pixel_values": torch.randn((3, channels, size, size), generator=torch.Generator().manual_seed(0))}
 
@@ -204,7 +210,7 @@ class Comparison:
 
     def greedy(self, prompt: torch.Tensor) -> Check:
         """Return how many greedy tokens differ; the control goes on from the turned prompt."""
-        vocab = self.source.config.vocab_size
+        vocab = self.vocab_size
         with quiet_transformers():
             wanted, got = _generated(self.source, prompt, vocab), _generated(self.target, prompt, vocab)
             wrong = _generated(self.target, turned({"input_ids": prompt}, vocab)["input_ids"], vocab)

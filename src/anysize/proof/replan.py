@@ -16,6 +16,7 @@ from anysize.errors import AnysizeError, ProofError, joined
 from anysize.io.reader import TensorSource
 from anysize.planner import make_plan, recipes_with_maps
 from anysize.recipe import Plan, Recipe
+from anysize.vocabulary.keep import kept_again
 
 _SHOWN = 3
 _FITTED = ("reader", "writer", "value", "factor")
@@ -58,13 +59,17 @@ def differences(plan: Plan, tensors: TensorSource) -> list[str]:
     if target.sizes["layer"] < config.sizes["layer"]:
         # Which layers stay may have been chosen by scores, which a plan does not hold.
         options = options.model_copy(update={"layers": ",".join(str(step.source) for step in plan.layers)})
-    cut = any(axis != "layer" and target.sizes[axis] < size for axis, size in config.sizes.items())
+    cut = any(axis not in ("layer", "vocab") and target.sizes[axis] < size for axis, size in config.sizes.items())
     if not cut:
-        options = options.model_copy(update={"select": "auto", "readers": "auto", "preset": plan.options.preset})
+        # Where only tokens are cut, a preset has nothing to do.
+        resized = any(axis != "vocab" and target.sizes[axis] != size for axis, size in config.sizes.items())
+        preset = plan.options.preset if resized or plan.kept_tokens is None else "auto"
+        options = options.model_copy(update={"select": "auto", "readers": "auto", "preset": preset})
     else:
         options = options.model_copy(update={"select": "first", "readers": "none"})
     try:
-        wanted = make_plan(tensors, request, options)
+        tokens = None if plan.kept_tokens is None else kept_again(tensors, config, plan.kept_tokens)
+        wanted = make_plan(tensors, request, options, tokens=tokens)
         recipes, dropped = recipes_with_maps(plan, tensors) if cut else (wanted.recipes, wanted.dropped)
     except AnysizeError as refusal:
         return [f"it is refused: {refusal}"]
@@ -77,6 +82,8 @@ def differences(plan: Plan, tensors: TensorSource) -> list[str]:
             found += _choice_differences(axis, axis_map, wanted.axes[base])
     if plan.layers != wanted.layers:
         found.append(_differs("the layer plan", [s.source for s in plan.layers], [s.source for s in wanted.layers]))
+    if plan.tokenizer_sha256 != wanted.tokenizer_sha256:
+        found.append(_differs("the tokenizer", plan.tokenizer_sha256, wanted.tokenizer_sha256))
     if plan.dropped != dropped:
         found.append(_differs("what is dropped", sorted(plan.dropped), sorted(dropped)))
     if len(plan.recipes) != len(recipes):

@@ -21,6 +21,7 @@ from anysize.io.reader import Checkpoint, TensorSource, read_bytes, read_header
 from anysize.proof.algebra import check_rows, rows_of
 from anysize.proof.coverage import check_source, check_written
 from anysize.proof.parity import Comparison, load
+from anysize.proof.tokens import speak_target_ids
 from anysize.proof.verdict import Verification
 from anysize.recipe import Plan
 
@@ -46,7 +47,15 @@ def compare_made(plan: Plan, tensors: TensorSource, made: dict[str, torch.Tensor
         return Verification(checks=(), notes=("whole models not compared: they do not fit beside one another",))
     stored = _coarsest({r.dtype for r in plan.recipes} | {info.dtype for info in tensors.tensors.values()})
     target = build_model(plan.model_class, plan.target_config, dict(made), torch.float32)
-    return Comparison(_source_model(tensors, plan.model_class), target, stored, exact=plan.keeps_logits).run(full=full)
+    return _planned(plan, _source_model(tensors, plan.model_class), target, stored).run(full=full)
+
+
+def _planned(plan: Plan, source: PreTrainedModel, target: PreTrainedModel, stored: torch.dtype) -> Comparison:
+    """Return the comparison of a source with what a plan made of it, in the target's token ids."""
+    if plan.kept_tokens is None:
+        return Comparison(source, target, stored, exact=plan.keeps_logits)
+    spoken = speak_target_ids(source, plan)
+    return Comparison(spoken, target, stored, exact=plan.keeps_logits, num_tokens=plan.kept_tokens.target_size)
 
 
 def compare_written(plan: Plan, tensors: TensorSource, folder: Path, *, full: bool) -> Verification:
@@ -59,8 +68,7 @@ def compare_written(plan: Plan, tensors: TensorSource, folder: Path, *, full: bo
     stored = _coarsest({r.dtype for r in plan.recipes} | {info.dtype for info in tensors.tensors.values()})
     if fits_in_memory(total):
         target = build_model(plan.model_class, plan.target_config, _read_all(folder), torch.float32)
-        source = _source_model(tensors, plan.model_class)
-        return Comparison(source, target, stored, exact=plan.keeps_logits).run(full=full)
+        return _planned(plan, _source_model(tensors, plan.model_class), target, stored).run(full=full)
     if full and isinstance(tensors, Checkpoint):
         return _streamed(plan, tensors, folder, stored)
     return Verification(
@@ -83,7 +91,7 @@ def _streamed(plan: Plan, source: Checkpoint, folder: Path, stored: torch.dtype)
             (view / path.name).symlink_to(path)
         (view / "config.json").write_text(json.dumps(plan.target_config), encoding="utf-8")
         models = [load(where, plan.model_class, scratch=place) for where in (source.folder, view)]
-        return Comparison(models[0], models[1], stored, exact=plan.keeps_logits).run_streamed()
+        return _planned(plan, models[0], models[1], stored).run_streamed()
 
 
 def _source_model(tensors: TensorSource, class_name: str) -> PreTrainedModel:
@@ -99,10 +107,13 @@ def _plan_beside(tensors: TensorSource) -> Plan | None:
     return Plan.from_json(json.dumps(record["plan"]), origin=f"{tensors.location}/{RECORD}")
 
 
+def _made_from(plan: Plan, source: TensorSource) -> bool:
+    return plan.source.config_sha256 == source.config_sha256 and plan.source.headers_sha256 == source.headers_sha256
+
+
 def _against_plan(plan: Plan, source: TensorSource, target: Checkpoint) -> Verification:
     """Hold the files of a target against the plan beside them, if it was made for this source."""
-    made_for = (plan.source.config_sha256, plan.source.headers_sha256)
-    if made_for != (source.config_sha256, source.headers_sha256):
+    if not _made_from(plan, source):
         return Verification(checks=(), notes=("the target was made from another source: its plan is not checked",))
     if plan.dense_sha256:
         return Verification(
@@ -131,6 +142,16 @@ def compare(source: str | Path | PreTrainedModel, target: str | Path | PreTraine
     proof = Verification(checks=())
     if plan is not None and isinstance(opened[1], Checkpoint):
         proof = _against_plan(plan, opened[0], opened[1])
+    if plan is not None and plan.kept_tokens is not None and not _made_from(plan, opened[0]):
+        plan = None
+    tokens = [config.sizes.get("vocab", 0) for config in configs]
+    if tokens[1] < tokens[0] and (plan is None or plan.kept_tokens is None):
+        raise CheckpointError(
+            f"'{opened[1].location}' has {tokens[1]} tokens and '{opened[0].location}' {tokens[0]}, and no plan of "
+            "anysize beside it says which are which: their logits cannot be compared"
+        )
     models = [_source_model(tensors, config.model_class) for tensors, config in zip(opened, configs, strict=True)]
     stored = _coarsest({info.dtype for tensors in opened for info in tensors.tensors.values()})
-    return proof + Comparison(models[0], models[1], stored, exact=plan is None or plan.keeps_logits).run(full=full)
+    if plan is None:
+        return proof + Comparison(models[0], models[1], stored).run(full=full)
+    return proof + _planned(plan, models[0], models[1], stored).run(full=full)
