@@ -120,7 +120,7 @@ def possible_directions(
     why = why_no_directions(config) if shrink.select == "principal" and cut_hidden else ""
     if not why:
         return shrink, []
-    return replace(shrink, select="activation"), [f"hidden is selected by activation, not by directions: {why}"]
+    return replace(shrink, select="refit"), [f"hidden is selected by activation, not by directions: {why}"]
 
 
 def sequential_if_possible(

@@ -21,39 +21,17 @@ from anysize.calibration.sites import norm_sites
 from anysize.config import SourceConfig
 from anysize.dense import Fitted
 from anysize.dims import compose
+from anysize.directions import directions, reading_metric
 from anysize.errors import InputError
 from anysize.io.reader import TensorSource
 from anysize.layers import LayerStep
 from anysize.notation import Dim
 from anysize.presets import has_norm_after_sum
+from anysize.removal import RIDGE
 from anysize.shrink import ShrinkPreset
 from anysize.tensors import Expected, expected_tensors, made_from
 
 WRITE_HIDDEN = "hidden"
-RIDGE = 1e-3
-
-
-def directions(moments: torch.Tensor, size: int, *, centred: bool) -> torch.Tensor:
-    """Return R, float64 [size, n]: the principal directions of a second moment, largest first.
-
-    `centred` (LayerNorm): the mean over coordinates is taken out, and the result lies where the mean is zero, which
-    leaves size - 1 directions; they are orthonormal in both cases.
-    """
-    if not centred:
-        _, vectors = torch.linalg.eigh(moments)
-        return vectors.flip(1)[:, :size].T.contiguous()
-    _, vectors = torch.linalg.eigh(moments)
-    # The all-ones direction has no variance after centring: it is the last of all and never among the kept.
-    kept = vectors.flip(1)[:, : size - 1]
-    return _zero_sum_basis(size) @ kept.T
-
-
-def _zero_sum_basis(size: int) -> torch.Tensor:
-    """Return float64 [size, size - 1], orthonormal columns that each add up to zero."""
-    eye = torch.eye(size, dtype=torch.float64)
-    ones = torch.full((size, 1), size**-0.5, dtype=torch.float64)
-    basis, _ = torch.linalg.qr(torch.cat([ones, eye[:, : size - 1]], 1))
-    return basis[:, 1:]
 
 
 def least_squares(cross: torch.Tensor, moments: torch.Tensor, ridge: float = RIDGE) -> torch.Tensor:
@@ -119,9 +97,34 @@ class Fit:
         hidden = self.axes["hidden"]
         if not self.turns:
             return torch.from_numpy(hidden.write_matrix())
-        total = sum(self.scores.of(site.name, "second") for site in norm_sites(self.config))
-        assert isinstance(total, torch.Tensor)
-        return directions(total, hidden.target_size, centred=self.centred)
+        moments = {site.module: self.scores.of(site.name, "second") for site in norm_sites(self.config)}
+        total = torch.stack(list(moments.values())).mean(0)
+        metric = reading_metric(self._grams(), moments, self.config.architecture.final_norm)
+        return directions(total, hidden.target_size, centred=self.centred, metric=metric)
+
+    def _grams(self) -> dict[str, torch.Tensor]:
+        """Return W^T W, float64 [n, n], of all that reads each norm of the source, its gain folded in, by norm."""
+        size = self.config.sizes["hidden"]
+        found: dict[str, torch.Tensor] = {}
+        final, record = self.config.architecture.final_norm, self.scores.record
+        for expected in expected_tensors(self.config).values():
+            if isinstance(expected.origin, Norm) or [str(dim) for dim in expected.arrow.reads] != ["norm(hidden)"]:
+                continue
+            site = f"{expected.name.removesuffix('.weight')}:in"
+            module = final if expected.layer is None else record.feeds.get(record.aliases.get(site, site))
+            if module is None:
+                continue
+            weight = self.tensors.read(self.names[expected.name]).double()
+            weight = weight if expected.arrow.reads_first else weight.T
+            rows = weight.reshape(size, -1)
+            found[module] = found.get(module, torch.zeros(size, size, dtype=torch.float64)) + rows @ rows.T
+        if self.config.tied:
+            embedding = self._tied_head()
+            found[final] = embedding.T @ embedding
+        for module in found:
+            gain, _ = self._norm(module, self._origin(module))
+            found[module] = gain[:, None] * found[module] * gain
+        return found
 
     def run(self) -> Fitted:
         """Return the dense maps and what they change."""
@@ -235,10 +238,9 @@ class Fit:
         return self.scores.record.aliases.get(site, site)
 
     def _origin(self, module: str) -> Norm:
+        layers = range(max(len(self.steps), self.config.sizes["layer"]))
         for pattern, norm in self.config.architecture.norms.items():
-            if pattern == module or any(
-                pattern.replace("{layer}", str(layer)) == module for layer in range(len(self.steps))
-            ):
+            if pattern == module or any(pattern.replace("{layer}", str(layer)) == module for layer in layers):
                 return norm
         raise AssertionError(f"{module} is no norm of the table")
 
@@ -273,6 +275,15 @@ class Fit:
             self.made.put(name, reader=self.made.store(f"{module}:read", reader.numpy()))
         self._store_norm(module, norm, gain, bias)
 
+    def _tied_head(self) -> torch.Tensor:
+        """Return the embedding's rows of the tokens that are kept, float64, without their mean: logits that move
+        together change nothing."""
+        embedding = self.tensors.read(self.names[next(iter(self.config.architecture.tied.values()))]).double()
+        tokens = self.axes["vocab"]
+        if tokens.target_size < tokens.source_size:
+            embedding = embedding[torch.from_numpy(tokens.index)]
+        return embedding - embedding.mean(0)
+
     def tied_gain(
         self, reader: torch.Tensor, unit: torch.Tensor, bias: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -280,14 +291,9 @@ class Fit:
 
         With A = E S and B = E R^T, the gain d minimizes E |A z - B (d * z)|^2:
         (B^T B * E[z z^T]) d = diag(B^T A E[z z^T]).
-        The bias is fitted alike. Logits that move together change nothing, so E is taken without its mean row; those
-        of tokens that are cut do not count.
+        The bias is fitted alike.
         """
-        embedding = self.tensors.read(self.names[next(iter(self.config.architecture.tied.values()))]).double()
-        tokens = self.axes["vocab"]
-        if tokens.target_size < tokens.source_size:
-            embedding = embedding[torch.from_numpy(tokens.index)]
-        embedding = embedding - embedding.mean(0)
+        embedding = self._tied_head()
         gram = embedding.T @ embedding
         kept = self.write @ gram @ self.write.T
         right = (self.write @ gram @ reader @ unit).diagonal()

@@ -17,7 +17,7 @@ from anysize.layers import LayerStep
 FORMAT = 1
 Share = Literal["none", "equal", "diagonal", "random"]
 Pad = Literal["zero", "mean", "one"]
-Select = Literal["auto", "activation", "rms", "minitron", "weight", "random", "first", "stride", "principal"]
+Select = Literal["auto", "activation", "rms", "minitron", "weight", "random", "first", "stride", "refit", "principal"]
 Readers = Literal["auto", "none", "fan-in", "measured", "least-squares", "sequential"]
 Dtype = Literal["F64", "F32", "BF16", "F16"]
 BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}

@@ -2,7 +2,7 @@
 
 `hidden` is one choice for the whole model, because the residual stream is shared; `expert`, `ffn`, `kv` and `group` are
 chosen in every layer, `ffn` in every expert by itself. An expert's score is the weight that the router gives it. Whole
-heads are kept or dropped, so rotary pairs are never split. Ties go to the lower index.
+heads are kept or dropped, so rotary pairs are never split. Equal scores keep the lower index.
 """
 
 from __future__ import annotations
@@ -20,11 +20,14 @@ from anysize.config import SourceConfig
 from anysize.errors import SizeError
 from anysize.io.reader import TensorSource
 from anysize.notation import Dim
+from anysize.removal import kept_blocks
 from anysize.split import stream
 from anysize.tensors import Expected, dim_size, expected_tensors
 
-FROM_DATA = ("activation", "rms", "minitron", "principal")
-_STATISTIC = {"activation": "abs", "rms": "rms", "minitron": "minitron", "principal": "rms"}
+FROM_DATA = ("activation", "rms", "minitron", "refit", "principal")
+# Under "principal" and "refit" heads and neurons go by what removing them costs; these are for what is left.
+_STATISTIC = {"activation": "abs", "rms": "rms", "minitron": "minitron", "refit": "abs", "principal": "rms"}
+_INNER = ("ffn", "kv", "group")
 
 
 def reduced(values: torch.Tensor, dim: Dim, sizes: dict[str, int], axis: str, *, root: bool) -> torch.Tensor:
@@ -86,14 +89,35 @@ class Selector:
             place = f"{layer}" if expert is None else f"{layer}.{expert}"
             order = stream(self.seed, f"{axis}.{place}", 0).permutation(size)
             return select(size, sorted(order[:target_size].tolist()))
+        if self.how in ("refit", "principal") and axis in _INNER:
+            return self._cheapest(axis, target_size, layer, expert)
         return best(self.of(axis, layer, expert), target_size)
+
+    def _cheapest(self, axis: str, target_size: int, layer: int | None, expert: int | None) -> AxisMap:
+        """Return the map without those coordinates that cost least once what reads them is fitted again."""
+        assert self.scores is not None
+        # Where every expert has a map of its own, the layer's only stands for their size: the first expert's will do.
+        site = next(iter(self._sites(axis, layer, expert)))
+        moments = self.scores.of(site.name, "second")
+        (block,) = site.dim.blocks
+        if not moments.any():
+            # An expert that no token was routed to: nothing is known, so the first stay.
+            return select(self.sizes[axis], range(target_size))
+        shape = [self.sizes[f.axis] for f in block.factors]
+        place = [f.axis for f in block.factors].index(axis)
+        channels = torch.arange(prod(shape)).reshape(shape).movedim(place, 0).reshape(self.sizes[axis], -1)
+        expected = expected_tensors(self.config)[f"{site.module}.weight"]
+        weight = self.tensors.read(self.names[expected.name]).double()
+        weight = weight.T if expected.arrow.reads_first else weight
+        kept = kept_blocks(weight, moments, channels, target_size)
+        return select(self.sizes[axis], kept)
 
     def of(self, axis: str, layer: int | None, expert: int | None = None) -> torch.Tensor:
         """Return float64 [size of axis]: the score of each coordinate (of one expert), higher is kept."""
         if self.how == "weight":
             return self._weight(axis, layer, expert)
         assert self.scores is not None
-        statistic, root = _STATISTIC[self.how], self.how != "activation"
+        statistic, root = _STATISTIC[self.how], self.how not in ("activation", "refit")
         total = torch.zeros(self.sizes[axis], dtype=torch.float64)
         for site in self._sites(axis, layer, expert):
             total += reduced(self.scores.of(site.name, statistic), site.dim, self.sizes, axis, root=root)

@@ -24,10 +24,11 @@ from anysize.config import SourceConfig, understand
 from anysize.dense import Fitted
 from anysize.dims import compose
 from anysize.executor import target_tensors
-from anysize.fit import RIDGE, Fit, least_squares
+from anysize.fit import Fit, least_squares
 from anysize.io.models import build_model, paths_by_disk_name
 from anysize.io.reader import Checkpoint, TensorSource
 from anysize.recipe import Plan
+from anysize.removal import RIDGE
 from anysize.tensors import expected_tensors
 from anysize.vocabulary.tokenizer_file import cut_tokenizer
 

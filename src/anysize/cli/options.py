@@ -41,6 +41,7 @@ class Select(StrEnum):
     random = "random"
     first = "first"
     stride = "stride"
+    refit = "refit"
     principal = "principal"
 
 
