@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from anysize.axis import AxisMap
 from anysize.config import SourceConfig
 from anysize.errors import SizeError
-from anysize.layers import LayerStep
+from anysize.layers import EVOLUTIONARY, LayerStep
 from anysize.presets import PRESETS
 from anysize.recipe import Options
 from anysize.shrink import (
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from anysize.select import Selector
 
 
-def require_used(options: Options, *, grows: bool, shrinks: bool) -> None:
+def require_used(options: Options, *, grows: bool, shrinks: bool, drops_layers: bool) -> None:
     """Refuse options that would change nothing: the user meant something else."""
     if options.preset in PRESETS and shrinks and not grows:
         raise SizeError(f"preset '{options.preset}' grows, and every size asked for is below the source's")
@@ -34,6 +34,13 @@ def require_used(options: Options, *, grows: bool, shrinks: bool) -> None:
     for name, value in (("select", options.select), ("readers", options.readers)):
         if value != "auto" and not shrinks:
             raise SizeError(f"{name} '{value}': no width is below the source's, so nothing is selected")
+    if options.layers == EVOLUTIONARY and not drops_layers:
+        raise SizeError(f"layers '{EVOLUTIONARY}': num_hidden_layers is not below the source's, so none is dropped")
+    if options.search_tokens != Options().search_tokens and options.layers != EVOLUTIONARY:
+        raise SizeError(
+            f"search_tokens={options.search_tokens}: the layers '{options.layers}' are not searched for, "
+            f"'{EVOLUTIONARY}' ones are"
+        )
 
 
 def selected(

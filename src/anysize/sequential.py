@@ -17,7 +17,7 @@ import torch
 
 from anysize.axis import axes_in_layer
 from anysize.calibration.calibrate import CalibrationOptions, loaded_source
-from anysize.calibration.data import Batch, DataOptions, batches
+from anysize.calibration.data import Batch, batches_again
 from anysize.calibration.run import device_of
 from anysize.calibration.sites import layer_paths
 from anysize.config import SourceConfig, understand
@@ -26,7 +26,7 @@ from anysize.dims import compose
 from anysize.executor import target_tensors
 from anysize.fit import RIDGE, Fit, least_squares
 from anysize.io.models import build_model, paths_by_disk_name
-from anysize.io.reader import Checkpoint, TensorSource
+from anysize.io.reader import TensorSource
 from anysize.recipe import Plan
 from anysize.tensors import expected_tensors
 
@@ -335,12 +335,8 @@ def refit(plan: Plan, tensors: TensorSource, fit: Fit, progress: Progress) -> Fi
 
     Both models are held in memory in single precision, with the activations of the batches.
     """
-    record = fit.scores.record
-    options = DataOptions(TOKENS, record.sequence_length or 1, record.batch_size, record.column)
-    if fit.config.architecture.modality == "image":
-        options = DataOptions(IMAGES, 1, record.batch_size, record.column)
-    where = str(tensors.folder) if isinstance(tensors, Checkpoint) else tensors.location
-    found = list(batches(record.data, fit.config, where, options))
+    limit = IMAGES if fit.config.architecture.modality == "image" else TOKENS
+    found = list(batches_again(fit.scores.record, fit.config, tensors, limit=limit))
     target = understand(plan.target_config)
     made = build_model(plan.model_class, plan.target_config, target_tensors(plan, tensors), torch.float32)
     with tempfile.TemporaryDirectory() as scratch:

@@ -37,6 +37,7 @@ HOW = {
     "--select",
     "--readers",
     "--layers",
+    "--search-tokens",
     "--noise-db",
     "--seed",
     "--dtype",

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 _STAGES = {
     "calibrate": "calibrate",
     "leave one out": "leave one out",
+    "search": "search for layers",
     "fit": "fit layer by layer",
     "proof": "miniature proof",
     "write": "write",
@@ -190,6 +191,7 @@ def show_inspection(found: Inspection, *, as_json: bool) -> None:
 _COUNTED: dict[str, Callable[[int, int, float], str]] = {
     "write": lambda done, total, _: f"{size_of(done)} of {size_of(total)}",
     "calibrate": lambda done, total, seconds: f"{done:,} of {total:,}, {done / max(seconds, 1e-9):,.0f}/s",
+    "search": lambda done, total, seconds: f"{done:,} of {total:,} tokens, {done / max(seconds, 1e-9):,.0f}/s",
     "fit": lambda done, total, _: f"layer {done} of {total}",
     "leave one out": lambda done, total, _: f"layer {done} of {total}",
 }
