@@ -95,9 +95,12 @@ class Ledger:
 def _read(place: Path) -> dict[tuple[Candidate, int], float]:
     """Return the measurements of a killed search; what is no whole line is left out."""
     found: dict[tuple[Candidate, int], float] = {}
-    if not place.is_file():
+    try:
+        text = place.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        # Nothing was kept, or it cannot be reached; writing there will say so.
         return found
-    for line in place.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in text.splitlines():
         with contextlib.suppress(ValueError, TypeError):
             layers, batch, value = json.loads(line)
             found[tuple(layers), batch] = float(value)
