@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anysize.errors import SizeError
-from anysize.layers import CUT, PATTERNS, SCORED, layer_plan
+from anysize.layers import CUT, EVOLUTIONARY, PATTERNS, SCORED, layer_plan
 
 DROPS = (*CUT, *SCORED)
 
@@ -39,7 +39,9 @@ def test_patterns_are_those_of_the_papers() -> None:
         (
             2,
             "identity",
-            "num_hidden_layers 3 -> 2: 'identity' adds layers; to drop some: " + ", ".join(DROPS) + ", or a list",
+            "num_hidden_layers 3 -> 2: 'identity' adds layers; to drop some: "
+            + ", ".join((*DROPS, EVOLUTIONARY))
+            + ", or a list",
         ),
         (
             4,
@@ -50,6 +52,11 @@ def test_patterns_are_those_of_the_papers() -> None:
             2,
             "angular",
             "num_hidden_layers 3 -> 2: 'angular' needs the layers' scores: pass --calibration, or choose middle",
+        ),
+        (
+            2,
+            "evolutionary",
+            "num_hidden_layers 3 -> 2: 'evolutionary' runs the source on data: pass --calibration, or choose middle",
         ),
         (3, "0,1", "layers '0,1' lists 2 layers, but num_hidden_layers is 3"),
         (3, "0-3", "layers '0-3': '0-3' does not lie in 0-2"),

@@ -51,6 +51,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one seed, fewer arms, steps and rates")
     parser.add_argument("--steps", type=int, default=None, help="training steps of every arm (default 800)")
     parser.add_argument("--arms", nargs="*", choices=list(ARMS), help="only these (random and subcloning always)")
+    parser.add_argument("--suites", nargs="*", choices=list(SUITES), default=list(SUITES))
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes, one thread each")
     asked = parser.parse_args()
     quick: bool = asked.quick
@@ -63,7 +64,7 @@ def main() -> None:
     home, made = source(settings)
     calibration_s = scores_of(settings)[1]
     tables: dict[str, Any] = {}
-    for suite in ("half width",) if quick else SUITES:
+    for suite in ("half width",) if quick else asked.suites:
         arms = [name for name in _arms_of(suite, quick=quick) if not asked.arms or name in (*asked.arms, *GOALS)]
 
         def job(arm: str, rate: float, seed: int, suite: str = suite) -> Job:

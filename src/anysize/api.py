@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 VerifyMode = Literal["auto", "full", "off"]
 DtypeName = Literal["keep", "float32", "bfloat16", "float16"]
 Progress = Callable[[str, int, int], None]
-"""Called as progress(stage, done, total); stages are "tokens" (read so far), "calibrate" (in tokens), "proof", "write"
-(in bytes), "verify"."""
+"""Called as progress(stage, done, total); stages are "tokens" (read so far), "calibrate" and "search" (in tokens),
+"leave one out", "fit" (in layers), "proof", "write" (in bytes), "verify"."""
 
 
 def _silent(stage: str, done: int, total: int) -> None:
@@ -106,6 +106,7 @@ def plan(
     select: str = "auto",
     readers: str = "auto",
     layers: str = "auto",
+    search_tokens: int = 2_000_000,
     noise_db: float = 10.0,
     seed: int = 0,
     dtype: DtypeName = "keep",
@@ -116,16 +117,17 @@ def plan(
 
     Sizes that are not given stay as they are; `scale` (width), `num_params` and `like` (another model's config) choose
     them. What is kept when a size is below the source's is told by `preset`, `select`, `readers` and `layers`, and for
-    most of them by `calibration`: scores, a scores file, or data to calibrate on. `keep_tokens` cuts the vocabulary:
-    ids or token strings, a .json or .tokens file that lists them, or text, whose tokens (with `vocab_size`, so many of
-    the most frequent) are kept; `Plan.kept_tokens.index[new id]` is a token's old id. Raises SizeError, InputError,
-    ArchitectureError or CheckpointError, each with one sentence that names what is wrong and the nearest legal sizes.
+    most of them by `calibration`: scores, a scores file, or data to calibrate on. `search_tokens` is what the layers
+    "evolutionary" may run on, sets of layers times tokens (an image has as many as patches). `keep_tokens` cuts the
+    vocabulary: ids or token strings, a .json or .tokens file that lists them, or text, whose tokens (with `vocab_size`,
+    so many of the most frequent) are kept; `Plan.kept_tokens.index[new id]` is a token's old id. Raises SizeError,
+    InputError, ArchitectureError or CheckpointError, each with one sentence: what is wrong, the nearest legal sizes.
     """
     tensors = open_source(source)
     config = understand(tensors.config)
     options = _options(
-        preset=preset, select=select, readers=readers, seed=seed, layers=layers, noise_db=noise_db, dtype=dtype,
-        untie=untie,
+        preset=preset, select=select, readers=readers, seed=seed, layers=layers, search_tokens=search_tokens,
+        noise_db=noise_db, dtype=dtype, untie=untie,
     )  # fmt: skip
     sizes = {
         "hidden_size": hidden_size,
@@ -430,6 +432,7 @@ def resize(
     select: str = "auto",
     readers: str = "auto",
     layers: str = "auto",
+    search_tokens: int = 2_000_000,
     noise_db: float = 10.0,
     seed: int = 0,
     dtype: DtypeName = "keep",
@@ -463,6 +466,7 @@ def resize(
         select=select,
         readers=readers,
         layers=layers,
+        search_tokens=search_tokens,
         noise_db=noise_db,
         seed=seed,
         dtype=dtype,

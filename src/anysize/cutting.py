@@ -11,7 +11,7 @@ from anysize.arch.schema import is_per_expert
 from anysize.axis import AxesAt, AxisMap
 from anysize.config import SourceConfig
 from anysize.errors import SizeError
-from anysize.layers import LayerStep
+from anysize.layers import EVOLUTIONARY, LayerStep
 from anysize.presets import PRESETS
 from anysize.recipe import Options
 from anysize.shrink import (
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from anysize.select import Selector
 
 
-def require_used(options: Options, *, grows: bool, shrinks: bool, tokens: bool = False) -> None:
+def require_used(options: Options, *, grows: bool, shrinks: bool, drops_layers: bool, tokens: bool = False) -> None:
     """Refuse options that would change nothing: the user meant something else."""
     if options.preset != "auto" and tokens and not grows and not shrinks:
         raise SizeError(f"preset '{options.preset}': only tokens are cut, and keep_tokens alone says which")
@@ -40,6 +40,13 @@ def require_used(options: Options, *, grows: bool, shrinks: bool, tokens: bool =
     for name, value in (("select", options.select), ("readers", options.readers)):
         if value != "auto" and not shrinks:
             raise SizeError(f"{name} '{value}': no width is below the source's, so nothing is selected")
+    if options.layers == EVOLUTIONARY and not drops_layers:
+        raise SizeError(f"layers '{EVOLUTIONARY}': num_hidden_layers is not below the source's, so none is dropped")
+    if options.search_tokens != Options().search_tokens and options.layers != EVOLUTIONARY:
+        raise SizeError(
+            f"search_tokens={options.search_tokens}: the layers '{options.layers}' are not searched for, "
+            f"'{EVOLUTIONARY}' ones are"
+        )
 
 
 def _inside_experts(config: SourceConfig, axis: str) -> bool:

@@ -19,7 +19,9 @@ SCORED = {
     "angular": "angular",
     "leave-one-out": "leave-one-out",
 }
-PATTERNS = (*GROWN, *CUT, *SCORED)
+# Which layers go is searched for by running the source: see calibration.evolution.
+EVOLUTIONARY = "evolutionary"
+PATTERNS = (*GROWN, *CUT, *SCORED, EVOLUTIONARY)
 _SPAN = re.compile(r"(\d+)(?:-(\d+))?")
 
 
@@ -78,7 +80,8 @@ def layer_plan(
     To add: "identity" interposes copies whose branches are zero (l1 l1° l2 l2°, exact), "interpose" repeats each layer
     (l1 l1 l2 l2), "stack" repeats the whole stack (l1..ln l1..ln). To drop: "middle" (2312.09299), "first"
     (2311.18823), "uniform", or by `scores` (kind -> one score a layer): "block-influence", "relative-magnitude",
-    "angular", "leave-one-out". Or an explicit list "0-3,2-5". Raises SizeError.
+    "angular", "leave-one-out". Or an explicit list "0-3,2-5", which is also what "evolutionary" ends in. Raises
+    SizeError.
     Source: methods LLaMA-Pro (2401.02415), interposition (2510.08008), G_stack (2405.15319).
     """
     if pattern not in PATTERNS:
@@ -91,9 +94,12 @@ def layer_plan(
     change = f"num_hidden_layers {source_size} -> {target_size}"
     if target_size < source_size:
         if pattern in GROWN:
-            raise SizeError(f"{change}: '{pattern}' adds layers; to drop some: {', '.join((*CUT, *SCORED))}, or a list")
+            drops = ", ".join((*CUT, *SCORED, EVOLUTIONARY))
+            raise SizeError(f"{change}: '{pattern}' adds layers; to drop some: {drops}, or a list")
         if pattern in CUT:
             kept = _cut(source_size, target_size, pattern)
+        elif pattern == EVOLUTIONARY:
+            raise SizeError(f"{change}: '{pattern}' runs the source on data: pass --calibration, or choose middle")
         elif scores is None or SCORED[pattern] not in scores:
             extra = " (with --leave-one-out)" if pattern == "leave-one-out" else ""
             raise SizeError(

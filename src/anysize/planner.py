@@ -25,7 +25,7 @@ from anysize.dense import DenseMaps, Fitted
 from anysize.dims import compose
 from anysize.errors import ArchitectureError, SizeError
 from anysize.io.reader import TensorSource
-from anysize.layers import LayerStep, layer_plan
+from anysize.layers import EVOLUTIONARY, LayerStep, layer_plan
 from anysize.notation import Dim
 from anysize.presets import Preset, axis_maps, has_layer_norm, has_norm_after_sum, preset_named
 from anysize.proof.coverage import account, check_source
@@ -40,6 +40,7 @@ from anysize.tensors import Expected, expected_tensors, made_from, shape_of
 from anysize.vocabulary.ids import target_ids
 
 if TYPE_CHECKING:
+    from anysize.calibration.evolution import Found
     from anysize.calibration.scores import Scores
     from anysize.fit import Fit
     from anysize.vocabulary.keep import KeptTokens
@@ -231,20 +232,37 @@ class _Planner:
         )
 
 
+def _require_free_depth(config: SourceConfig, wanted: int) -> None:
+    for condition, reason in config.architecture.depth_locked.items():
+        if config.holds(condition):
+            raise SizeError(f"num_hidden_layers {config.sizes['layer']} -> {wanted}: {reason}")
+
+
 def _depth(
-    config: SourceConfig, target: Target, options: Options, shrink: ShrinkPreset | None, scores: Scores | None
+    config: SourceConfig,
+    target: Target,
+    options: Options,
+    shrink: ShrinkPreset | None,
+    scores: Scores | None,
+    search: Callable[[Scores], Found],
+    notes: list[str],
 ) -> tuple[tuple[LayerStep, ...], list[str]]:
+    """Return the layer plan and why it is not exact; what a search found goes into the notes."""
     source, wanted = config.sizes["layer"], target.sizes["layer"]
     pattern = options.layers
     if pattern == "auto":
         pattern = shrink.layers if shrink is not None and wanted < source else "identity"
     kinds = None if scores is None else {kind: values.tolist() for kind, values in scores.blocks.items()}
-    steps = layer_plan(source, wanted, pattern, kinds)
+    chosen = pattern
+    if pattern == EVOLUTIONARY and scores is not None:
+        _require_free_depth(config, wanted)
+        found = search(scores)
+        chosen = found.listed
+        notes.append(found.note)
+    steps = layer_plan(source, wanted, chosen, kinds)
     if [s.source for s in steps] == list(range(source)):
         return steps, []
-    for condition, reason in config.architecture.depth_locked.items():
-        if config.holds(condition):
-            raise SizeError(f"num_hidden_layers {source} -> {wanted}: {reason}")
+    _require_free_depth(config, wanted)
     silent = [s for s in steps if s.silent]
     if silent and has_norm_after_sum(config):
         raise SizeError(
@@ -412,7 +430,7 @@ def make_plan(
     # Tokens are cut by name; everything else by what the source does.
     cut = [a for a, size in target.sizes.items() if a != "vocab" and size < config.sizes[a]]
     grows = any(size > config.sizes[a] for a, size in target.sizes.items())
-    require_used(options, grows=grows, shrinks=bool(cut), tokens=tokens is not None)
+    require_used(options, grows=grows, shrinks=bool(cut), drops_layers="layer" in cut, tokens=tokens is not None)
     if scores_from is not None and not cut:
         but = "" if tokens is None else " but that of the vocabulary"
         raise SizeError(f"calibration chooses what is kept, and no size asked for is below the source's{but}")
@@ -422,7 +440,13 @@ def make_plan(
     scores = None if scores_from is None else scores_from()
     if scores is not None:
         scores.require_model(tensors)
-    steps, inexact = _depth(config, target, options, shrink, scores)
+
+    def search(found: Scores) -> Found:
+        from anysize.calibration.evolution import searched  # noqa: PLC0415 - it runs the source
+
+        return searched(tensors, target.sizes["layer"], found, options, progress)
+
+    steps, inexact = _depth(config, target, options, shrink, scores, search, notes)
     fit: Fit | None = None
     if shrink is not None and cut != ["layer"]:
         shrink, why = possible_directions(config, shrink, cut_hidden="hidden" in cut)

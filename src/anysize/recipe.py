@@ -66,7 +66,8 @@ class Options(BaseModel):
     """What a user may ask for beside sizes; every one changes the plan or raises.
 
     preset: a growth or a shrink preset or "auto"; the other direction takes its own default. select: which score
-    chooses what is kept. readers: how readers make up for what was cut. layers: see `layers.layer_plan`. noise_db:
+    chooses what is kept. readers: how readers make up for what was cut. layers: see `layers.layer_plan`.
+    search_tokens: how many tokens the layers "evolutionary" may run on, sets of layers times tokens. noise_db:
     signal-to-noise ratio of the noisy presets. dtype: "keep" or the storage type of the target. untie: give a tied
     head a matrix of its own.
     """
@@ -78,9 +79,14 @@ class Options(BaseModel):
     readers: Readers = "auto"
     seed: int = Field(default=0, ge=0, lt=2**63)
     layers: str = "auto"
+    search_tokens: int = Field(default=2_000_000, ge=1)
     noise_db: float = Field(default=10.0, ge=-100, le=300)
     dtype: Literal["keep", "float32", "bfloat16", "float16"] = "keep"
     untie: bool = False
+
+    def with_layers(self, layers: str) -> Options:
+        """Return the same with another layer plan, which no search comes before."""
+        return self.model_copy(update={"layers": layers, "search_tokens": Options().search_tokens})
 
 
 class Source(BaseModel):

@@ -8,7 +8,7 @@ takes out the error made so far, and the last kept layer before a gap takes over
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ import torch
 
 from anysize.axis import AxesAt, AxisMap
 from anysize.calibration.calibrate import CalibrationOptions, loaded_source
-from anysize.calibration.data import Batch, DataOptions, batches, token_batches, tokenizer_of
+from anysize.calibration.data import Batch, DataOptions, batches_again, token_batches, tokenizer_of
 from anysize.calibration.run import device_of
 from anysize.calibration.sites import layer_paths
 from anysize.config import SourceConfig, understand
@@ -339,26 +339,27 @@ def in_source_ids(batch: Batch, axes: Mapping[str, AxisMap]) -> Batch:
     return {**batch, "input_ids": torch.from_numpy(axes["vocab"].index)[batch["input_ids"]]}
 
 
+def _batches(plan: Plan, tensors: TensorSource, fit: Fit) -> Iterator[Batch]:
+    """Yield what both models read; where tokens are cut, text as the target's own tokenizer spells it."""
+    record, sizes = fit.scores.record, fit.config.sizes
+    widest = max(sizes["hidden"], sizes["ffn"], sizes["kv"] * sizes["group"] * sizes["head"])
+    images = fit.config.architecture.modality == "image"
+    limit = IMAGES if images else max(TOKENS, TOKENS_A_COORDINATE * widest)
+    if plan.kept_tokens is None:
+        return batches_again(record, fit.config, tensors, limit=limit)
+    where = str(tensors.folder) if isinstance(tensors, Checkpoint) else tensors.location
+    spoken = cut_tokenizer(tokenizer_of(where), plan.kept_tokens)
+    options = DataOptions(limit, record.sequence_length, record.batch_size, record.column)
+    return token_batches(record.data, spoken, plan.kept_tokens.target_size, options)
+
+
 def refit(plan: Plan, tensors: TensorSource, fit: Fit, progress: Progress) -> Fitted:
     """Return the fit of a plan, refitted layer by layer on the data that its scores were made of.
 
     Both models are held in memory in single precision, with the activations of the batches.
     """
-    record = fit.scores.record
-    sizes = fit.config.sizes
-    widest = max(sizes["hidden"], sizes["ffn"], sizes["kv"] * sizes["group"] * sizes["head"])
-    tokens = max(TOKENS, TOKENS_A_COORDINATE * widest)
-    options = DataOptions(tokens, record.sequence_length or 1, record.batch_size, record.column)
-    if fit.config.architecture.modality == "image":
-        options = DataOptions(IMAGES, 1, record.batch_size, record.column)
-    where = str(tensors.folder) if isinstance(tensors, Checkpoint) else tensors.location
     target = understand(plan.target_config)
-    if plan.kept_tokens is None:
-        found = list(batches(record.data, fit.config, where, options))
-    else:
-        # What the target will read: text as its own tokenizer spells it, with the tokens that are left.
-        spoken = cut_tokenizer(tokenizer_of(where), plan.kept_tokens)
-        found = list(token_batches(record.data, spoken, plan.kept_tokens.target_size, options))
+    found = list(_batches(plan, tensors, fit))
     made = build_model(plan.model_class, plan.target_config, target_tensors(plan, tensors), torch.float32)
     with tempfile.TemporaryDirectory() as scratch:
         source = loaded_source(tensors, CalibrationOptions(device="cpu"), scratch)

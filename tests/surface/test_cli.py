@@ -38,6 +38,7 @@ HOW = {
     "--select",
     "--readers",
     "--layers",
+    "--search-tokens",
     "--noise-db",
     "--seed",
     "--dtype",

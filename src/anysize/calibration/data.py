@@ -19,9 +19,12 @@ import torch
 
 from anysize.config import SourceConfig
 from anysize.errors import InputError, joined
+from anysize.io.reader import Checkpoint, TensorSource
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from anysize.calibration.scores import Record
 
 Batch = dict[str, torch.Tensor]
 _TEXT = {".txt": "text", ".md": "text", ".py": "text", ".parquet": "parquet", ".jsonl": "json", ".json": "json"}
@@ -260,6 +263,13 @@ def batches(data: str, config: SourceConfig, source: str, options: DataOptions) 
     if config.architecture.modality == "image":
         return image_batches(data, config.full["image_size"], config.full["num_channels"], options)
     return token_batches(data, tokenizer_of(source), config.sizes["vocab"], options)
+
+
+def batches_again(record: Record, config: SourceConfig, tensors: TensorSource, *, limit: int) -> Iterator[Batch]:
+    """Yield the batches that scores were made of, up to `limit` tokens (images for an image model)."""
+    options = DataOptions(limit, record.sequence_length or 1, record.batch_size, record.column)
+    where = str(tensors.folder) if isinstance(tensors, Checkpoint) else tensors.location
+    return batches(record.data, config, where, options)
 
 
 def tokenizer_of(source: str) -> PreTrainedTokenizerBase:

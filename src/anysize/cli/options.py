@@ -91,8 +91,12 @@ Layers = Annotated[
     str,
     typer.Option(
         help="How to add layers: identity (exact), interpose (l1 l1 l2 l2), stack (l1..ln l1..ln). How to drop them: "
-        "middle, first, uniform, block-influence, relative-magnitude, angular, leave-one-out. Or a list 0-3,2-5."
+        "middle, first, uniform, block-influence, relative-magnitude, angular, leave-one-out, evolutionary (a search "
+        "on the data of --calibration). Or a list 0-3,2-5."
     ),
+]
+SearchTokens = Annotated[
+    int, typer.Option(min=1, help="How many tokens --layers evolutionary may run on: sets of layers times tokens.")
 ]
 Calibration = Annotated[
     str | None,

@@ -35,6 +35,7 @@ _STAGES = {
     "tokens": "count tokens",
     "calibrate": "calibrate",
     "leave one out": "leave one out",
+    "search": "search for layers",
     "fit": "fit layer by layer",
     "proof": "miniature proof",
     "write": "write",
@@ -193,6 +194,7 @@ _COUNTED: dict[str, Callable[[int, int, float], str]] = {
     "write": lambda done, total, _: f"{size_of(done)} of {size_of(total)}",
     "tokens": lambda done, _total, _seconds: f"{done:,} so far",
     "calibrate": lambda done, total, seconds: f"{done:,} of {total:,}, {done / max(seconds, 1e-9):,.0f}/s",
+    "search": lambda done, total, seconds: f"{done:,} of {total:,} tokens, {done / max(seconds, 1e-9):,.0f}/s",
     "fit": lambda done, total, _: f"layer {done} of {total}",
     "leave one out": lambda done, total, _: f"layer {done} of {total}",
 }

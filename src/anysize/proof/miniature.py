@@ -27,7 +27,7 @@ from anysize.presets import preset_named
 from anysize.proof.cuts import check_cuts, check_tokens, check_turn, kept_sizes
 from anysize.proof.precision import DoubleThroughout
 from anysize.proof.verdict import Check, Verification
-from anysize.recipe import Options, Plan
+from anysize.recipe import Plan
 
 TOLERANCE = 1e-9
 _PERMUTED = ("hidden", "ffn", "kv", "group", "expert")
@@ -224,8 +224,8 @@ def prove_on_miniature(plan: Plan) -> Verification:
     )
     source = _miniature_source(config, small.source, plan.seed)
     growth = preset_named(plan.options.preset).name
-    plain = {"preset": growth, "select": "auto", "readers": "auto", "layers": "identity", "dtype": "keep"}
-    options: Options = plan.options.model_copy(update=plain)
+    plain = {"preset": growth, "select": "auto", "readers": "auto", "dtype": "keep"}
+    options = plan.options.with_layers("identity").model_copy(update=plain)
     inputs = _inputs(understand(source.config))
     wanted = _logits(plan.model_class, source.config, dict(source_tensors(source)), inputs)
 

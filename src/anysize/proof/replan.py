@@ -58,7 +58,7 @@ def differences(plan: Plan, tensors: TensorSource) -> list[str]:
     options = plan.options
     if target.sizes["layer"] < config.sizes["layer"]:
         # Which layers stay may have been chosen by scores, which a plan does not hold.
-        options = options.model_copy(update={"layers": ",".join(str(step.source) for step in plan.layers)})
+        options = options.with_layers(",".join(str(step.source) for step in plan.layers))
     cut = any(axis not in ("layer", "vocab") and target.sizes[axis] < size for axis, size in config.sizes.items())
     if not cut:
         # Where only tokens are cut, a preset has nothing to do.
