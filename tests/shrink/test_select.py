@@ -89,7 +89,7 @@ def test_weight_selection_takes_a_uniform_stride_and_the_first_layers(llama: Pat
 
 
 def test_every_score_keeps_something_else(llama: Path, scores: Scores) -> None:
-    rules = ("activation", "rms", "minitron", "weight", "random", "first", "stride")
+    rules = ("activation", "rms", "minitron", "weight", "random", "first", "stride", "refit")
     found = {rule: made(llama, select=rule, readers="none", calibration=scores, **HALF) for rule in rules}
     embeddings = [tensors["model.embed_tokens.weight"] for tensors in found.values()]
     same = [a.equal(b) for i, a in enumerate(embeddings) for b in embeddings[:i]]
