@@ -118,7 +118,7 @@ class Fit:
             weight = weight if expected.arrow.reads_first else weight.T
             rows = weight.reshape(size, -1)
             found[module] = found.get(module, torch.zeros(size, size, dtype=torch.float64)) + rows @ rows.T
-        if self.config.tied:
+        if self.config.tied and final not in found:
             embedding = self._tied_head()
             found[final] = embedding.T @ embedding
         for module in found:

@@ -42,7 +42,7 @@ with writer.CheckpointWriter(Path(sys.argv[2]), plan.recipes, "driver", 30_000_0
 @pytest.fixture(scope="module")
 def large(new_llama: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A source of some tens of megabytes: its conversion takes long enough to be killed in the middle."""
-    sizes = {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 6, "vocab_size": 499}
+    sizes = {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 12, "vocab_size": 499}
     return new_llama(tmp_path_factory.mktemp("large") / "source", **sizes)
 
 
@@ -83,7 +83,7 @@ def test_a_killed_run_is_resumed_to_the_same_bytes(
 def test_a_whole_command_that_is_interrupted_exits_130_and_goes_on(
     new_llama: Callable[..., Path], tmp_path: Path
 ) -> None:
-    sizes = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 6, "vocab_size": 499}
+    sizes = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 12, "vocab_size": 499}
     source = new_llama(tmp_path / "source", head_dim=96, **sizes)
     command = [str(Path(sys.executable).with_name("anysize")), "resize", str(source), str(tmp_path / "out")]
     command += ["--hidden-size", "768", "--intermediate-size", "3072", "--preset", "split", "--verify", "off"]
