@@ -146,8 +146,8 @@ def shrink_section() -> str:
             [
                 row["arm"], f"{row['rate']:g}", str(row["steps"]), f"{row['loss_before']:.3f}",
                 f"{row['loss_after']:.3f}", ", ".join(f"{loss:.3f}" for loss in row["loss_after_of_seeds"]),
-                *(_share(row["steps_share"].get(goal)) for goal in ("random", "subcloning")),
-                _share(row["seconds_share"].get("random")),
+                *("1" if row["arm"] == goal else _share(row["steps_share"].get(goal)) for goal in ("random", "subcloning")),
+                "1" if row["arm"] == "random" else _share(row["seconds_share"].get("random")),
             ]
             for row in table["summary"]
         ]  # fmt: skip
