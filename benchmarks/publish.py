@@ -108,6 +108,10 @@ def _share(value: float | None) -> str:
     return "not reached" if value is None else f"{value:.3f}"
 
 
+def _share_of(row: dict[str, Any], kind: str, goal: str) -> str:
+    return "1" if row["arm"] == goal else _share(row[kind].get(goal))
+
+
 def _shrink_rows() -> list[list[str]]:
     found = results("shrink")["results"]
     before, table = found["before"]["half width"], found["tables"]["half width"]
@@ -146,8 +150,8 @@ def shrink_section() -> str:
             [
                 row["arm"], f"{row['rate']:g}", str(row["steps"]), f"{row['loss_before']:.3f}",
                 f"{row['loss_after']:.3f}", ", ".join(f"{loss:.3f}" for loss in row["loss_after_of_seeds"]),
-                *("1" if row["arm"] == goal else _share(row["steps_share"].get(goal)) for goal in ("random", "subcloning")),
-                "1" if row["arm"] == "random" else _share(row["seconds_share"].get("random")),
+                _share_of(row, "steps_share", "random"), _share_of(row, "steps_share", "subcloning"),
+                _share_of(row, "seconds_share", "random"),
             ]
             for row in table["summary"]
         ]  # fmt: skip
