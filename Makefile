@@ -26,7 +26,9 @@ bench: $(STAMP)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.conversion.run
 
 bench-shrink: $(STAMP)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.calibration.run
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.shrink.run
+	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.shrink.vision
 
 # The constraints pin every package; torch comes first, so that no other package pulls in another build of it.
 $(STAMP): pyproject.toml constraints.txt

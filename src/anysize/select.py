@@ -106,7 +106,7 @@ class Selector:
         shape = [self.sizes[f.axis] for f in block.factors]
         place = [f.axis for f in block.factors].index(axis)
         channels = torch.arange(prod(shape)).reshape(shape).movedim(place, 0).reshape(self.sizes[axis], -1)
-        expected = expected_tensors(self.config)[f"{site.module}.weight"]
+        expected = next(e for e in self._expected[layer] if e.name == f"{site.module}.weight")
         weight = self.tensors.read(self.names[expected.name]).double()
         weight = weight.T if expected.arrow.reads_first else weight
         kept = kept_blocks(weight, moments, channels, target_size)

@@ -15,15 +15,13 @@ from anysize.tensors import expected_tensors
 
 @dataclass(frozen=True)
 class ShrinkPreset:
-    """One way to shrink. select, readers: see `recipe.Options`; layers: how depth is cut; gains: whether norm gains are
-    refitted to the RMS of what is kept (never in the published presets, which leave norms alone)."""
+    """One way to shrink. select, readers: see `recipe.Options`; layers: how depth is cut."""
 
     name: str
     summary: str
     select: str
     readers: str
     layers: str
-    gains: bool = False
 
 
 SHRINK_PRESETS = {
@@ -42,7 +40,6 @@ SHRINK_PRESETS = {
             "principal",
             "sequential",
             "block-influence",
-            gains=True,
         ),
     )
 }
@@ -58,7 +55,7 @@ def shrink_preset(options: Options, *, has_scores: bool) -> ShrinkPreset:
     if options.select != "auto":
         preset = replace(preset, select=options.select)
     if options.readers != "auto":
-        preset = replace(preset, readers=options.readers, gains=options.readers in FITTED or preset.gains)
+        preset = replace(preset, readers=options.readers)
     if preset.readers in FITTED and not has_scores:
         raise SizeError(
             f"readers '{preset.readers}' are fitted to activations: pass --calibration with data or a scores file"
