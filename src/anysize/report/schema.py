@@ -1,0 +1,190 @@
+"""Results: what a comparison found, as data. The report, the cards and the published tables are made of this alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from anysize.errors import InputError
+
+FORMAT = 1
+Status = Literal["finished", "stopped", "diverged"]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Metric(_Record):
+    """What is measured on held-out data: lower is better.
+
+    name: "loss" or "error rate". unit: "nats/token", "nats/image" or "share of images". bits_per_byte: what a loss is
+    multiplied by to be bits/byte of the test text; None for images.
+    """
+
+    name: str
+    unit: str
+    bits_per_byte: float | None = None
+
+
+class Kept(_Record):
+    """Which coordinates of one axis a target kept: a row for every layer (or one for all), each a list of indices."""
+
+    axis: str
+    source_size: int
+    rows: dict[str, tuple[int, ...]]
+
+
+class PlanRecord(_Record):
+    """A plan as a reader wants to see it.
+
+    tensors: rows of (tensor, reads -> writes, source shape, target shape, how, count). layers: for every layer of the
+    target the source layer that it comes from. directions: where `hidden` was turned to directions, how much of each
+    source coordinate (column) every group of kept directions (row) draws on, at most 64 x 64, rows adding up to 1.
+    """
+
+    tensors: tuple[tuple[str, str, str, str, str, int], ...]
+    exact: bool
+    notes: tuple[str, ...] = ()
+    layers: tuple[int, ...] = ()
+    num_source_layers: int = 0
+    kept: tuple[Kept, ...] = ()
+    directions: tuple[tuple[float, ...], ...] = ()
+
+
+class Arm(_Record):
+    """One line of the comparison: what it starts from, how it is trained, what it costs before and beside training.
+
+    start: a sentence. command: what makes the same start by hand; empty where nothing is made. flops_a_token: of
+    training (forward and backward) the arm alone; teacher_flops_a_token: of the teacher's forward pass, 0 without one.
+    """
+
+    name: str
+    start: str
+    command: str
+    num_parameters: int
+    sizes: dict[str, int]
+    settings: dict[str, Any]
+    calibration_s: float = 0.0
+    conversion_s: float = 0.0
+    flops_a_token: float = 0.0
+    teacher_flops_a_token: float = 0.0
+    plan: PlanRecord | None = None
+
+
+class Run(_Record):
+    """One training run: what was measured after so many steps (`at`), on validation and on test data.
+
+    status: "stopped" where the search of the rate gave it up, "diverged" where a loss was not finite; both end early.
+    train_s, teacher_s (its share of it): seconds of training alone, of the processor on a CPU, of the clock on a GPU.
+    """
+
+    arm: str
+    seed: int
+    learning_rate: float
+    status: Status
+    steps: int
+    at: tuple[int, ...]
+    validation: tuple[float, ...]
+    test: tuple[float, ...]
+    train_s: float
+    teacher_s: float = 0.0
+
+
+class Reached(_Record):
+    """What an arm needs to come to the final loss of another, absolute and as a share of that other's whole run.
+
+    seconds and FLOPs include calibration, conversion and teacher; the `_with_source` shares also the training of the
+    source, where its cost is known.
+    """
+
+    steps: float
+    tokens: float
+    flops: float
+    seconds: float
+    steps_share: float
+    flops_share: float
+    seconds_share: float
+    flops_share_with_source: float | None = None
+    seconds_share_with_source: float | None = None
+
+
+class Row(_Record):
+    """The summary of one arm at its best rate: medians over seeds.
+
+    reached: by the name of a goal arm; None where not every seed came there. rise: the most that the loss on test data
+    stood above where it started, in any seed.
+    """
+
+    arm: str
+    learning_rate: float
+    num_seeds: int
+    num_diverged: int
+    before: float
+    after: float
+    after_of_seeds: tuple[float, ...]
+    rise: float
+    train_s: float
+    reached: dict[str, Reached | None]
+
+
+class SourceRecord(_Record):
+    """The model that arms are made from. The cost of its own training is there where the config tells it."""
+
+    location: str
+    num_parameters: int
+    sizes: dict[str, int]
+    test: float
+    train_s: float | None = None
+    train_flops: float | None = None
+    train_tokens: float | None = None
+
+
+class Results(_Record):
+    """Everything that a comparison found. `complete` is False while runs are missing."""
+
+    format: Literal[1] = FORMAT
+    title: str
+    complete: bool
+    modality: Literal["text", "image"]
+    metric: Metric
+    date: str
+    machine: dict[str, Any]
+    versions: dict[str, str]
+    command: str
+    config: str
+    source: SourceRecord | None
+    steps: int
+    tokens_a_step: int
+    learning_rates: tuple[float, ...]
+    seeds: tuple[int, ...]
+    goals: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    arms: tuple[Arm, ...]
+    runs: tuple[Run, ...]
+    rows: tuple[Row, ...]
+
+    def arm(self, name: str) -> Arm:
+        """Return the arm of a name."""
+        return next(arm for arm in self.arms if arm.name == name)
+
+    def save(self, path: Path) -> None:
+        """Write the results as JSON, whole or not at all."""
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_text(json.dumps(self.model_dump(mode="json"), indent=1) + "\n", encoding="utf-8")
+        partial.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> Results:
+        """Read results from a file, or from the `results.json` of a folder; raise InputError where there are none."""
+        place = path / "results.json" if path.is_dir() else path
+        try:
+            return cls.model_validate_json(place.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"cannot read the results '{place}': {error}") from error
+        except ValidationError as error:
+            fields = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'it'}: {e['msg']}" for e in error.errors()[:3])
+            raise InputError(f"'{place}' holds no results of a comparison: {fields}") from error
