@@ -58,8 +58,8 @@ class Comparison:
         self.source = understand(self.tensors.config)
         self._check_vocabularies()
         self.target = self._target()
-        self.place = claimed(config, self.tensors.identity)
         self.data = self._data()
+        self.place = claimed(config, self.tensors.identity)
         write_json(self.place.target, {**self.target.raw, "architectures": [self.target.model_class]})
         self.calibration_s = {source: self._calibrate(source) for source in self._sources_to_calibrate()}
 

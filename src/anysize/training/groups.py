@@ -26,7 +26,8 @@ def _role(expected: Expected) -> str:
         return "norm"
     reads, writes = ({str(f) for dim in dims for block in dim.blocks for f in block.factors}
                      for dims in (expected.arrow.reads, expected.arrow.writes))  # fmt: skip
-    if {"query(head)", "key(head)"} & writes:
+    # GPT-NeoX has queries, keys and values as three parts of each head.
+    if {"query(head)", "key(head)"} & writes or {"3", "head"} <= writes:
         return "query-key"
     if "ffn" in reads | writes:
         return "feed-forward"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from anysize.config import understand
-from anysize.errors import InputError, OutputError
+from anysize.errors import AnysizeError, InputError, OutputError
 from anysize.io.hub import open_checkpoint
 from anysize.io.models import quiet_transformers
 from anysize.io.provenance import companions
@@ -19,7 +20,7 @@ from anysize.training.arguments import DEFAULTS, fixed_arguments, training_argum
 from anysize.training.card import training_card
 from anysize.training.config import TrainConfig
 from anysize.training.data import Datasets, datasets_of
-from anysize.training.loop import Outcome, make_teacher, run
+from anysize.training.loop import Outcome, last_checkpoint, make_teacher, run
 from anysize.training.start import (
     Start,
     at_random,
@@ -53,11 +54,13 @@ class _Folder:
 
     def __init__(self, config: TrainConfig) -> None:
         self.path = Path(config.output).expanduser()
+        self._is_new = False
         self._config = json.loads(config.model_dump_json(exclude={"output"}))
 
     def claim(self) -> dict[str, Any] | None:
         """Take the folder, or return the record of the same run where it is finished; refuse any other folder."""
         record = self.path / _RECORD
+        self._is_new = not record.is_file()
         if self.path.exists() and not self.path.is_dir():
             raise OutputError(f"the output '{self.path}' exists and is not a folder")
         if record.is_file():
@@ -73,6 +76,11 @@ class _Folder:
             raise OutputError(f"the output folder '{self.path}' is not empty and holds no run: choose another one")
         self.write(finished=False, found={})
         return None
+
+    def withdraw(self) -> None:
+        """Remove what a run that could not begin has made."""
+        if self._is_new and last_checkpoint(self.path) is None:
+            shutil.rmtree(self.path, ignore_errors=True)
 
     def write(self, *, finished: bool, found: Mapping[str, Any]) -> dict[str, Any]:
         """Write the record, whole or not at all."""
@@ -145,13 +153,18 @@ def train(
     if state.is_main_process and (known := folder.claim()) is not None:
         return known
     state.wait_for_everyone()
-    start = _start(config, state, args.seed, progress, command)
-    with state.main_process_first():
-        data = datasets_of(config.data, start.config, start.tokenizer, args.train_batch_size, progress)
-    outcome = run(
-        start, data, args, teacher=_teacher(config, start, data), recipe=config.recipe, flip=config.data.flip,
-        progress=progress, callbacks=callbacks,
-    )  # fmt: skip
+    try:
+        start = _start(config, state, args.seed, progress, command)
+        with state.main_process_first():
+            data = datasets_of(config.data, start.config, start.tokenizer, args.train_batch_size, progress)
+        outcome = run(
+            start, data, args, teacher=_teacher(config, start, data), recipe=config.recipe, flip=config.data.flip,
+            progress=progress, callbacks=callbacks,
+        )  # fmt: skip
+    except AnysizeError:
+        if state.is_main_process:
+            folder.withdraw()
+        raise
     if outcome.status == "diverged":
         raise InputError(
             f"training diverged at step {outcome.step}: a loss was not finite; lower training.learning_rate, or raise "

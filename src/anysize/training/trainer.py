@@ -169,8 +169,9 @@ class AnysizeTrainer(Trainer):
         made: Any = self.optimizer
         if made is not None or not (recipe.learning_rate_factors or recipe.new_parameters):
             return super().create_optimizer(model)
-        if not str(args.optim).endswith(("adamw_torch", "adamw_torch_fused")):
-            raise InputError(f"recipe: rates of their own need AdamW, and training.optim is {args.optim}")
+        optim = str(getattr(args.optim, "value", args.optim))
+        if optim not in ("adamw_torch", "adamw_torch_fused"):
+            raise InputError(f"recipe: rates of their own need AdamW, and training.optim is {optim}")
         trained: Any = self.model if model is None else model
         plain = self.accelerator.unwrap_model(trained)
         role_of = roles(plain, self.source_config)
