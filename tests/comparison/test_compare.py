@@ -86,9 +86,10 @@ def test_a_comparison_tells_everything_and_goes_on_where_it_stopped(
     assert found.complete
     assert Results.load(tmp_path / "out") == found
     assert [row.arm for row in found.rows] == ["random", "subspace"]
-    # Two rates with the first seed, of which one is given up half-way, and the best with the second.
-    assert sorted(r.status for r in found.runs) == ["finished"] * 4 + ["stopped"] * 2
-    assert {r.at[-1] for r in found.runs if r.status == "stopped"} == {4}
+    # A trial of both rates, and the best with both seeds.
+    assert sorted(r.status for r in found.runs) == ["finished"] * 4 + ["trial"] * 4
+    assert {r.at[-1] for r in found.runs if r.status == "trial"} == {2}
+    assert {r.at[-1] for r in found.runs if r.status == "finished"} == {8}
     ours, random = found.arm("subspace"), found.arm("random")
     assert ours.plan is not None
     assert ours.calibration_s > 0

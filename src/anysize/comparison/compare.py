@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from anysize.comparison.config import CompareConfig
 from anysize.comparison.flops import forward_flops, training_flops
 from anysize.comparison.folder import claimed, write_json
-from anysize.comparison.job import Job, carry_out, conversion_s, give_up, known, prepare, reaches
+from anysize.comparison.job import Job, carry_out, conversion_s, known, prepare
 from anysize.comparison.records import machine, plan_record, resize_command, versions
-from anysize.comparison.search import search
+from anysize.comparison.search import ladder, search
 from anysize.comparison.summary import rows_of
 from anysize.config import SourceConfig, understand
 from anysize.errors import InputError
@@ -112,9 +112,9 @@ class Comparison:
             write_json(record, {"calibration_s": seconds})
         return json.loads(record.read_text(encoding="utf-8"))["calibration_s"]
 
-    def job(self, arm: str, rate: float, seed: int, stop_at: int | None = None) -> Job:
-        """Return one run of an arm."""
-        return Job(self.place, self.config, arm, rate, seed, stop_at)
+    def job(self, arm: str, rate: float, seed: int, steps: int | None = None) -> Job:
+        """Return one run of an arm; of all its steps where none are given."""
+        return Job(self.place, self.config, arm, rate, seed, self.config.steps_of(arm) if steps is None else steps)
 
     def run(self) -> Results:
         """Carry out everything that is missing and return the results, which are also in results.json."""
@@ -129,22 +129,19 @@ class Comparison:
             for number, _ in enumerate(pool.map(prepare, starts.values())):
                 self.progress("starts", number + 1, len(starts))
 
-            def advance(asked: Iterable[tuple[str, float, int | None]]) -> list[Run]:
-                return self._carry_out(pool, [self.job(arm, rate, config.seeds[0], stop) for arm, rate, stop in asked])
+            def train(asked: list[tuple[str, float, int]]) -> list[Run]:
+                return self._carry_out(pool, [self.job(arm, r, config.seeds[0], steps) for arm, r, steps in asked])
 
             rates = {arm: config.rates_of(arm) for arm in config.arms}
             steps = {arm: config.steps_of(arm) for arm in config.arms}
-            best = search(rates, steps, halving=config.halving, advance=advance)
-            for arm, tried in rates.items():
-                for rate in tried:
-                    give_up(self.job(arm, rate, config.seeds[0]))
+            best = search(rates, steps, halving=config.halving, train=train)
             others = [self.job(arm, best[arm], seed) for seed in config.seeds[1:] for arm in config.arms]
             self._carry_out(pool, others)
         return self.write(complete=True)
 
     def _carry_out(self, pool: ProcessPoolExecutor, jobs: Sequence[Job]) -> list[Run]:
         """Return the runs of jobs in order; each is in the results as soon as it is there."""
-        waiting = {pool.submit(carry_out, job): job for job in jobs if not reaches(known(job), job)}
+        waiting = {pool.submit(carry_out, job): job for job in jobs if known(job) is None}
         for future in as_completed(waiting):
             future.result()
             self.write(complete=False)
@@ -154,13 +151,30 @@ class Comparison:
 
     @property
     def num_runs(self) -> int:
-        """How many runs there are in the end, those that are given up included."""
-        return sum(len(self.config.rates_of(a)) + len(self.config.seeds) - 1 for a in self.config.arms)
+        """How many runs there are in the end, trials included."""
+        return sum(len(self._trials(arm)) + len(self.config.seeds) for arm in self.config.arms)
+
+    def _trials(self, arm: str) -> list[tuple[float, int]]:
+        """Return (rate, steps) of as many trials as an arm has; which rates the later ones have is not known before."""
+        rates, steps = self.config.rates_of(arm), self.config.steps_of(arm)
+        if not self.config.halving:
+            return [(rate, steps) for rate in rates[1:]]
+        left, found = len(rates), list[tuple[float, int]]()
+        for trial, kept in ladder(len(rates), steps):
+            found += [(rate, trial) for rate in rates[:left]]
+            left = kept
+        return found
 
     def runs(self) -> list[Run]:
-        """Return all runs there are, arm by arm."""
-        jobs = [self.job(a, r, s) for a in self.config.arms for s in self.config.seeds for r in self.config.rates_of(a)]
-        return [run for job in jobs if (run := known(job)) is not None]
+        """Return all runs there are, arm by arm: those of all steps, and then the trials."""
+        found: list[Run | None] = []
+        for arm in self.config.arms:
+            rates, whole = self.config.rates_of(arm), self.config.steps_of(arm)
+            found += [known(self.job(arm, rate, seed)) for seed in self.config.seeds for rate in rates]
+            trials = {steps for _, steps in self._trials(arm) if steps < whole}
+            first = self.config.seeds[0]
+            found += [known(self.job(arm, rate, first, steps)) for steps in sorted(trials) for rate in rates]
+        return [run for run in found if run is not None]
 
     def write(self, *, complete: bool) -> Results:
         """Write and return what there is so far."""
@@ -228,7 +242,7 @@ class Comparison:
 
     def _notes(
         self, runs: Sequence[Run], rows: Sequence[Any], source: SourceRecord | None, split: str
-    ) -> Iterable[str]:
+    ) -> Iterator[str]:
         if split == "validation":
             yield "there are no test data: figures are of the validation data that rates were chosen on"
         grown = num_parameters(self.target) > num_parameters(self.source)

@@ -3,7 +3,7 @@
 comparison.json          what all runs share; another comparison may not use the folder
 target.json              the config that all arms have
 scores/, starts/         calibrations and converted models, by what they depend on
-runs/<key>/run.json      one run: how far it came and what was measured
+runs/<key>/run.json      what one run measured; until then, the checkpoints it may save
 results.json             everything so far, written after every run
 """
 
@@ -57,10 +57,10 @@ class Place:
         resize = config.resize_of(arm, seed).model_dump(mode="json")
         return self.path / "starts" / key_of(self.identity, resize)
 
-    def run(self, config: CompareConfig, arm: str, rate: float, seed: int) -> Path:
+    def run(self, config: CompareConfig, arm: str, rate: float, seed: int, steps: int) -> Path:
         """Return the folder of one run: two arms that differ in nothing but their names share it."""
         asked = config.arms[arm].model_dump(mode="json", exclude={"learning_rates"})
-        return self.path / "runs" / key_of(self.identity, asked, config.evaluations, rate, seed)
+        return self.path / "runs" / key_of(self.identity, asked, config.evaluations, rate, seed, steps)
 
 
 def claimed(config: CompareConfig, source_identity: str) -> Place:

@@ -26,43 +26,36 @@ def quiet(stage: str, done: int, total: int) -> None:
 
 @dataclass(frozen=True)
 class Job:
-    """One arm at one rate under one seed, trained to its end or to `stop_at`, where its rate may be given up."""
+    """One arm at one rate under one seed for so many steps: all of the arm's, or fewer in a trial of the rate."""
 
     place: Place
     config: CompareConfig
     arm: str
     rate: float
     seed: int
-    stop_at: int | None = None
+    steps: int
 
     @property
     def folder(self) -> Path:
-        return self.place.run(self.config, self.arm, self.rate, self.seed)
+        return self.place.run(self.config, self.arm, self.rate, self.seed, self.steps)
 
     @property
     def start(self) -> Path:
         return self.place.start(self.config, self.arm, self.seed)
 
     @property
-    def steps(self) -> int:
-        return self.config.steps_of(self.arm)
+    def is_trial(self) -> bool:
+        return self.steps < self.config.steps_of(self.arm)
 
 
 def known(job: Job) -> Run | None:
-    """Return what a run has found so far, None where nothing is there."""
+    """Return what a run has found, None where it is not done."""
     record = job.folder / "run.json"
     if not record.is_file():
         return None
     found = Run.model_validate_json(record.read_text(encoding="utf-8"))
     # Another arm with the same settings may have made it.
     return found.model_copy(update={"arm": job.arm})
-
-
-def reaches(found: Run | None, job: Job) -> bool:
-    """Whether a run came as far as a job wants it."""
-    if found is None:
-        return False
-    return found.status != "stopped" or (job.stop_at is not None and found.at[-1] >= job.stop_at)
 
 
 def evaluation_steps(steps: int, evaluations: int) -> int:
@@ -76,7 +69,12 @@ def _arguments(job: Job) -> Any:
 
     given = {**DEFAULTS, **_DEFAULTS, **job.config.training_of(job.arm)}
     every = evaluation_steps(job.steps, job.config.evaluations)
+    warmup = given["warmup_steps"]
+    if isinstance(warmup, int) and job.is_trial:
+        # A trial is the whole run in small; a share of the steps is one already.
+        given["warmup_steps"] = warmup * job.steps // job.config.steps_of(job.arm)
     ours = {
+        "max_steps": job.steps,
         **fixed_arguments(str(job.folder)), "eval_strategy": "steps", "eval_steps": every, "learning_rate": job.rate,
         "seed": job.seed, "data_seed": job.seed, "logging_steps": every,
     }  # fmt: skip
@@ -120,9 +118,9 @@ def _start(job: Job) -> Start:
 
 
 def carry_out(job: Job) -> Run:
-    """Train one run as far as the job wants and return what it found; what is there already is not trained again."""
+    """Train one run and return what it found; one that is done is not trained again, a stopped one goes on."""
     before = known(job)
-    if before is not None and reaches(before, job):
+    if before is not None:
         return before
     from anysize.config import understand  # noqa: PLC0415
     from anysize.io.hub import open_checkpoint  # noqa: PLC0415
@@ -141,28 +139,19 @@ def carry_out(job: Job) -> Run:
         model = load(location, next(start.model.parameters()).dtype)
         classes = num_classes(start.config)
         teacher = make_teacher(model, arm.distill, f"{location} {tensors.identity}", data, classes, start)
-    stop_at = None if job.stop_at is None or job.stop_at >= job.steps else job.stop_at
-    outcome = run(start, data, args, teacher=teacher, recipe=arm.recipe, flip=job.config.data.flip, stop_at=stop_at,
-                  progress=quiet)  # fmt: skip
-    # A step that was done again after a kill counts once: as many as there are, at what one costs.
-    earlier = before.at[-1] if before is not None else 0
-    share = (outcome.step - earlier) / max(1, outcome.num_steps)
-    train_s = (before.train_s if before else 0.0) + outcome.train_s * share
-    teacher_s = (before.teacher_s if before else 0.0) + outcome.teacher_s * share
+    outcome = run(start, data, args, teacher=teacher, recipe=arm.recipe, flip=job.config.data.flip, progress=quiet)
+    # A run that was resumed accounts for its last part: all its steps cost what these did.
+    whole = outcome.step / max(1, outcome.num_steps)
+    train_s, teacher_s = outcome.train_s * whole, outcome.teacher_s * whole
     split = "test" if job.config.data.test else "validation"
     at = tuple(step for step, found in sorted(outcome.curve.items()) if all(map(isfinite, found.values())))
+    status = "diverged" if outcome.status == "diverged" else "trial" if job.is_trial else "finished"
     found = Run(
-        arm=job.arm, seed=job.seed, learning_rate=job.rate, status=outcome.status, steps=job.steps, at=at,
+        arm=job.arm, seed=job.seed, learning_rate=job.rate, status=status, steps=job.steps, at=at,
         validation=tuple(outcome.curve[step]["validation"] for step in at),
         test=tuple(outcome.curve[step][split] for step in at), train_s=train_s, teacher_s=teacher_s,
     )  # fmt: skip
     write_json(job.folder / "run.json", found.model_dump(mode="json"))
-    if found.status != "stopped":
-        give_up(job)
-    return found
-
-
-def give_up(job: Job) -> None:
-    """Remove the checkpoints of a run that will not go on."""
     for path in job.folder.glob("checkpoint-*"):
         shutil.rmtree(path, ignore_errors=True)
+    return found

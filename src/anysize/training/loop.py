@@ -37,7 +37,7 @@ class Outcome:
     """
 
     trainer: AnysizeTrainer
-    status: Literal["finished", "stopped", "diverged"]
+    status: Literal["finished", "diverged"]
     step: int
     curve: dict[int, dict[str, float]]
     num_steps: int
@@ -46,17 +46,15 @@ class Outcome:
 
 
 class _Watch(TrainerCallback):
-    """Tells how far a run is, stops it at a step or once a loss is not finite, and keeps what was measured."""
+    """Tells how far a run is, and stops it once a loss is not finite."""
 
-    def __init__(self, tokens_a_step: int, progress: Progress, stop_at: int | None) -> None:
-        self.tokens_a_step, self.progress, self.stop_at = tokens_a_step, progress, stop_at
+    def __init__(self, tokens_a_step: int, progress: Progress) -> None:
+        self.tokens_a_step, self.progress = tokens_a_step, progress
         self.diverged = False
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        del args, kwargs
+        del args, control, kwargs
         self.progress("train", state.global_step * self.tokens_a_step, state.max_steps * self.tokens_a_step)
-        if self.stop_at is not None and state.global_step >= self.stop_at:
-            control.should_save = control.should_training_stop = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         del args, state, kwargs
@@ -128,14 +126,13 @@ def run(
     teacher: Teacher | None = None,
     recipe: Recipe | None = None,
     flip: bool = True,
-    stop_at: int | None = None,
     progress: Progress,
     callbacks: tuple[TrainerCallback, ...] = (),
 ) -> Outcome:
-    """Train a start, going on from the newest checkpoint in its output folder, to its last step or to `stop_at`."""
+    """Train a start to its last step, going on from the newest whole checkpoint in its output folder."""
     image = start.config.architecture.modality == "image"
     watch = _Watch(args.train_batch_size * args.gradient_accumulation_steps * args.world_size * data.tokens_each,
-                   progress, stop_at)  # fmt: skip
+                   progress)  # fmt: skip
     trainer = AnysizeTrainer(
         start.model, args, config=start.config, train=data.train, evaluate=data.held_out or None,  # pyright: ignore[reportArgumentType]
         collate=data.collate, teacher=teacher, recipe=recipe or Recipe(), plan=start.plan, flip=flip,
@@ -151,7 +148,7 @@ def run(
     with quiet_transformers():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     step = trainer.state.global_step
-    status = "diverged" if watch.diverged else "finished" if step >= trainer.state.max_steps else "stopped"
+    status = "diverged" if watch.diverged else "finished"
     curve = curve_of(trainer.state.log_history, list(data.held_out), image=image)
     spent = trainer.account
     return Outcome(trainer, status, step, curve, spent.num_steps, spent.train_s, spent.teacher_s)
