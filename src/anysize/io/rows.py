@@ -137,7 +137,7 @@ def documents(data: str, column: str = "", *, ordered: bool = False, split: str 
     for row in rows(data, ordered=ordered, split=split):
         found = found or text_column(row, column, data)
         text = row.get(found)
-        if text is not None and not isinstance(text, str) or found not in row:
+        if (text is not None and not isinstance(text, str)) or found not in row:
             raise InputError(f"the data '{data}' have a row without text in '{found}': it has {joined(row)}")
         yield text or ""
 
