@@ -29,6 +29,16 @@ def keeping_work_on_interrupt() -> Generator[None]:
         sys.exit(130)
 
 
+@contextmanager
+def ending_on_interrupt() -> Generator[None]:
+    """Turn Ctrl-C into a sentence and exit code 130, where there is no work to keep."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("anysize: interrupted; nothing was written", file=sys.stderr)
+        sys.exit(130)
+
+
 def carry_out(
     plan: Plan,
     output: Path,

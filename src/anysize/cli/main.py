@@ -10,7 +10,7 @@ from typing import Any
 import typer
 
 from anysize import __version__
-from anysize.cli import apply, calibrate, demo, inspect, plan, resize, verify
+from anysize.cli import apply, calibrate, demo, evaluate, inspect, plan, resize, verify
 from anysize.errors import AnysizeError, InputError
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ for command in (
     resize.resize, plan.plan, apply.apply, calibrate.calibrate, verify.verify, inspect.inspect, demo.demo
 ):  # fmt: skip
     app.command()(command)
+app.command("eval")(evaluate.evaluate)
 
 
 def _print_version(wanted: bool) -> None:

@@ -196,6 +196,7 @@ def _on_text(subject: Subject, other: Subject | None, held: Held, progress: Prog
             source=other.name,
             loss_nats_per_token=sums.source_nats / sums.rows,
             bits_per_byte=sums.source_nats * bits,
+            top1_accuracy=sums.source_right / sums.rows,
             kl_nats_per_token=sums.kl / sums.rows,
             top1_agreement=sums.agree / sums.rows,
         ),

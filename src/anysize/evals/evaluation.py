@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
+
+from anysize.errors import OutputError
 
 
 class _Figures(BaseModel):
@@ -20,6 +23,7 @@ class TextSource(_Figures):
     source: str
     loss_nats_per_token: float
     bits_per_byte: float
+    top1_accuracy: float
     kl_nats_per_token: float
     top1_agreement: float
 
@@ -88,3 +92,24 @@ class Evaluation(_Figures):
     tasks: tuple[TaskScore, ...]
     versions: dict[str, str]
     wall_s: float
+
+
+def check_output(path: Path) -> None:
+    """Raise OutputError where a result could not be written, before hours are spent on it."""
+    if path.is_dir():
+        raise OutputError(f"cannot write the result to '{path}': it is a folder, wanted a file name such as eval.json")
+    if not path.expanduser().absolute().parent.is_dir():
+        raise OutputError(f"cannot write the result to '{path}': its folder does not exist")
+
+
+def save(found: Evaluation, path: Path) -> None:
+    """Write an evaluation as JSON, at once under its name; raise OutputError where that fails."""
+    check_output(path)
+    path = path.expanduser()
+    writing = path.with_name(f".{path.name}.writing")
+    try:
+        writing.write_text(found.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        writing.replace(path)
+    except OSError as error:
+        writing.unlink(missing_ok=True)
+        raise OutputError(f"cannot write the result to '{path}': {error.strerror}") from error
