@@ -7,8 +7,9 @@ figures compare; only the data come from a folder. lm-eval scores; nothing of it
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from importlib.util import find_spec
 from math import sqrt
 from pathlib import Path
@@ -51,29 +52,38 @@ def check_tasks(names: Sequence[str], task_data: str) -> None:
         raise InputError("tasks are run by lm-eval, which is not installed: pip install 'anysize[eval]'")
 
 
+def _part(name: str) -> Any:
+    """Return a module of lm-eval, which is an extra: where it is not installed, this file still reads and checks."""
+    return import_module(f"lm_eval.{name}")
+
+
+def _barless(items: Iterable[Any], *, total: int) -> Iterable[Any]:
+    del total
+    return items
+
+
 @contextmanager
 def _quiet() -> Generator[None]:
     """Keep lm-eval's notes and bars off the screen while ours are on it."""
-    import lm_eval.api.task as building  # noqa: PLC0415
-
+    building = _part("api.task")
     logger = logging.getLogger("lm_eval")
     level, bar = logger.level, building.tqdm
     logger.setLevel(logging.ERROR)
-    setattr(building, "tqdm", lambda items, **_options: items)  # noqa: B010
+    building.tqdm = _barless
     try:
         yield
     finally:
         logger.setLevel(level)
-        setattr(building, "tqdm", bar)  # noqa: B010
+        building.tqdm = bar
 
 
 def _language_model(
     subject: Subject, tokenizer: PreTrainedTokenizerBase, length: int, batch_size: int, progress: Progress
 ) -> Any:
     """Return the model as lm-eval's; it reports how many sequences it has run."""
-    from lm_eval.models.huggingface import HFLM  # noqa: PLC0415
+    base: Any = _part("models.huggingface").HFLM
 
-    class Reporting(HFLM):
+    class Reporting(base):
         done = total = 0
 
         def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> Any:  # noqa: ARG002
@@ -106,15 +116,16 @@ def run_tasks(
 
     Prompts longer than `length` tokens lose their beginning. Raises InputError as `read` in `questions` does.
     """
-    from lm_eval.evaluator import evaluate  # noqa: PLC0415
-    from lm_eval.tasks import TaskManager  # noqa: PLC0415
-
     with _quiet():
         folder = str(Path(task_data).expanduser().absolute())
-        manager = TaskManager(include_path=str(FOLDER), include_defaults=False, metadata={"task_data": folder})
+        manager = _part("tasks").TaskManager(
+            include_path=str(FOLDER), include_defaults=False, metadata={"task_data": folder}
+        )
         asked: Any = manager.load(list(names))
         lm = _language_model(subject, tokenizer, length, batch_size, progress)
-        found: Any = evaluate(lm=lm, task_dict=asked, limit=limit, bootstrap_iters=0, log_samples=False)
+        found: Any = _part("evaluator").evaluate(
+            lm=lm, task_dict=asked, limit=limit, bootstrap_iters=0, log_samples=False
+        )
     return tuple(_score(name, found) for name in names)
 
 
@@ -123,7 +134,7 @@ def _score(name: str, found: Any) -> TaskScore:
     short = name.rpartition("::")[2]
     parts = tuple(_score(part, found) for part in found.get("group_subtasks", {}).get(name, ()))
     told = found["groups" if parts else "results"][name]
-    metrics = {key.removesuffix(",none"): float(value) for key, value in told.items() if _is_metric(key, value)}
+    metrics = {key.removesuffix(",none"): float(value) for key, value in sorted(told.items()) if _is_metric(key, value)}
     if parts:
         count = sum(part.num_examples for part in parts)
         errors = {m: sqrt(sum(p.standard_errors[m] ** 2 for p in parts)) / len(parts) for m in metrics if m in _SHARES

@@ -39,9 +39,7 @@ def read(
     found = _rows(path, _COLUMNS[kind], paradigm)
     if not found:
         of = f" of the paradigm '{paradigm}'" if paradigm else ""
-        raise InputError(
-            f"the task file '{path}' holds no rows" + (f" of the paradigm '{paradigm}'" if paradigm else "")
-        )
+        raise InputError(f"the task file '{path}' holds no rows{of}")
     for number, row in enumerate(found):
         if problem := _problem(row, kind):
             raise InputError(f"row {number} of the task file '{path}' cannot be used: {problem}")
