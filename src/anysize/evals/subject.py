@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from pydantic import ValidationError
 
+from anysize.axis import AxisMap
 from anysize.calibration.calibrate import chosen_device
 from anysize.config import SourceConfig, understand
 from anysize.errors import InputError
@@ -95,11 +97,13 @@ def _from_folder(name: str, device: str, dtype: str) -> Subject:
 
 
 def _tokens_were_cut(record: dict[str, Any] | None) -> bool:
+    """Whether the plan beside a checkpoint kept some tokens of its source; a plan of another form says nothing."""
     plan: Any = (record or {}).get("plan")
-    vocab: Any = plan.get("axes", {}).get("vocab") if isinstance(plan, dict) else None
-    if not isinstance(vocab, dict):
+    try:
+        vocab = AxisMap.model_validate(plan["axes"]["vocab"])
+    except (KeyError, TypeError, ValidationError):
         return False
-    return int(vocab.get("target_size", 0)) < int(vocab.get("source_size", 0))
+    return vocab.target_size < vocab.source_size
 
 
 def require_comparable(subject: Subject, source: Subject) -> None:
