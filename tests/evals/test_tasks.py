@@ -161,6 +161,12 @@ def test_task_data_that_cannot_be_used_are_refused(
         read(task_data=str(tmp_path), file="x.parquet", kind=kind, paradigm=paradigm)
 
 
+def test_rows_come_as_they_are_whatever_else_lm_eval_says(tmp_path: Path) -> None:
+    parquet.write_table(Table.from_pylist([GOOD, {**GOOD, "gold": 0}]), tmp_path / "x.parquet")
+    found = read(task_data=str(tmp_path), file="x.parquet", kind="question", pretrained="model", version=1)
+    assert found["test"].to_list() == [GOOD, {**GOOD, "gold": 0}]
+
+
 def test_a_damaged_task_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.parquet").write_bytes(b"PAR1 nothing")
     with pytest.raises(InputError, match="cannot read the task file"):

@@ -18,21 +18,13 @@ _COLUMNS = {
 Row = dict[str, Any]
 
 
-def read(
-    *,
-    task_data: str,
-    file: str,
-    kind: str,
-    paradigm: str = "",
-    version: object = None,
-    config_source: object = None,
-) -> dict[str, Any]:
+def read(*, task_data: str, file: str, kind: str, paradigm: str = "", **_told: object) -> dict[str, Any]:
     """Return {"test": the rows of a file}, as lm-eval wants it; of a BLiMP paradigm only its own.
 
-    lm-eval passes `task_data` from its metadata, with `version` and `config_source` of the task, and the rest from the
-    task's file. Raises InputError where the file lacks a column or a row is not what the task reads.
+    lm-eval passes all of its metadata, of which `task_data` is ours and the rest (versions, the model's arguments) says
+    nothing about data, and what stands in the task's file. Raises InputError where the file lacks a column or a row is
+    not what the task reads.
     """
-    del version, config_source
     from datasets import Dataset  # noqa: PLC0415
 
     path = Path(task_data) / file
