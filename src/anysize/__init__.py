@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from anysize.api import apply, calibrate, plan, resize, verify
+    from anysize.evals.evaluate import evaluate
     from anysize.recipe import Plan
 
 __version__ = "0.1.0"
-__all__ = ["Plan", "__version__", "apply", "calibrate", "plan", "resize", "verify"]
+__all__ = ["Plan", "__version__", "apply", "calibrate", "evaluate", "plan", "resize", "verify"]
 
 
 def __getattr__(name: str) -> object:
@@ -20,6 +21,10 @@ def __getattr__(name: str) -> object:
         from anysize import api  # noqa: PLC0415
 
         return getattr(api, name)
+    if name == "evaluate":
+        from anysize.evals.evaluate import evaluate  # noqa: PLC0415
+
+        return evaluate
     if name == "Plan":
         from anysize.recipe import Plan  # noqa: PLC0415
 

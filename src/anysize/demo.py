@@ -18,7 +18,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from anysize import api
-from anysize.cli.show import console, progress_bars, show_plan, show_proof
+from anysize.cli.progress import progress_bars
+from anysize.cli.show import console, show_plan, show_proof
 from anysize.errors import OutputError
 from anysize.io.models import config_of, quiet_transformers
 

@@ -54,8 +54,14 @@ OPTIONS = {
         "-o", "--output", "--tokens", "--sequence-length", "--batch-size", "--column", "--second-moments",
         "--leave-one-out", "--low-memory", "--device", "--tokenizer", "--json",
     },
+    "eval": {
+        "--data", "--source", "--tokens", "--sequence-length", "--batch-size", "--column", "--label-column", "--split",
+        "--device", "--dtype", "--tokenizer", "--tasks", "--task-data", "--limit", "-o", "--output", "--json",
+    },
     "verify": {"--json"},
     "inspect": {"--json"},
+    "train": {"--set", "--json"},
+    "compare": {"--set", "--json"},
     "demo": {"-o", "--output", "--seconds", "--json"},
 }  # fmt: skip
 
@@ -77,7 +83,7 @@ def grown(llama: Path, tmp_path_factory: pytest.TempPathFactory, process: Run) -
 
 
 def test_public_names_are_frozen() -> None:
-    assert anysize.__all__ == ["Plan", "__version__", "apply", "calibrate", "plan", "resize", "verify"]
+    assert anysize.__all__ == ["Plan", "__version__", "apply", "calibrate", "evaluate", "plan", "resize", "verify"]
     assert all(getattr(anysize, name) is not None for name in anysize.__all__)
 
 

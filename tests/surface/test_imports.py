@@ -33,7 +33,7 @@ def test_the_help_of_every_command_imports_nothing_heavy() -> None:
     script = """
 import sys
 from anysize.cli.main import main
-for words in (["resize"], ["plan"], ["apply"], ["verify"], ["inspect"], ["demo"]):
+for words in (["resize"], ["plan"], ["apply"], ["verify"], ["inspect"], ["demo"], ["eval"]):
     sys.argv = ["anysize", *words, "--help"]
     try:
         main()

@@ -40,7 +40,8 @@ def calibrate(
     from anysize import api  # noqa: PLC0415
     from anysize.calibration.calibrate import scores_bytes  # noqa: PLC0415
     from anysize.cli.carry_out import keeping_work_on_interrupt  # noqa: PLC0415
-    from anysize.cli.show import progress_bars, say, show_scores, size_of  # noqa: PLC0415
+    from anysize.cli.progress import progress_bars, size_of  # noqa: PLC0415
+    from anysize.cli.show import say, show_scores  # noqa: PLC0415
     from anysize.config import understand  # noqa: PLC0415
 
     config = understand(api.open_source(source).config)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from anysize import api
 from anysize.cli.options import Verify
-from anysize.cli.show import console, json_of, progress_bars, show_proof
+from anysize.cli.progress import progress_bars
+from anysize.cli.show import console, json_of, show_proof
 from anysize.recipe import Plan
 
 
@@ -26,6 +27,16 @@ def keeping_work_on_interrupt() -> Generator[None]:
         yield
     except KeyboardInterrupt:
         print("anysize: interrupted; the same command continues where it stopped", file=sys.stderr)
+        sys.exit(130)
+
+
+@contextmanager
+def ending_on_interrupt() -> Generator[None]:
+    """Turn Ctrl-C into a sentence and exit code 130, where there is no work to keep."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("anysize: interrupted; nothing was written", file=sys.stderr)
         sys.exit(130)
 
 

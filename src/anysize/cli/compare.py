@@ -16,7 +16,8 @@ Config = Annotated[Path, typer.Argument(help="A YAML file; docs/training.md list
 def compare(config: Config, override: Overrides = None, json: o.Json = False) -> None:
     """Train every arm on the same tokens and tell what each needs to come as far as another; a stopped one goes on."""
     from anysize.cli.carry_out import command_line, keeping_work_on_interrupt  # noqa: PLC0415
-    from anysize.cli.show import progress_bars, show_comparison  # noqa: PLC0415
+    from anysize.cli.progress import progress_bars  # noqa: PLC0415
+    from anysize.cli.show_training import show_comparison  # noqa: PLC0415
     from anysize.comparison.config import compare_config  # noqa: PLC0415
     from anysize.training.config_file import overridden, read_yaml, spelled  # noqa: PLC0415
 

@@ -10,7 +10,7 @@ from typing import Any
 import typer
 
 from anysize import __version__
-from anysize.cli import apply, calibrate, compare, demo, inspect, plan, resize, train, verify
+from anysize.cli import apply, calibrate, compare, demo, evaluate, inspect, plan, resize, train, verify
 from anysize.errors import AnysizeError, InputError
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ for command in (
     compare.compare, demo.demo,
 ):  # fmt: skip
     app.command()(command)
+app.command("eval")(evaluate.evaluate)
 
 
 def _print_version(wanted: bool) -> None:

@@ -31,7 +31,7 @@ def planned(
 ) -> Plan:
     """Return the plan for a command's options."""
     from anysize import api  # noqa: PLC0415
-    from anysize.cli.show import progress_bars  # noqa: PLC0415
+    from anysize.cli.progress import progress_bars  # noqa: PLC0415
 
     with progress_bars(enabled=calibration is not None or keep_tokens is not None) as progress:
         return api.plan(

@@ -18,7 +18,8 @@ Overrides = Annotated[
 def train(config: Config, override: Overrides = None, json: o.Json = False) -> None:
     """Train a checkpoint, a random start or a plan applied on the fly; the same command resumes a stopped run."""
     from anysize.cli.carry_out import command_line, keeping_work_on_interrupt  # noqa: PLC0415
-    from anysize.cli.show import progress_bars, show_training  # noqa: PLC0415
+    from anysize.cli.progress import progress_bars  # noqa: PLC0415
+    from anysize.cli.show_training import show_training  # noqa: PLC0415
     from anysize.training.config import train_config  # noqa: PLC0415
     from anysize.training.config_file import overridden, read_yaml  # noqa: PLC0415
 

@@ -16,7 +16,8 @@ def verify(
 ) -> None:
     """Compare TARGET with SOURCE: logits, KL, padding, KV cache, greedy text, reload. Exit 1 where they differ."""
     from anysize import api  # noqa: PLC0415
-    from anysize.cli.show import json_of, progress_bars, show_proof  # noqa: PLC0415
+    from anysize.cli.progress import progress_bars  # noqa: PLC0415
+    from anysize.cli.show import json_of, show_proof  # noqa: PLC0415
 
     with progress_bars(enabled=not json) as progress:
         progress("verify", 0, 1)

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from anysize.arch import table
-from anysize.errors import ArchitectureError
+from anysize.errors import ArchitectureError, InputError
 from anysize.io.dtypes import SAFETENSORS
 from anysize.io.reader import TensorInfo, headers_sha256, sha256_json
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @contextmanager
@@ -33,6 +33,20 @@ def quiet_transformers() -> Generator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
+
+
+def tokenizer_of(source: str) -> PreTrainedTokenizerBase:
+    """Return the tokenizer beside a checkpoint; raise InputError where there is none."""
+    from transformers import AutoTokenizer  # noqa: PLC0415
+
+    try:
+        with quiet_transformers():
+            return AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError, KeyError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"'{source}' has no tokenizer that transformers can read, and text needs one: {why}"
+        ) from error
 
 
 def model_class(name: str) -> type[PreTrainedModel]:

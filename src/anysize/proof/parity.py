@@ -248,14 +248,16 @@ class Comparison:
                      tolerance=0.15, required=False)  # fmt: skip
 
 
-def load(folder: Path, class_name: str, *, scratch: str | None = None) -> PreTrainedModel:
-    """Return a checkpoint folder as a plain transformers model in float32, on the CPU.
+def load(
+    folder: Path, class_name: str, *, scratch: str | None = None, dtype: torch.dtype = torch.float32
+) -> PreTrainedModel:
+    """Return a checkpoint folder as a plain transformers model in float32 (or another dtype), on the CPU.
 
     With `scratch`, weights stay on disk and each module's are read when it runs: memory is bounded by one module.
     """
     placed: dict[str, Any] = {} if scratch is None else {"device_map": {"": "disk"}, "offload_folder": scratch}
     with quiet_transformers():
         model = model_class(class_name).from_pretrained(
-            folder, config=config_of(read_config(folder)), dtype=torch.float32, local_files_only=True, **placed
+            folder, config=config_of(read_config(folder)), dtype=dtype, local_files_only=True, **placed
         )
     return model.eval()

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from anysize.axis import AxisMap
-from anysize.calibration.data import tokenizer_of
+from anysize.io.models import tokenizer_of
 from anysize.io.provenance import config_json, generation_of, target_companions
 from anysize.io.reader import Checkpoint, TensorSource
 from anysize.proof.verdict import Check, Verification

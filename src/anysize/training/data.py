@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from anysize.calibration.data import tokenizer_of
 from anysize.config import SourceConfig
 from anysize.errors import InputError
+from anysize.io.models import tokenizer_of
 from anysize.training.config import Data
 from anysize.training.images import Images
 from anysize.training.tokens import Sequences, StreamedSequences, packed, stacked

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -14,28 +13,12 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from anysize.calibration.data import _rows
 from anysize.errors import InputError, joined
+from anysize.io.rows import picture, rows
 from anysize.training.tokens import cache_folder, data_identity
 
 Example = dict[str, torch.Tensor]
 Progress = Callable[[str, int, int], None]
-
-
-def _decoded(row: Mapping[str, Any], size: int, channels: int, data: str) -> np.ndarray[Any, Any]:
-    """Return one image as bytes [channels, size, size]."""
-    from PIL import Image  # noqa: PLC0415
-
-    value = next((v for v in row.values() if isinstance(v, dict | bytes) or hasattr(v, "convert")), None)
-    raw = value.get("bytes") if isinstance(value, dict) else value
-    if raw is None:
-        raise InputError(f"the data '{data}' hold no images, and this model reads images: columns {joined(row)}")
-    try:
-        image: Any = Image.open(io.BytesIO(raw)) if isinstance(raw, bytes) else raw
-        pixels = np.asarray(image.convert("L" if channels == 1 else "RGB").resize((size, size)))
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"the data '{data}' hold an image that cannot be read: {error}") from error
-    return pixels.reshape(size, size, channels).transpose(2, 0, 1)
 
 
 class Images(Dataset[Example]):
@@ -70,7 +53,7 @@ class Images(Dataset[Example]):
         writing = self._home / f"writing.{os.getpid()}"
         try:
             with writing.open("wb") as file:
-                for row in _rows(data):
+                for row in rows(data):
                     label = row.get(label_column)
                     if not isinstance(label, int):
                         columns = joined(row)
@@ -78,7 +61,8 @@ class Images(Dataset[Example]):
                             f"the data '{data}' have no integer label column '{label_column}': they have {columns}; "
                             "name one with data.label_column"
                         )
-                    file.write(_decoded(row, size, channels, data).tobytes())
+                    pixels = (picture(row, data, size, channels) + 1) * 127.5
+                    file.write(pixels.round().to(torch.uint8).numpy().tobytes())
                     labels.append(label)
                     progress("images", len(labels), max_images or 0)
                     if len(labels) == max_images:

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, IterableDataset
 
-from anysize.calibration.data import documents
 from anysize.errors import InputError
+from anysize.io.rows import documents
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

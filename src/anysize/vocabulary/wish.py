@@ -119,7 +119,8 @@ def counted(data: str, source: str, size: int, progress: Progress) -> Counter[in
 
     `progress` hears the tokens so far, as stage "tokens".
     """
-    from anysize.calibration.data import documents, tokenizer_of  # noqa: PLC0415
+    from anysize.io.models import tokenizer_of  # noqa: PLC0415
+    from anysize.io.rows import documents  # noqa: PLC0415
 
     tokenizer = tokenizer_of(source)
     counts: Counter[int] = Counter()

@@ -1,0 +1,61 @@
+"""Print what an evaluation measured."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from anysize.cli.show import print_table, say
+
+if TYPE_CHECKING:
+    from anysize.evals.evaluation import Evaluation, ImageFigures, TaskScore, TextFigures
+
+
+def _task_rows(score: TaskScore, indent: str = "") -> list[list[str]]:
+    """Return a line for every metric of a task, then those of its parts."""
+    rows: list[list[str]] = []
+    for name, value in score.metrics.items():
+        error = score.standard_errors.get(name)
+        told = f"{value:.4f}" if error is None else f"{value:.4f} ± {error:.4f}"
+        rows.append([f"{indent}{score.task}", name, told, f"{score.num_examples:,}"])
+    return rows + [row for part in score.parts for row in _task_rows(part, indent + "  ")]
+
+
+def _figure_rows(unit: str, figures: TextFigures | ImageFigures) -> list[list[str]]:
+    """Return (what, the model's, the source's) of everything that is measured per token or image."""
+    ours, theirs = figures.model_dump(), figures.source.model_dump() if figures.source else {}
+    named = {
+        f"loss_nats_per_{unit}": f"loss, nats/{unit}",
+        "bits_per_byte": "loss, bits/byte",
+        "top1_accuracy": "top-1 accuracy",
+    }
+    rows = [
+        [what, f"{ours[name]:.4f}", f"{theirs[name]:.4f}" if name in theirs else ""]
+        for name, what in named.items()
+        if name in ours
+    ]
+    if theirs:
+        rows.append([f"KL(source || model), nats/{unit}", f"{theirs[f'kl_nats_per_{unit}']:.4g}", ""])
+        rows.append(["top-1 agreement with the source", f"{theirs['top1_agreement']:.4f}", ""])
+    return rows
+
+
+def show_evaluation(found: Evaluation, *, as_json: bool) -> None:
+    """Print what an evaluation found, the source's figures beside the model's."""
+    if as_json:
+        print(found.model_dump_json())
+        return
+    say(f"{found.model}: {found.model_type}, {found.num_parameters:,} parameters, {found.dtype} on {found.device}")
+    if (text := found.text) is not None:
+        read = f"{text.num_tokens:,} tokens ({text.num_bytes:,} bytes) of {found.data}"
+        title = f"{read}, windows of {text.sequence_length}"
+        print_table(title, ["what", "model", text.source.source if text.source else ""], _figure_rows("token", text))
+        if text.num_unknown_tokens:
+            say(f"note: {text.num_unknown_tokens:,} of the tokens are unknown ones, whose bits do not tell their text")
+    if (images := found.images) is not None:
+        title = f"{images.num_images:,} images of {found.data}"
+        print_table(
+            title, ["what", "model", images.source.source if images.source else ""], _figure_rows("image", images)
+        )
+    if found.tasks:
+        rows = [row for score in found.tasks for row in _task_rows(score)]
+        print_table("tasks", ["task", "metric", "value", "examples"], rows)

@@ -1,0 +1,54 @@
+"""Print what training and comparisons came to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from anysize.cli.show import print_table, say
+
+if TYPE_CHECKING:
+    from anysize.report.schema import Reached, Results
+
+
+def show_training(found: Mapping[str, Any], output: str, *, as_json: bool) -> None:
+    """Print what a training run came to: held-out losses over its steps, tokens a second, and where it lies."""
+    if as_json:
+        print(json.dumps({"output": output, **found}))
+        return
+    curve: dict[str, dict[str, float]] = found["curve"]
+    splits = list(next(iter(curve.values()), {}))
+    if curve:
+        rows = [[step, *(f"{losses[split]:.4f}" for split in splits)] for step, losses in curve.items()]
+        print_table("held-out loss", ["step", *splits], rows)
+    rate = found["tokens"] / max(found["train_s"], 1e-9)
+    say(f"made {output}: {found['steps']:,} steps, {found['tokens']:,} tokens, {rate:,.0f} a second of training")
+
+
+def _share(reached: Reached | None) -> str:
+    return "not reached" if reached is None else f"{reached.steps_share:.3f}"
+
+
+def show_comparison(results: Results, path: Path, *, as_json: bool) -> None:
+    """Print what every arm came to, and what it needs to come as far as each goal."""
+    if as_json:
+        print(results.model_dump_json())
+        return
+    rows = [
+        [
+            row.arm, f"{row.learning_rate:g}", f"{row.before:.4f}", f"{row.after:.4f}",
+            *("1" if row.arm == goal else _share(row.reached.get(goal)) for goal in results.goals),
+            *("1" if row.arm == goal else "" if (r := row.reached.get(goal)) is None else f"{r.seconds_share:.3f}"
+              for goal in results.goals),
+        ]
+        for row in results.rows
+    ]  # fmt: skip
+    columns = ["arm", "rate", "before", "after", *(f"steps to {goal}'s" for goal in results.goals),
+               *(f"seconds to {goal}'s" for goal in results.goals)]  # fmt: skip
+    measured = f"{results.metric.name} in {results.metric.unit}, medians of {len(results.seeds)} seeds"
+    print_table(f"{results.title}: {measured}", columns, rows)
+    for note in results.notes:
+        say(f"note: {note}")
+    say(f"made {path}; `anysize report {path.parent}` draws it")

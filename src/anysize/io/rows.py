@@ -1,0 +1,175 @@
+"""Rows of data as they lie on disk or on the Hub: text files, folders, parquet and jsonl; texts and pictures in them.
+
+A reader either wants a bit of everything first (calibration) or the data from their start (evaluation): `ordered`.
+Either order depends on the data alone, and everything is streamed.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import random
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from anysize.errors import InputError, joined
+
+if TYPE_CHECKING:
+    import torch
+
+Row = dict[str, Any]
+_TEXT = {".txt": "text", ".md": "text", ".py": "text", ".parquet": "parquet", ".jsonl": "json", ".json": "json"}
+_PREFERRED = ("text", "content")
+# Rows are shuffled within a window of so many, in which long documents count as several rows.
+_WINDOW = 1000
+_NEAR = 256
+
+
+def rows(data: str, *, ordered: bool = False, split: str = "train") -> Iterator[Row]:
+    """Return the rows of a file, folder or Hub data set, streamed: shuffled, always alike, or `ordered` as they lie.
+
+    `split` is the part of a Hub data set; files have none. Raises InputError where there are no such data, and while
+    rows are read where a file is damaged.
+    """
+    path = Path(data).expanduser()
+    if path.exists():
+        files = _files(path)
+        if not ordered:
+            random.Random(0).shuffle(files)
+        found = itertools.chain.from_iterable(_file_rows(file, ordered=ordered) for file in files)
+        return found if ordered else _shuffled(found)
+    if data.count("/") > 1 or data.startswith((".", "~")) or path.suffix in _TEXT:
+        raise InputError(f"the data '{data}' do not exist")
+    return _hub_rows(data, split, ordered=ordered)
+
+
+def _hub_rows(data: str, split: str, *, ordered: bool) -> Iterator[Row]:
+    from datasets import load_dataset  # noqa: PLC0415
+
+    try:
+        found: Any = load_dataset(data, split=split, streaming=True)
+        # A buffer of one row: its files are shuffled here, its rows below.
+        return iter(found) if ordered else _shuffled(found.shuffle(seed=0, buffer_size=1))
+    except Exception as error:  # whatever a Hub data set raises, the user needs one sentence
+        raise InputError(f"the data '{data}' are no file or folder, and no Hub data set: {error}") from error
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    found = sorted(p for p in path.rglob("*") if p.suffix in _TEXT and p.is_file())
+    if not found:
+        raise InputError(f"the data folder '{path}' holds no {', '.join(_TEXT)} file")
+    return found
+
+
+def _shuffled(read: Iterable[Row]) -> Iterator[Row]:
+    """Yield rows in a random order: each changes places with one of the window before it."""
+    generator = random.Random(0)
+    window: list[Row] = []
+    for row in read:
+        if len(window) < _WINDOW:
+            window.append(row)
+            continue
+        place = generator.randrange(_WINDOW)
+        yield window[place]
+        window[place] = row
+    generator.shuffle(window)
+    yield from window
+
+
+def _file_rows(file: Path, *, ordered: bool) -> Iterator[Row]:
+    kind = _TEXT.get(file.suffix)
+    if kind is None:
+        raise InputError(f"the data file '{file}' is none of {', '.join(_TEXT)}")
+    if kind == "text":
+        try:
+            yield {"text": file.read_text(encoding="utf-8")}
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"cannot read the data file '{file}' as text: {error}") from error
+        return
+    try:
+        yield from _parquet_rows(file, ordered=ordered) if kind == "parquet" else _json_rows(file)
+    except Exception as error:  # pyarrow and json each raise their own for a damaged file
+        raise InputError(f"cannot read the data file '{file}': {' '.join(str(error).split())[:200]}") from error
+
+
+def _parquet_rows(file: Path, *, ordered: bool) -> Iterator[Row]:
+    from pyarrow import parquet  # noqa: PLC0415
+
+    with parquet.ParquetFile(file) as opened:
+        groups = list(range(opened.num_row_groups))
+        if not ordered:
+            random.Random(0).shuffle(groups)
+        for batch in opened.iter_batches(batch_size=64, row_groups=groups):
+            yield from batch.to_pylist()
+
+
+def _json_rows(file: Path) -> Iterator[Row]:
+    from datasets import load_dataset  # noqa: PLC0415
+
+    yield from load_dataset("json", data_files=str(file), split="train", streaming=True)  # pyright: ignore[reportReturnType]
+
+
+def _is_picture(value: object) -> bool:
+    return isinstance(value, dict | bytes) or hasattr(value, "convert")
+
+
+def text_column(row: Row, wanted: str, data: str) -> str:
+    """Return the column that holds the text: the one wanted, `text`, `content`, or the only one. Raises InputError."""
+    texts = [name for name, value in row.items() if isinstance(value, str)]
+    if wanted:
+        if wanted not in texts:
+            raise InputError(f"the data '{data}' have no text column '{wanted}': they have {joined(texts) or 'none'}")
+        return wanted
+    for name in (*_PREFERRED, *(texts if len(texts) == 1 else ())):
+        if name in texts:
+            return name
+    images = [name for name, value in row.items() if _is_picture(value)]
+    kind = f"images ({joined(images)}), and this model reads text" if images else f"columns {joined(row)}"
+    raise InputError(f"the data '{data}' have no text column: they have {kind}; name one with --column")
+
+
+def documents(data: str, column: str = "", *, ordered: bool = False, split: str = "train") -> Iterator[str]:
+    """Yield the texts of a file, folder or Hub data set, one after the other; raise InputError where there is none."""
+    found = ""
+    for row in rows(data, ordered=ordered, split=split):
+        found = found or text_column(row, column, data)
+        text = row.get(found)
+        if (text is not None and not isinstance(text, str)) or found not in row:
+            raise InputError(f"the data '{data}' have a row without text in '{found}': it has {joined(row)}")
+        yield text or ""
+
+
+def cuts(text: str, size: int) -> list[int]:
+    """Return where a text is cut into pieces of about a size: before a blank where one is near, so no word is split."""
+
+    def moved(at: int) -> int:
+        near = range(at, min(at + _NEAR, len(text)))
+        return next((i for i in near if text[i].isspace()), at if at + _NEAR < len(text) else len(text))
+
+    return sorted({0, len(text), *map(moved, range(size, len(text), size))})
+
+
+def picture(row: Row, data: str, image_size: int, num_channels: int, column: str = "") -> torch.Tensor:
+    """Return a row's picture as float32 [channels, size, size] in -1..1, resized where it is of another size.
+
+    Raises InputError where the row holds none, or one that cannot be decoded.
+    """
+    import torch  # noqa: PLC0415
+    from PIL import Image, UnidentifiedImageError  # noqa: PLC0415
+
+    if column and column not in row:
+        raise InputError(f"the data '{data}' have no column '{column}': they have {joined(row)}")
+    value = row[column] if column else next((v for v in row.values() if _is_picture(v)), None)
+    raw = value.get("bytes") if isinstance(value, dict) else value
+    if raw is None or not _is_picture(raw):
+        raise InputError(f"the data '{data}' hold no images, and this model reads images: columns {joined(row)}")
+    try:
+        image = Image.open(io.BytesIO(raw)) if isinstance(raw, bytes) else raw
+        image = image.convert("L" if num_channels == 1 else "RGB").resize((image_size, image_size))
+    except (UnidentifiedImageError, OSError, ValueError) as error:
+        raise InputError(f"the data '{data}' hold an image that cannot be decoded: {error}") from error
+    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).float() / 127.5 - 1
+    return pixels.reshape(image_size, image_size, num_channels).permute(2, 0, 1)
