@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from anysize.demo import source_config
+from anysize.demo.material import source_config
 from benchmarks.checkpoints import hollow_checkpoint
 from benchmarks.conversion.run import ASKED
 from benchmarks.measure import anysize

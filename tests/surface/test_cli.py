@@ -60,7 +60,7 @@ OPTIONS = {
     },
     "verify": {"--json"},
     "inspect": {"--json"},
-    "train": {"--set", "--json"},
+    "train": {"--set", "--plan-only", "--json"},
     "compare": {"--set", "--json"},
     "demo": {"-o", "--output", "--seconds", "--json"},
 }  # fmt: skip

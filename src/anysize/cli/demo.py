@@ -1,4 +1,4 @@
-"""`anysize demo`: pretrain a small model on text that every Python carries, grow it, and prove it."""
+"""`anysize demo`: the whole story on text that every Python carries, in some minutes."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def demo(
     seconds: Annotated[float, typer.Option(min=1, help="How long to pretrain.")] = 60.0,
     json: o.Json = False,
 ) -> None:
-    """Pretrain a small model for about a minute, grow it, print plan, proof, both texts and held-out losses."""
+    """Pretrain a small model, shrink it, grow a young one, train both against random starts and write the reports."""
     # With --json, standard output is for the one object; what a person would read goes to standard error.
     with redirect_stdout(sys.stderr) if json else nullcontext():
         typer.echo("0. load torch and transformers")
-        from anysize.demo import run_demo  # noqa: PLC0415
+        from anysize.demo.story import run_demo  # noqa: PLC0415
 
         found = run_demo(output, seconds)
     if json:

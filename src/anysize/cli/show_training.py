@@ -7,10 +7,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from anysize.cli.progress import size_of
 from anysize.cli.show import print_table, say
 
 if TYPE_CHECKING:
     from anysize.report.schema import Reached, Results
+
+
+def show_foreseen(found: Mapping[str, Any], *, as_json: bool) -> None:
+    """Print what a run would train, and what it would take on every device."""
+    if as_json:
+        print(json.dumps(found))
+        return
+    sizes = ", ".join(f"{name} {size}" for name, size in found["sizes"].items())
+    say(f"{found['num_parameters']:,} parameters: {sizes}")
+    say(f"{found['tokens_a_step_each']:,} tokens a step on each device")
+    kinds = ("states", "teacher", "activations", "logits", "total")
+    rows = [[name, *(size_of(taken[kind]) for kind in kinds)] for name, taken in found["memory_bytes"].items()]
+    print_table("memory of a device (activations are an estimate)", ["devices", *kinds], rows)
 
 
 def show_training(found: Mapping[str, Any], output: str, *, as_json: bool) -> None:

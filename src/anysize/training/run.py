@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,17 +16,21 @@ from anysize.errors import AnysizeError, InputError, OutputError
 from anysize.io.hub import open_checkpoint
 from anysize.io.models import quiet_transformers
 from anysize.io.provenance import companions
+from anysize.target import public_sizes
+from anysize.tensors import num_parameters
 from anysize.training.arguments import DEFAULTS, fixed_arguments, training_arguments
 from anysize.training.card import training_card
 from anysize.training.config import TrainConfig
 from anysize.training.data import Datasets, datasets_of
 from anysize.training.loop import Outcome, last_checkpoint, make_teacher, run
+from anysize.training.memory import training_memory
 from anysize.training.start import (
     Start,
     at_random,
     folder_of,
     load,
     num_classes,
+    plan_of,
     require_same_vocabulary,
     resized,
     scores_for,
@@ -186,4 +190,39 @@ def _found(outcome: Outcome, start: Start, data: Datasets) -> dict[str, Any]:
         "calibration_s": start.calibration_s, "conversion_s": start.conversion_s, "train_s": outcome.train_s,
         "teacher_s": outcome.teacher_s, "wall_s": last.get("train_runtime"),
         "losses": [{"step": entry["step"], "loss": entry["loss"]} for entry in history if "loss" in entry],
+    }  # fmt: skip
+
+
+def _silent(stage: str, done: int, total: int) -> None:
+    del stage, done, total
+
+
+def foreseen(config: TrainConfig, origin: str) -> dict[str, Any]:
+    """Return what a run would be: sizes, tokens a step, and bytes on each of some numbers of devices; loads no weights.
+
+    The target of a resize that shrinks is planned without its calibration, which chooses coordinates but no sizes.
+    """
+    args = training_arguments({**DEFAULTS, **config.training, **fixed_arguments(config.output)}, origin)
+    if config.resize is not None:
+        plain = config.resize.model_copy(update={"preset": "auto", "select": "auto", "readers": "auto"})
+        understood = understand(plan_of(plain, None, _silent).target_config)
+    else:
+        understood = understand(open_checkpoint(config.model or config.random).config)
+    teacher = None
+    if config.distill is not None:
+        location = config.distill.teacher or (config.resize.source if config.resize else "")
+        teacher = understand(open_checkpoint(location).config)
+        require_same_vocabulary(understood, teacher, location)
+    batch, length = args.per_device_train_batch_size, config.data.sequence_length
+    tables = {
+        f"{shards} with FSDP" if shards > 1 else "1, or each under DDP": training_memory(
+            understood, teacher, batch=batch, length=length, half=bool(args.bf16 or args.fp16),
+            checkpointing=bool(args.gradient_checkpointing), shards=shards,
+        )
+        for shards in (1, 2, 4, 8, 16, 32, 64)
+    }  # fmt: skip
+    return {
+        "num_parameters": num_parameters(understood), "sizes": public_sizes(understood),
+        "tokens_a_step_each": batch * length * args.gradient_accumulation_steps,
+        "memory_bytes": {name: {**asdict(found), "total": found.total} for name, found in tables.items()},
     }  # fmt: skip

@@ -1,0 +1,50 @@
+"""What a training run takes on every device, before anything is loaded: weights, gradients, AdamW, activations, logits.
+
+Counted as published (Korthikanti et al. 2022, 2205.05198, section 4; Rajbhandari et al. 2020, 1910.02054, section 3):
+states are exact, activations an estimate for fused attention. FSDP divides the states, not the activations.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from anysize.config import SourceConfig
+from anysize.tensors import num_parameters
+
+# Bytes of activations for each of hidden x tokens in a layer, in half precision and in single; attention is fused.
+_HALF, _SINGLE = 34, 66
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one device: what the optimizer keeps with the weights, the teacher, activations, and logits."""
+
+    states: int
+    teacher: int
+    activations: int
+    logits: int
+
+    @property
+    def total(self) -> int:
+        return self.states + self.teacher + self.activations + self.logits
+
+
+def training_memory(
+    config: SourceConfig, teacher: SourceConfig | None, *, batch: int, length: int, half: bool, checkpointing: bool,
+    shards: int,
+) -> Memory:  # fmt: skip
+    """Return what training with AdamW takes on a device with so many sequences a step.
+
+    half: computes in bfloat16 over float32 weights. checkpointing: only the stream before each layer is kept, and one
+    layer at a time computed again. shards: over how many devices FSDP divides weights, gradients and optimizer.
+    """
+    sizes, width = config.sizes, 2 if half else 4
+    stream = batch * length * sizes["hidden"]
+    a_layer = stream * (_HALF if half else _SINGLE)
+    activations = a_layer + stream * width * sizes["layer"] if checkpointing else a_layer * sizes["layer"]
+    # Logits in the computing type, and in single precision for the loss and for its gradient.
+    logits = batch * length * sizes.get("vocab", 0) * (width + 8)
+    if teacher is not None:
+        logits += batch * length * teacher.sizes.get("vocab", 0) * (width + 4)
+    states = num_parameters(config) * 16 // shards
+    return Memory(states, 4 * num_parameters(teacher) if teacher else 0, activations, logits)
