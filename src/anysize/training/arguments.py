@@ -13,7 +13,7 @@ DEFAULTS: dict[str, Any] = {
     "per_device_train_batch_size": 8, "learning_rate": 5e-4, "lr_scheduler_type": "cosine_with_min_lr",
     "lr_scheduler_kwargs": {"min_lr_rate": 0.1}, "warmup_steps": 0.05, "weight_decay": 0.1, "adam_beta2": 0.95,
     "max_grad_norm": 1.0, "logging_steps": 10, "logging_nan_inf_filter": False, "report_to": "none",
-    "save_steps": 500, "save_total_limit": 2, "seed": 0,
+    "save_steps": 500, "ddp_find_unused_parameters": False, "save_total_limit": 2, "seed": 0,
 }  # fmt: skip
 # What the config says elsewhere, or what would contradict it.
 _OURS = {

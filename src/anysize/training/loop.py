@@ -138,6 +138,12 @@ def run(
         collate=data.collate, teacher=teacher, recipe=recipe or Recipe(), plan=start.plan, flip=flip,
         callbacks=[watch, *callbacks],
     )  # fmt: skip
+    if args.fsdp and not trainer.is_fsdp_enabled:
+        # accelerate would train the whole model in every process, and say nothing.
+        raise InputError(
+            "training.fsdp: shards are for several accelerators under torchrun or accelerate launch, and this run has "
+            f"{args.world_size} process(es) on {args.device.type}; leave it out"
+        )
     if image:
         trainer.compute_metrics, trainer.preprocess_logits_for_metrics = _wrong_share, _classes
     for name in ("PrinterCallback", "ProgressCallback"):
