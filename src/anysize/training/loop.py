@@ -133,17 +133,17 @@ def run(
     image = start.config.architecture.modality == "image"
     watch = _Watch(args.train_batch_size * args.gradient_accumulation_steps * args.world_size * data.tokens_each,
                    progress)  # fmt: skip
-    trainer = AnysizeTrainer(
-        start.model, args, config=start.config, train=data.train, evaluate=data.held_out or None,  # pyright: ignore[reportArgumentType]
-        collate=data.collate, teacher=teacher, recipe=recipe or Recipe(), plan=start.plan, flip=flip,
-        callbacks=[watch, *callbacks],
-    )  # fmt: skip
-    if args.fsdp and not trainer.is_fsdp_enabled:
+    if args.fsdp and (args.world_size == 1 or args.device.type == "cpu"):
         # accelerate would train the whole model in every process, and say nothing.
         raise InputError(
             "training.fsdp: shards are for several accelerators under torchrun or accelerate launch, and this run has "
             f"{args.world_size} process(es) on {args.device.type}; leave it out"
         )
+    trainer = AnysizeTrainer(
+        start.model, args, config=start.config, train=data.train, evaluate=data.held_out or None,  # pyright: ignore[reportArgumentType]
+        collate=data.collate, teacher=teacher, recipe=recipe or Recipe(), plan=start.plan, flip=flip,
+        callbacks=[watch, *callbacks],
+    )  # fmt: skip
     if image:
         trainer.compute_metrics, trainer.preprocess_logits_for_metrics = _wrong_share, _classes
     for name in ("PrinterCallback", "ProgressCallback"):
