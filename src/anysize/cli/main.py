@@ -10,7 +10,7 @@ from typing import Any
 import typer
 
 from anysize import __version__
-from anysize.cli import apply, calibrate, compare, demo, evaluate, inspect, plan, resize, train, verify
+from anysize.cli import apply, calibrate, compare, demo, draft, evaluate, inspect, plan, resize, train, verify
 from anysize.errors import AnysizeError, InputError
 
 app = typer.Typer(
@@ -23,7 +23,7 @@ app = typer.Typer(
 )
 for command in (
     resize.resize, plan.plan, apply.apply, calibrate.calibrate, verify.verify, inspect.inspect, train.train,
-    compare.compare, demo.demo,
+    compare.compare, draft.draft, demo.demo,
 ):  # fmt: skip
     app.command()(command)
 app.command("eval")(evaluate.evaluate)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from anysize.cli.show import print_table, say
 
 if TYPE_CHECKING:
+    from anysize.evals.drafting import Drafting
     from anysize.evals.evaluation import Evaluation, ImageFigures, TaskScore, TextFigures
 
 
@@ -59,3 +63,20 @@ def show_evaluation(found: Evaluation, *, as_json: bool) -> None:
     if found.tasks:
         rows = [row for score in found.tasks for row in _task_rows(score)]
         print_table("tasks", ["task", "metric", "value", "examples"], rows)
+
+
+def show_drafting(trained: Mapping[str, Any], found: Drafting, output: Path, *, as_json: bool) -> None:
+    """Print what a draft model is worth to its source."""
+    if as_json:
+        print(json.dumps({"output": str(output), "drafting": found.model_dump(), "training": dict(trained)}))
+        return
+    rows = [
+        ["accepted, share of tokens", f"{found.acceptance_rate:.3f}"],
+        [f"tokens for each check of {found.num_drafted}", f"{found.tokens_a_check:.2f}"],
+        ["source alone", f"{found.source_s:.2f} s"],
+        ["source with draft", f"{found.pair_s:.2f} s"],
+        ["speed-up", f"{found.speedup:.2f}x"],
+        ["same text", "yes" if found.same_text else "NO"],
+    ]
+    print_table(f"{found.num_tokens:,} tokens after {found.num_prompts} prompts", ["what", "value"], rows)
+    say(f"made {output}: generate(assistant_model=...) takes it")

@@ -16,6 +16,7 @@ from anysize.errors import AnysizeError, ProofError, joined
 from anysize.io.reader import TensorSource
 from anysize.planner import make_plan, recipes_with_maps
 from anysize.recipe import Plan, Recipe
+from anysize.shrink import SHRINK_PRESETS
 from anysize.vocabulary.keep import kept_again
 
 _SHOWN = 3
@@ -61,9 +62,11 @@ def differences(plan: Plan, tensors: TensorSource) -> list[str]:
         options = options.with_layers(",".join(str(step.source) for step in plan.layers))
     cut = any(axis not in ("layer", "vocab") and target.sizes[axis] < size for axis, size in config.sizes.items())
     if not cut:
-        # Where only tokens are cut, a preset has nothing to do.
+        # Where only tokens are cut, a preset has nothing to do; where only layers are, one that shrinks fits nothing, and
+        # its growth is that of "auto".
         resized = any(axis != "vocab" and target.sizes[axis] != size for axis, size in config.sizes.items())
-        preset = plan.options.preset if resized or plan.kept_tokens is None else "auto"
+        named = plan.options.preset not in SHRINK_PRESETS and (resized or plan.kept_tokens is None)
+        preset = plan.options.preset if named else "auto"
         options = options.model_copy(update={"select": "auto", "readers": "auto", "preset": preset})
     else:
         options = options.model_copy(update={"select": "first", "readers": "none"})
