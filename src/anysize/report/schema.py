@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from anysize.errors import InputError
+from anysize.errors import InputError, did_you_mean
 
 FORMAT = 1
 Status = Literal["finished", "stopped", "diverged"]
@@ -166,6 +166,22 @@ class Results(_Record):
     arms: tuple[Arm, ...]
     runs: tuple[Run, ...]
     rows: tuple[Row, ...]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Results:
+        """Refuse names that nothing stands for and curves of uneven length: nothing could be drawn of them."""
+        names = [arm.name for arm in self.arms]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two arms have the same name: {', '.join(names)}")
+        used = [*self.goals, *(run.arm for run in self.runs), *(row.arm for row in self.rows)]
+        used += [goal for row in self.rows for goal in row.reached]
+        if unknown := sorted(set(used) - set(names)):
+            raise ValueError(f"no arm has the name '{unknown[0]}'{did_you_mean(unknown[0], names)}")
+        for run in self.runs:
+            if not len(run.at) == len(run.validation) == len(run.test):
+                got = f"{len(run.at)}, {len(run.validation)} and {len(run.test)}"
+                raise ValueError(f"a run of '{run.arm}' has {got} values of at, validation and test")
+        return self
 
     def arm(self, name: str) -> Arm:
         """Return the arm of a name."""
