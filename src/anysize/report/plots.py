@@ -14,14 +14,17 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from matplotlib.ticker import FuncFormatter
 
 from anysize.report.curves import Curve, curves, trials
 from anysize.report.palette import LIGHT, looks
 from anysize.report.schema import Results
-from anysize.report.strips import strips
+from anysize.report.strips import Strip, strips
 
 _INK, _MUTED, _LINE, _EMPTY = "#15191e", "#5b6570", "#dfe3e8", "#eceff2"
 _MAX_NAME = 48
+_MOST_CELLS_WITH_EDGES = 16
+_ARMS_A_BAND = 4
 _STYLES: dict[str, Any] = {"solid": "-", "dash": (0, (5, 2)), "dot": (0, (1, 1.5)), "dashdot": (0, (5, 2, 1, 2))}
 _SETTINGS: dict[str, Any] = {
     "svg.hashsalt": "anysize",
@@ -70,7 +73,7 @@ def label_of(text: str) -> str:
 def _key(figure: Figure, handles: list[Any], names: list[str]) -> float:
     """Draw the key above the axes, and return how high it is as a share of the figure."""
     widest = max((len(name) for name in names), default=0)
-    columns = max(1, min(len(names), int(figure.get_figwidth() * 10 // (widest + 8))))
+    columns = max(1, min(len(names), int(figure.get_figwidth() * 13 // (widest + 8))))
     rows = -(-len(names) // columns)
     if names:
         # A label that begins with an underscore would be left out, so labels are set afterwards.
@@ -80,12 +83,16 @@ def _key(figure: Figure, handles: list[Any], names: list[str]) -> float:
     return (0.1 + 0.2 * rows) / figure.get_figheight()
 
 
+def _short(value: float, _place: int | None = None) -> str:
+    return f"{value:g}"
+
+
 def _metric(results: Results) -> str:
     return label_of(f"held-out {results.metric.name} ({results.metric.unit})")
 
 
 def _draw_curve(axes: Axes, curve: Curve, at: tuple[float, ...], colour: str, style: Any) -> Any:
-    points = [i for i, x in enumerate(at) if x > 0]
+    points = [i for i, x in enumerate(at) if x > 0 or axes.get_xscale() == "linear"]
     x = [at[i] for i in points]
     axes.fill_between(
         x, [curve.low[i] for i in points], [curve.high[i] for i in points], color=colour, alpha=0.16, linewidth=0
@@ -101,7 +108,9 @@ def draw_curves(results: Results) -> Figure:
     handles: list[Any] = []
     names: list[str] = []
     for axes, unit in zip(panels, ("steps", "seconds"), strict=True):
-        axes.set_xscale("log")
+        if unit == "steps":
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter(FuncFormatter(_short))
         axes.set_xlabel("steps" if unit == "steps" else "seconds, calibration and conversion included")
         for curve in drawn:
             at = curve.steps if unit == "steps" else curve.seconds
@@ -162,34 +171,51 @@ def draw_rates(results: Results) -> Figure:
     return figure
 
 
+def _draw_strip(axes: Axes, strip: Strip, colour: str) -> None:
+    width = max((len(row) for row in strip.cells), default=0)
+    cells = [[*row, *[0.0] * (width - len(row))] for row in strip.cells]
+    shades = LinearSegmentedColormap.from_list("kept", [_EMPTY, colour])
+    axes.imshow(cells, cmap=shades, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.grid(False)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    if width <= _MOST_CELLS_WITH_EDGES:
+        for edge in range(1, width):
+            axes.axvline(edge - 0.5, color="white", linewidth=1)
+    if len(cells) <= _MOST_CELLS_WITH_EDGES:
+        for edge in range(1, len(cells)):
+            axes.axhline(edge - 0.5, color="white", linewidth=1)
+
+
 def draw_kept(results: Results) -> Figure:
-    """Draw which layers, heads, neurons and directions every arm kept: dark is kept, light was dropped."""
+    """Draw which layers, heads, neurons and directions every arm kept, an arm a column: light was dropped."""
     look = looks(results)
-    found = [(arm.name, strip) for arm in results.arms if arm.plan for strip in strips(arm.plan)]
-    heights = [0.34 + min(1.6, 0.13 * max(1, len(strip.cells))) for _, strip in found] or [1.0]
-    figure = Figure(figsize=(7.6, 0.3 + sum(heights)))
-    top = sum(heights) + 0.1
-    for (name, strip), height in zip(found, heights, strict=True):
-        top -= height
-        place = (0.02, (top + 0.1) / figure.get_figheight(), 0.96, (height - 0.3) / figure.get_figheight())
-        axes = figure.add_axes(place)
-        shades = LinearSegmentedColormap.from_list("kept", [_EMPTY, LIGHT[look[name].colour]])
-        width = max((len(row) for row in strip.cells), default=0)
-        cells = [[*row, *[0.0] * (width - len(row))] for row in strip.cells]
-        axes.imshow(cells, cmap=shades, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
-        axes.set_title(label_of(name), loc="left", fontsize=8, pad=3)
-        axes.set_title(f"{label_of(strip.title)}, {strip.summary}"[:90], loc="right", fontsize=7, pad=3, color=_MUTED)
-        axes.set_xticks([])
-        axes.set_yticks([])
-        axes.grid(False)
-        for spine in axes.spines.values():
-            spine.set_visible(False)
-        if width <= 64:
-            for edge in range(1, width):
-                axes.axvline(edge - 0.5, color="white", linewidth=1)
-        if len(cells) <= 16:
-            for edge in range(1, len(cells)):
-                axes.axhline(edge - 0.5, color="white", linewidth=1)
+    found = [(arm.name, {one.title: one for one in strips(arm.plan)}) for arm in results.arms if arm.plan]
+    found = [(name, mine) for name, mine in found if mine]
+    bands = [found[i : i + _ARMS_A_BAND] for i in range(0, len(found), _ARMS_A_BAND)]
+    titles = [list(dict.fromkeys(title for _, mine in band for title in mine)) for band in bands]
+    rows = [[max(len(m[t].cells) for _, m in band if t in m) for t in all_] for band, all_ in zip(bands, titles)]
+    heights = [[0.3 + min(1.2, 0.11 * max(1, count)) for count in counts] for counts in rows]
+    total = sum(map(sum, heights)) + 0.42 * len(bands) or 1.0
+    columns = max((len(band) for band in bands), default=1)
+    figure = Figure(figsize=(max(4.0, 2.4 * columns), total))
+    top = total
+    for band, all_, tall in zip(bands, titles, heights, strict=True):
+        top -= 0.3
+        for column, (name, _) in enumerate(band):
+            figure.text((column + 0.04) / columns, top / total, label_of(name)[:28], fontsize=9, va="bottom")
+        for title, height in zip(all_, tall, strict=True):
+            top -= height
+            for column, (name, mine) in enumerate(band):
+                if title in mine:
+                    place = ((column + 0.04) / columns, top / total, 0.92 / columns, (height - 0.22) / total)
+                    axes = figure.add_axes(place)
+                    _draw_strip(axes, mine[title], LIGHT[look[name].colour])
+                    said = f"{label_of(title).partition(':')[0]}: {mine[title].summary}"
+                    axes.set_title(said[:44], loc="left", fontsize=6.5, pad=3, color=_MUTED)
+        top -= 0.12
     if not found:
         figure.text(0.5, 0.5, "no plan says what it kept", ha="center", va="center", color=_MUTED)
     return figure

@@ -61,7 +61,7 @@ def _axis(kept: Kept) -> Strip:
     width = max(1, -(-kept.source_size // MAX_CELLS))
     sizes = sorted({len(set(row)) for row in kept.rows.values()})
     count = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
-    everywhere = "" if len(kept.rows) == 1 else " in every row"
+    everywhere = "" if len(kept.rows) == 1 else " each"
     return Strip(
         title=f"{kept.axis}: {_NOUNS[kept.axis]}" if kept.axis in _NOUNS else kept.axis,
         summary=f"{count} of {kept.source_size:,} kept{everywhere}",
@@ -75,8 +75,8 @@ def _axis(kept: Kept) -> Strip:
 def _directions(plan: PlanRecord) -> Strip:
     top = max([1e-12, *(share for row in plan.directions for share in row)])
     return Strip(
-        title="hidden: directions",
-        summary="how much each group of kept directions (rows, the strongest first) draws on each part of the stream",
+        title="directions: how the stream was turned",
+        summary="rows drawing on the stream",
         rows=tuple(str(row) for row in range(len(plan.directions))),
         cells=tuple(tuple(round(max(0.0, share) / top, 4) for share in row) for row in plan.directions),
         width=1,
