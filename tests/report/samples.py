@@ -205,12 +205,14 @@ def small(*names: str, goal: str | None = "random", after: dict[str, float] | No
     )  # fmt: skip
     rows = tuple(
         Row(arm=n, learning_rate=0.01, num_seeds=1, num_diverged=0, before=7.5, after=ends[n], rise=0.0, train_s=9.0,
-            after_of_seeds=(ends[n],), reached={goal: reached(10, 90) if ends[n] <= ends[goal] else None} if goal else {})
+            after_of_seeds=(ends[n],),
+            reached={goal: reached(10, 90) if ends[n] <= ends[goal] else None} if goal else {})
         for n in names
     )  # fmt: skip
     filled: dict[str, Any] = {
         "title": "small", "complete": True, "modality": "text", "metric": Metric(name="loss", unit="nats/token"),
-        "date": "2026-11-21", "machine": {}, "versions": {}, "command": "anysize compare c.yaml", "config": "seeds: [0]",
+        "date": "2026-11-21", "machine": {}, "versions": {}, "command": "anysize compare",
+        "config": "seeds: [0]",
         "source": None, "steps": 90, "tokens_a_step": 64, "learning_rates": (0.01,), "seeds": (0,),
         "goals": (goal,) if goal else (), "arms": arms, "runs": runs, "rows": rows,
     }  # fmt: skip

@@ -24,8 +24,9 @@ def card_table(results: Results, *, picture: str = "figures/curves.png") -> str:
     goal, metric = (results.goals[0] if results.goals else None), results.metric
     found = headline(results)
     said = [_plain(found.sentence)] + [_plain(f"Not complete: {'; '.join(found.beside)}")] * (not results.complete)
+    whose = f"{_plain(goal)}'s" if goal else ""
     columns = ["arm", "learning rate", f"{_plain(metric.unit)} before", "after training"]
-    columns += [f"{what} to {_plain(goal)}'s final {_plain(metric.name)}" for what in ("steps", "seconds")] * bool(goal)
+    columns += [f"{what} to {whose} final {_plain(metric.name)}" for what in ("steps", "seconds")] * bool(goal)
     table = [columns, ["---"] * len(columns)]
     for row in results.rows:
         cells = [_plain(row.arm), f"{row.learning_rate:g}", number(row.before), number(row.after)]

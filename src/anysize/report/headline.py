@@ -93,9 +93,9 @@ def _beside(results: Results, row: Row) -> list[str]:
                 said.append(f"Calibration, conversion and teacher included, that is {cost}.")
             else:
                 steps = _portion(found.steps_share, "steps")
-                said.append(f"It reaches that of {goal} in {steps}; with all costs in {cost}.")
+                said.append(f"To the final {metric.name} of {goal} it takes {steps}, {cost}.")
         elif i > 0:
-            said.append(f"It does not reach that of {goal}, {number(other.after)} {metric.unit}.")
+            said.append(f"It does not reach the final {metric.name} of {goal}, {number(other.after)} {metric.unit}.")
         if i == 0:
             said.append(f"It ends at {number(row.after)} {metric.unit}, {goal} at {number(other.after)}.")
     return said

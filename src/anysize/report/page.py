@@ -129,8 +129,6 @@ def render(results: Results, *, pictures: Mapping[str, bytes] | None = None) -> 
         loader=PackageLoader("anysize.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    for said in (_said, _pairs):
-        environment.filters[said.__name__.strip("_")] = said
     plotly = get_plotlyjs()
     starter = environment.get_template("theme.js").render().strip()
     script = environment.get_template("report.js").render().strip()
@@ -144,6 +142,7 @@ def render(results: Results, *, pictures: Mapping[str, bytes] | None = None) -> 
         rates=rates(results),
         costs=costs(results),
         number=number,
+        pairs=_pairs,
         looks=look,
         strips={arm.name: bool(arm.plan and strips(arm.plan)) for arm in results.arms},
         drawn=bool(curves(results)),

@@ -1,11 +1,11 @@
-"""Figures on paper: PNG and SVG bytes of the curves, the rates and what was kept; the same bytes for the same results."""
+"""Figures on paper: the curves, the rates and what was kept, as PNG and SVG; the same bytes for the same results."""
 
 from __future__ import annotations
 
 import io
 import unicodedata
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,7 +26,7 @@ _MAX_NAME = 48
 _MOST_CELLS_WITH_EDGES = 16
 _ARMS_A_BAND = 4
 _STYLES: dict[str, Any] = {"solid": "-", "dash": (0, (5, 2)), "dot": (0, (1, 1.5)), "dashdot": (0, (5, 2, 1, 2))}
-_SETTINGS: dict[str, Any] = {
+_SETTINGS: Any = {
     "svg.hashsalt": "anysize",
     "svg.fonttype": "path",
     "font.family": ["DejaVu Sans"],
@@ -52,7 +52,7 @@ _SETTINGS: dict[str, Any] = {
 
 
 @contextmanager
-def _styled() -> Iterator[None]:
+def _styled() -> Generator[None]:
     with mpl.rc_context(), warnings.catch_warnings():
         # What a reader has set up for their own figures must not change these.
         mpl.rcdefaults()
@@ -196,7 +196,10 @@ def draw_kept(results: Results) -> Figure:
     found = [(name, mine) for name, mine in found if mine]
     bands = [found[i : i + _ARMS_A_BAND] for i in range(0, len(found), _ARMS_A_BAND)]
     titles = [list(dict.fromkeys(title for _, mine in band for title in mine)) for band in bands]
-    rows = [[max(len(m[t].cells) for _, m in band if t in m) for t in all_] for band, all_ in zip(bands, titles)]
+    rows = [
+        [max(len(m[t].cells) for _, m in band if t in m) for t in all_]
+        for band, all_ in zip(bands, titles, strict=True)
+    ]
     heights = [[0.3 + min(1.2, 0.11 * max(1, count)) for count in counts] for counts in rows]
     total = sum(map(sum, heights)) + 0.42 * len(bands) or 1.0
     columns = max((len(band) for band in bands), default=1)

@@ -23,12 +23,21 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Group:
+    """A heading over `count` columns, and its short form for a terminal; an empty name is no heading."""
+
+    name: str
+    count: int
+    short: str = ""
+
+
+@dataclass(frozen=True)
 class Table:
-    """A table: groups span columns (name, how many; an empty name spans without a heading); rows start with an arm."""
+    """A table: rows start with the name of an arm, groups stand over columns from the left."""
 
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
-    groups: tuple[tuple[str, int], ...] = ()
+    groups: tuple[Group, ...] = ()
 
 
 def share(value: float) -> str:
@@ -63,18 +72,19 @@ def _reached(found: Reached | None) -> list[Cell]:
 def summary(results: Results) -> Table:
     """Return one row for every arm, those that lost and those without a finished run included."""
     columns = ("arm", "rate", "before", "after", "of each seed", "rise")
-    groups = [("", len(columns)), *((f"to the final {results.metric.name} of {goal}", 3) for goal in results.goals)]
+    groups = [Group("", len(columns))]
+    groups += [Group(f"to the final {results.metric.name} of {goal}", 3, f"to {goal}") for goal in results.goals]
     columns += ("steps, tokens", "FLOPs", "seconds") * len(results.goals)
     rows: list[tuple[Cell, ...]] = []
     least = min((row.after for row in results.rows), default=0.0)
     for row in results.rows:
-        diverged = f"{row.num_diverged} diverged" if row.num_diverged else ""
+        seeds = [*map(number, row.after_of_seeds), *([f"{row.num_diverged} diverged"] if row.num_diverged else [])]
         cells = [
             Cell(row.arm),
             Cell(f"{row.learning_rate:g}"),
             Cell(number(row.before)),
             Cell(number(row.after), tone="best" if row.after == least else ""),
-            Cell("  ".join(map(number, row.after_of_seeds)), diverged),
+            Cell("  ".join(seeds)),
             Cell(number(row.rise) if row.rise > 0 else "0"),
         ]
         for goal in results.goals:
@@ -105,7 +115,9 @@ def rates(results: Results) -> Table:
         (Cell(arm.name), *(_trial(found.get((arm.name, rate))) for rate in tried))
         for arm in results.arms
     ]  # fmt: skip
-    return Table(("arm", *(f"{rate:g}" for rate in tried)), tuple(rows), (("", 1), ("learning rate", len(tried))))
+    return Table(
+        ("arm", *(f"{rate:g}" for rate in tried)), tuple(rows), (Group("", 1), Group("learning rate", len(tried)))
+    )
 
 
 def _cost(results: Results, arm: Arm) -> tuple[Cell, ...]:
@@ -141,11 +153,11 @@ def costs(results: Results) -> Table:
 
 
 def lines(table: Table) -> tuple[Sequence[str], list[list[str]]]:
-    """Return a table as plain text: headings (with the group they stand in) and cells on one line."""
+    """Return a table as a terminal shows it: headings with the group they stand in, cells without their second line."""
     headings = list(table.columns)
     place = 0
-    for name, count in table.groups:
-        for i in range(place, place + count):
-            headings[i] = f"{headings[i]} {name}" if name else headings[i]
-        place += count
-    return headings, [[" ".join(f"{cell.text} {cell.below}".split()) for cell in row] for row in table.rows]
+    for group in table.groups:
+        for i in range(place, place + group.count):
+            headings[i] = f"{headings[i]} {group.short}".rstrip()
+        place += group.count
+    return headings, [[" ".join(cell.text.split()) for cell in row] for row in table.rows]

@@ -142,12 +142,14 @@
       traces.push(across(goal.value, { color: armColour(goal.arm), width: 1.3, dash: "dash" }));
     }
     if (data.source !== null) traces.push(across(data.source, { color: colour("--ink"), width: 1.3, dash: "dot" }));
+    const decades = Math.log10(span[1] / Math.max(span[0], 1e-9));
+    const ticks = xScale === "log" ? { dtick: decades > 4 || narrow.matches ? 1 : "D2" } : { nticks: narrow.matches ? 5 : 10 };
     Plotly.react(
       place,
       traces,
       layout({
         hovermode: "x unified",
-        xaxis: axis(labels[x], { type: xScale, nticks: narrow.matches ? 5 : 10, hoverformat: ",.4~r" }),
+        xaxis: axis(labels[x], { type: xScale, hoverformat: ",.4~r", exponentformat: "SI", ...ticks }),
         yaxis: axis(`held-out ${data.metric.name}, ${unit}`, { type: yScale, nticks: 8 }),
         uirevision: [x, xScale, yScale, bits].join(),
       }),
@@ -188,6 +190,7 @@
         mode: "markers",
         marker: {
           color: tint,
+          opacity: 1,
           symbol: mine.map((trial) => symbols[trial.status]),
           size: mine.map((trial) => (trial.best ? 13 : 8)),
           line: { color: tint, width: mine.map((trial) => (trial.status === "finished" ? 0 : 2)) },
@@ -242,8 +245,10 @@
       const few = strip.cells.length <= 16;
       const height = Math.max(22, Math.min(320, strip.cells.length * (few ? 16 : 7)));
       const columns = strip.cells[0].length;
+      const chart = holder.children[i].lastElementChild;
+      chart.style.height = `${height}px`;
       Plotly.react(
-        holder.children[i].lastElementChild,
+        chart,
         [
           {
             type: "heatmap",
@@ -259,7 +264,6 @@
           },
         ],
         layout({
-          height,
           margin: { l: 0, r: 0, t: 0, b: 0 },
           dragmode: false,
           xaxis: { visible: false, fixedrange: true },
