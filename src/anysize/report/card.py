@@ -35,7 +35,8 @@ def card_table(results: Results, *, picture: str = "figures/curves.png") -> str:
             cells += [share(there.steps_share), share(there.seconds_share)] if there else [NOT_REACHED] * 2
         table.append(cells)
     seeds = max((row.num_seeds for row in results.rows), default=0)
-    note = f"Medians over {seeds} seed{'s' * (seeds != 1)}; {results.steps:,} steps of {results.tokens_a_step:,} tokens"
+    note = f"Medians over {seeds} seed{'s' * (seeds != 1)}; {results.steps:,} steps of {results.tokens_a_step:,} "
+    note += "images" if results.modality == "image" else "tokens"
     note += "; steps and seconds as shares of that run, all costs included." if goal else "."
     parts = [" ".join(said), "\n".join(f"| {' | '.join(cells)} |" for cells in table), note]
     if picture:

@@ -15,7 +15,7 @@ NOT_REACHED = "not reached"
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell: its text, a smaller second line, and how it stands out ("", "best", "lost", "muted")."""
+    """One cell: its text, a smaller second line, and how it stands out ("", "best", "lost", "muted", "partial")."""
 
     text: str
     below: str = ""
@@ -74,17 +74,18 @@ def summary(results: Results) -> Table:
     columns = ("arm", "rate", "before", "after", "of each seed", "rise")
     groups = [Group("", len(columns))]
     groups += [Group(f"to the final {results.metric.name} of {goal}", 3, f"to {goal}") for goal in results.goals]
-    columns += ("steps, tokens", "FLOPs", "seconds") * len(results.goals)
+    counted = "images" if results.modality == "image" else "tokens"
+    columns += (f"steps, {counted}", "FLOPs", "seconds") * len(results.goals)
     rows: list[tuple[Cell, ...]] = []
     least = min((row.after for row in results.rows), default=0.0)
     for row in results.rows:
-        seeds = [*map(number, row.after_of_seeds), *([f"{row.num_diverged} diverged"] if row.num_diverged else [])]
+        diverged = (f"{row.num_diverged} diverged", "partial") if row.num_diverged else ()
         cells = [
             Cell(row.arm),
             Cell(f"{row.learning_rate:g}"),
             Cell(number(row.before)),
             Cell(number(row.after), tone="best" if row.after == least else ""),
-            Cell("  ".join(seeds)),
+            Cell("  ".join(map(number, row.after_of_seeds)), *diverged),
             Cell(number(row.rise) if row.rise > 0 else "0"),
         ]
         for goal in results.goals:
@@ -153,11 +154,12 @@ def costs(results: Results) -> Table:
 
 
 def lines(table: Table) -> tuple[Sequence[str], list[list[str]]]:
-    """Return a table as a terminal shows it: headings with the group they stand in, cells without their second line."""
+    """Return a table as a terminal shows it: headings with their groups; of second lines only what is amiss."""
     headings = list(table.columns)
     place = 0
     for group in table.groups:
         for i in range(place, place + group.count):
             headings[i] = f"{headings[i]} {group.short}".rstrip()
         place += group.count
-    return headings, [[" ".join(cell.text.split()) for cell in row] for row in table.rows]
+    told = [[f"{cell.text} {cell.below if cell.tone == 'partial' else ''}" for cell in row] for row in table.rows]
+    return headings, [[" ".join(text.split()) for text in row] for row in told]
