@@ -90,11 +90,21 @@ def page_data(results: Results) -> dict[str, Any]:
     }
 
 
+def _hash(script: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+
+
+@cache
+def _environment() -> Environment:
+    loader = PackageLoader("anysize.report")
+    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+
+
 @cache
 def _plotly() -> tuple[str, str]:
-    """Return plotly.js, and the same packed: it is half the size in the page, and every browser can unpack it."""
+    """Return the hash of plotly.js, and itself packed: half its size in the page, and every browser can unpack it."""
     script = get_plotlyjs()
-    return script, base64.b64encode(gzip.compress(script.encode(), 9, mtime=0)).decode()
+    return _hash(script), base64.b64encode(gzip.compress(script.encode(), 9, mtime=0)).decode()
 
 
 def _embedded(value: object) -> Markup:
@@ -103,14 +113,9 @@ def _embedded(value: object) -> Markup:
     return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
 
 
-def _hash(script: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
-
-
-def _policy(scripts: list[str]) -> Markup:
+def _policy(*hashes: str) -> Markup:
     """Return a policy under which only these scripts run and nothing is fetched, whatever the results contain."""
-    hashes = " ".join(map(_hash, scripts))
-    return Markup(f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data:")
+    return Markup(f"default-src 'none'; script-src {' '.join(hashes)}; style-src 'unsafe-inline'; img-src data:")
 
 
 def _said(value: object) -> str:
@@ -120,7 +125,7 @@ def _said(value: object) -> str:
         return f"{value:,}"
     if isinstance(value, float):
         return f"{value:g}"
-    return value if isinstance(value, str) else json.dumps(value)
+    return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def _pairs(values: Mapping[str, object]) -> list[tuple[str, str]]:
@@ -133,10 +138,7 @@ def render(results: Results, *, pictures: Mapping[str, bytes] | None = None) -> 
     pictures: the SVG figures by file name (see `plots.draw`), shown where scripts do not run. The same results give the
     same page. All text of the results is escaped, and the page's policy lets no other script run than its own.
     """
-    environment = Environment(
-        loader=PackageLoader("anysize.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
+    environment = _environment()
     plotly, packed = _plotly()
     starter = environment.get_template("theme.js").render().strip()
     script = environment.get_template("report.js").render().strip()
@@ -155,7 +157,7 @@ def render(results: Results, *, pictures: Mapping[str, bytes] | None = None) -> 
         drawn=bool(curves(results)),
         stills={name: base64.b64encode(data).decode() for name, data in (pictures or {}).items()},
         data=_embedded(page_data(results)),
-        policy=_policy([starter, script, plotly]),
+        policy=_policy(_hash(starter), _hash(script), plotly),
         starter=Markup(starter),
         script=Markup(script),
         plotly=Markup(packed),
