@@ -67,7 +67,7 @@ def test_costs_add_up() -> None:
     assert found["calibration"].text == "11 s"
     assert found["in all"].text == f"{11.1 + 8.3 + 165:,.0f} s"
     assert found["of it teacher"].text == "35 s"
-    assert found["FLOPs in all"].text == f"{800 * 2048 * (5.1e6 + 5.6e6):.3g}"
+    assert found["training FLOPs"].text == f"{800 * 2048 * (5.1e6 + 5.6e6):.3g}"
     assert cells(costs(looking_real()), "random")["of it teacher"].text == "–"
 
 

@@ -76,7 +76,7 @@ def _directions(plan: PlanRecord) -> Strip:
     top = max([1e-12, *(share for row in plan.directions for share in row)])
     return Strip(
         title="directions: how the stream was turned",
-        summary="rows drawing on the stream",
+        summary="rows: those kept, columns: the stream",
         rows=tuple(str(row) for row in range(len(plan.directions))),
         cells=tuple(tuple(round(max(0.0, share) / top, 4) for share in row) for row in plan.directions),
         width=1,

@@ -149,7 +149,7 @@ def _cost(results: Results, arm: Arm) -> tuple[Cell, ...]:
 def costs(results: Results) -> Table:
     """Return what every arm costs before and while it is trained; seconds are medians over seeds."""
     columns = ("arm", "parameters", "calibration", "conversion", "training", "of it teacher", "in all")
-    columns += ("FLOPs a token", "of the teacher", "FLOPs in all")
+    columns += ("FLOPs a token", "of the teacher", "training FLOPs")
     return Table(columns, tuple(_cost(results, arm) for arm in results.arms))
 
 

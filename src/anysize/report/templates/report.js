@@ -149,7 +149,15 @@
       traces,
       layout({
         hovermode: "x unified",
-        xaxis: axis(labels[x], { type: xScale, hoverformat: ",.4~r", exponentformat: "SI", ...ticks }),
+        xaxis: axis(labels[x], {
+          type: xScale,
+          exponentformat: "SI",
+          unifiedhovertitle: { text: `%{x:,.4~r} ${x === "tokens" ? data.counted : x}` },
+          spikethickness: 1,
+          spikedash: "solid",
+          spikecolor: colour("--strong"),
+          ...ticks,
+        }),
         yaxis: axis(`held-out ${data.metric.name}, ${unit}`, { type: yScale, nticks: 8 }),
         uirevision: [x, xScale, yScale, bits].join(),
       }),
@@ -299,8 +307,18 @@
       if (details.open && holder && window.Plotly) drawStrips(holder);
     });
   }
+  // On paper everything is open and light, whatever the screen shows.
+  let before = null;
   addEventListener("beforeprint", () => {
+    before = root.dataset.theme ?? "";
+    root.dataset.theme = "light";
     for (const details of document.querySelectorAll("details")) details.open = true;
+    drawAll();
+  });
+  addEventListener("afterprint", () => {
+    if (before) root.dataset.theme = before;
+    else delete root.dataset.theme;
+    drawAll();
   });
 
   const start = async () => {
