@@ -108,6 +108,12 @@ def make_llama(folder: Path, *, dtype: str = "float32", seed: int = 0, shards: i
     return folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_our_own(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep tokenized data away from the cache of whoever runs the tests."""
+    os.environ["ANYSIZE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def new_llama() -> Callable[..., Path]:
     """The function that writes a llama; see `make_llama`."""

@@ -282,3 +282,20 @@ def padded_vocab(config: SourceConfig, vocab_size: int | None, multiple: int) ->
     if "vocab" not in config.sizes:
         raise SizeError(f"pad_vocab_to_multiple_of: a {config.architecture.model_type} has no vocab axis")
     return -(-(vocab_size or config.sizes["vocab"]) // multiple) * multiple
+
+
+_UNITS = {"K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+
+
+def parse_count(text: str | None) -> int | None:
+    """Return the number that `350M` or `1.3B` spells; raise SizeError otherwise."""
+    if text is None:
+        return None
+    unit = text[-1:].upper()
+    try:
+        count = int(float(text[:-1]) * _UNITS[unit]) if unit in _UNITS else int(text)
+    except (ValueError, OverflowError):
+        count = 0
+    if count < 1:
+        raise SizeError(f"num_params '{text}' is not a count: wanted something like 350M or 1.3B")
+    return count

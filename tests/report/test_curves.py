@@ -38,8 +38,8 @@ def test_seconds_begin_with_calibration_and_conversion() -> None:
     assert found.seconds == pytest.approx((13.0, 14.0, 22.0))
 
 
-def test_stopped_and_diverged_runs_are_no_curve() -> None:
-    for status in ("stopped", "diverged"):
+def test_trials_and_diverged_runs_are_no_curve() -> None:
+    for status in ("trial", "diverged"):
         results = small(runs=(*small().runs[:1], *with_runs((7.0, nan), status=status)))
         assert curve(results, "ours") is None
         assert [found.arm for found in curves(results)] == ["random"]
@@ -54,10 +54,10 @@ def test_trials_tell_what_every_rate_came_to() -> None:
     runs = (
         with_runs((7.0, 5.0, 3.0), (7.0, 5.0, 4.0), (7.0, 5.0, 3.4))
         + with_runs((7.0, nan), status="diverged", rate=0.1)
-        + with_runs((7.0, 6.5), status="stopped", rate=0.001)
+        + with_runs((7.0, 6.5), status="trial", rate=0.001)
     )
     low, middle, high = (one for one in trials(small(runs=(*small().runs[:1], *runs))) if one.arm == "ours")
-    assert (low.status, low.value, low.steps, low.best) == ("stopped", 7.5, 10, False)
+    assert (low.status, low.value, low.steps, low.best) == ("trial", 7.5, 90, False)
     assert (middle.status, middle.value, middle.num_runs, middle.best) == ("finished", 4.4, 3, True)
     assert (high.status, high.value, high.steps, high.best) == ("diverged", None, 10, False)
 

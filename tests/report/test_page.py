@@ -194,7 +194,7 @@ def comparisons(draw: st.DrawFn) -> Results:
         values = st.lists(st.floats(), min_size=len(at), max_size=len(at)).map(tuple)
         return Run(
             arm=name, seed=draw(st.integers(0, 3)), learning_rate=draw(st.sampled_from((0.0, 0.01, 0.1))),
-            status=draw(st.sampled_from(("finished", "stopped", "diverged"))), steps=draw(st.integers(0, 90)),
+            status=draw(st.sampled_from(("finished", "trial", "diverged"))), steps=draw(st.integers(0, 90)),
             at=tuple(at), validation=draw(values), test=draw(values), train_s=draw(positive),
         )  # fmt: skip
 

@@ -28,6 +28,7 @@ def test_every_arm_has_a_row_and_losers_stay() -> None:
     lost = cells(table, "worse")
     assert {lost[f"{what} to random"].text for what in ("steps, tokens", "FLOPs", "seconds")} == {"not reached"}
     assert cells(table, "ours")["steps, tokens to random"].text == "0.111"
+    assert cells(table, "random")["steps, tokens to random"] == Cell("–", "itself", "muted")
     assert cells(table, "ours")["after"].tone == "best"
 
 
@@ -52,11 +53,11 @@ def test_seeds_that_diverged_and_rises_are_told() -> None:
     assert "3.500 3.600 2 diverged" in lines(summary(results))[1][1]
 
 
-def test_rates_show_what_was_chosen_stopped_and_diverged() -> None:
+def test_rates_show_what_was_chosen_tried_and_diverged() -> None:
     table = rates(looking_real())
     row = next(row for row in table.rows if row[0].text == "subspace + distillation")
     by_rate = dict(zip(table.columns, row, strict=True))
-    assert by_rate["0.001"].below.startswith("stopped at step ")
+    assert by_rate["0.001"].below.startswith("trial of ")
     assert (by_rate["0.002"].tone, by_rate["0.002"].below) == ("best", "3 seeds")
     assert (by_rate["0.008"].text, by_rate["0.008"].tone) == ("diverged", "lost")
     assert {row[0].text for row in table.rows} == {arm.name for arm in looking_real().arms}

@@ -10,7 +10,7 @@ from typing import Any
 import typer
 
 from anysize import __version__
-from anysize.cli import apply, calibrate, demo, inspect, plan, report, resize, verify
+from anysize.cli import apply, calibrate, compare, demo, inspect, plan, report, resize, train, verify
 from anysize.errors import AnysizeError, InputError
 
 app = typer.Typer(
@@ -22,7 +22,8 @@ app = typer.Typer(
     help="Make a transformer of any size out of a pretrained one, and prove what it kept.",
 )
 for command in (
-    resize.resize, plan.plan, apply.apply, calibrate.calibrate, verify.verify, inspect.inspect, demo.demo, report.report
+    resize.resize, plan.plan, apply.apply, calibrate.calibrate, verify.verify, inspect.inspect, train.train,
+    compare.compare, report.report, demo.demo,
 ):  # fmt: skip
     app.command()(command)
 

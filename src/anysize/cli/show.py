@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
-from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import (
@@ -26,10 +24,12 @@ from rich.table import Table
 
 from anysize.inspection import Inspection
 from anysize.proof.verdict import Check, Verification
-from anysize.recipe import Plan, Recipe
+from anysize.recipe import Plan
+from anysize.report.plans import plan_rows
 
 if TYPE_CHECKING:
     from anysize.calibration.scores import Scores
+    from anysize.report.schema import Reached, Results
 
 _STAGES = {
     "tokens": "count tokens",
@@ -40,6 +40,10 @@ _STAGES = {
     "proof": "miniature proof",
     "write": "write",
     "verify": "compare whole models",
+    "images": "decode images",
+    "starts": "convert",
+    "runs": "train runs",
+    "train": "train",
 }
 
 
@@ -74,46 +78,9 @@ def size_of(count: int) -> str:
     raise AssertionError("unreachable")
 
 
-def _how(recipe: Recipe) -> str:
-    if recipe.silent:
-        return "zero: the layer starts as an identity"
-    if recipe.value:
-        return "fitted to the calibration data"
-    parts: list[str] = []
-    if recipe.writer:
-        parts.append("turned to the kept directions")
-    if recipe.reader:
-        parts.append("least-squares readers")
-    if recipe.share != "none":
-        parts.append(f"{recipe.share} shares")
-    if recipe.noise_db is not None:
-        parts.append(f"+- noise at {recipe.noise_db:g} dB")
-    if abs(recipe.factor - 1) > 1e-12:
-        parts.append(f"x {recipe.factor:.4g}")
-    if prod(recipe.shape) < prod(recipe.source_shape) and not recipe.reader and not recipe.writer:
-        parts.insert(0, "select")
-    return ", ".join(parts) or ("copy" if recipe.shape == recipe.source_shape else "copy and extend")
-
-
 def say(line: str) -> None:
     """Print one line of the result."""
     console().print(line)
-
-
-def _sizes(shape: Sequence[int]) -> str:
-    return " x ".join(map(str, shape))
-
-
-def _plan_rows(plan: Plan) -> list[list[str]]:
-    grouped: dict[tuple[str, ...], int] = {}
-    for recipe in plan.recipes:
-        pattern = re.sub(r"\.\d+\.", ".{layer}.", recipe.name, count=1)
-        pattern = re.sub(r"\.\d+\.", ".{expert}.", pattern)
-        arrow = recipe.arrow.partition(",")[0]
-        key = (pattern, arrow, _sizes(recipe.source_shape), _sizes(recipe.shape), _how(recipe))
-        grouped[key] = grouped.get(key, 0) + 1
-    exact = "yes" if plan.exact else "no"
-    return [[*key, str(count), exact] for key, count in grouped.items()]
 
 
 def show_plan(plan: Plan, *, as_json: bool) -> None:
@@ -121,8 +88,10 @@ def show_plan(plan: Plan, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(plan.model_dump(mode="json")))
         return
+    exact = "yes" if plan.exact else "no"
+    rows = [[*words, str(count), exact] for *words, count in plan_rows(plan)]
     title = f"{plan.source.location} ({plan.model_type}) with preset {plan.preset}, seed {plan.seed}"
-    _table(title, ["tensor", "reads -> writes", "source", "target", "how", "count", "exact?"], _plan_rows(plan))
+    _table(title, ["tensor", "reads -> writes", "source", "target", "how", "count", "exact?"], rows)
     out = console()
     growth = plan.num_parameters / max(1, plan.source_num_parameters)
     out.print(
@@ -193,6 +162,10 @@ def show_inspection(found: Inspection, *, as_json: bool) -> None:
 _COUNTED: dict[str, Callable[[int, int, float], str]] = {
     "write": lambda done, total, _: f"{size_of(done)} of {size_of(total)}",
     "tokens": lambda done, _total, _seconds: f"{done:,} so far",
+    "starts": lambda done, total, _: f"start {done} of {total}",
+    "runs": lambda done, total, _: f"run {done} of {total}",
+    "images": lambda done, _total, _seconds: f"{done:,} so far",
+    "train": lambda done, total, seconds: f"{done:,} of {total:,}, {done / max(seconds, 1e-9):,.0f}/s",
     "calibrate": lambda done, total, seconds: f"{done:,} of {total:,}, {done / max(seconds, 1e-9):,.0f}/s",
     "search": lambda done, total, seconds: f"{done:,} of {total:,} tokens, {done / max(seconds, 1e-9):,.0f}/s",
     "fit": lambda done, total, _: f"layer {done} of {total}",
@@ -216,6 +189,47 @@ def show_scores(scores: Scores, path: Path, *, as_json: bool) -> None:
     unit = "images" if record.sequence_length == 0 else "tokens"
     size = size_of(path.stat().st_size)
     say(f"made {path}: {record.tokens:,} {unit} of {record.data}, {len(scores.sites)} sites, {size}")
+
+
+def show_training(found: Mapping[str, Any], output: str, *, as_json: bool) -> None:
+    """Print what a training run came to: held-out losses over its steps, tokens a second, and where it lies."""
+    if as_json:
+        print(json.dumps({"output": output, **found}))
+        return
+    curve: dict[str, dict[str, float]] = found["curve"]
+    splits = list(next(iter(curve.values()), {}))
+    if curve:
+        rows = [[step, *(f"{losses[split]:.4f}" for split in splits)] for step, losses in curve.items()]
+        _table("held-out loss", ["step", *splits], rows)
+    rate = found["tokens"] / max(found["train_s"], 1e-9)
+    say(f"made {output}: {found['steps']:,} steps, {found['tokens']:,} tokens, {rate:,.0f} a second of training")
+
+
+def _share(reached: Reached | None) -> str:
+    return "not reached" if reached is None else f"{reached.steps_share:.3f}"
+
+
+def show_comparison(results: Results, path: Path, *, as_json: bool) -> None:
+    """Print what every arm came to, and what it needs to come as far as each goal."""
+    if as_json:
+        print(results.model_dump_json())
+        return
+    rows = [
+        [
+            row.arm, f"{row.learning_rate:g}", f"{row.before:.4f}", f"{row.after:.4f}",
+            *("1" if row.arm == goal else _share(row.reached.get(goal)) for goal in results.goals),
+            *("1" if row.arm == goal else "" if (r := row.reached.get(goal)) is None else f"{r.seconds_share:.3f}"
+              for goal in results.goals),
+        ]
+        for row in results.rows
+    ]  # fmt: skip
+    columns = ["arm", "rate", "before", "after", *(f"steps to {goal}'s" for goal in results.goals),
+               *(f"seconds to {goal}'s" for goal in results.goals)]  # fmt: skip
+    _table(f"{results.title}: {results.metric.name} in {results.metric.unit}, medians of {len(results.seeds)} seeds",
+           columns, rows)  # fmt: skip
+    for note in results.notes:
+        say(f"note: {note}")
+    say(f"made {path}; `anysize report {path.parent}` draws it")
 
 
 @contextmanager

@@ -4,26 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
-from anysize.errors import SizeError
+from anysize.target import parse_count
 
 if TYPE_CHECKING:
     from anysize.recipe import Plan
-
-_UNITS = {"K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
-
-
-def parse_count(text: str | None) -> int | None:
-    """Return the number that `350M` or `1.3B` spells; raise SizeError otherwise."""
-    if text is None:
-        return None
-    unit = text[-1:].upper()
-    try:
-        count = int(float(text[:-1]) * _UNITS[unit]) if unit in _UNITS else int(text)
-    except (ValueError, OverflowError):
-        count = 0
-    if count < 1:
-        raise SizeError(f"num_params '{text}' is not a count: wanted something like 350M or 1.3B")
-    return count
 
 
 def planned(

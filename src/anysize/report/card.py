@@ -32,7 +32,8 @@ def card_table(results: Results, *, picture: str = "figures/curves.png") -> str:
         cells = [_plain(row.arm), f"{row.learning_rate:g}", number(row.before), number(row.after)]
         if goal:
             there = row.reached.get(goal)
-            cells += [share(there.steps_share), share(there.seconds_share)] if there else [NOT_REACHED] * 2
+            none = NOT_REACHED if goal in row.reached else "–"
+            cells += [share(there.steps_share), share(there.seconds_share)] if there else [none] * 2
         table.append(cells)
     seeds = max((row.num_seeds for row in results.rows), default=0)
     note = f"Medians over {seeds} seed{'s' * (seeds != 1)}; {results.steps:,} steps of {results.tokens_a_step:,} "

@@ -32,7 +32,8 @@ class Curve:
 class Trial:
     """One arm at one rate. value: the median of the last validation metric over its runs of `status`, if finite.
 
-    `status` is the best that any seed came to; `num_runs` of that status, and `num_diverged` of the others.
+    `status` is the best that any run came to, of shorter trials the longest; there are `num_runs` such, of so many
+    `steps`, and `num_diverged` others that diverged. Where all did, `steps` is the last that was measured.
     """
 
     arm: str
@@ -92,15 +93,17 @@ def missing(results: Results) -> list[str]:
 
 
 def _trial(runs: Sequence[Run], *, best: bool) -> Trial:
-    status = next(status for status in ("finished", "stopped", "diverged") if any(r.status == status for r in runs))
+    status = next(status for status in ("finished", "trial", "diverged") if any(r.status == status for r in runs))
     counted = [run for run in runs if run.status == status]
+    longest = max(run.steps for run in counted)
+    counted = [run for run in counted if run.steps == longest]
     last = [run.validation[-1] for run in counted if run.validation and isfinite(run.validation[-1])]
     return Trial(
         arm=runs[0].arm,
         learning_rate=runs[0].learning_rate,
         status=status,
         value=None if status == "diverged" or not last else median(last),
-        steps=round(median(run.at[-1] if run.at else 0 for run in counted)),
+        steps=max(run.at[-1] if run.at else 0 for run in counted) if status == "diverged" else longest,
         num_runs=len(counted),
         num_diverged=sum(run.status == "diverged" for run in runs) if status != "diverged" else 0,
         best=best,

@@ -135,7 +135,7 @@ def draw_curves(results: Results) -> Figure:
 
 
 def draw_rates(results: Results) -> Figure:
-    """Draw the last validation metric against the learning rate; stopped runs hollow, diverged ones as crosses."""
+    """Draw the last validation metric against the learning rate; trials hollow, diverged ones as crosses."""
     figure = Figure(figsize=(6.4, 4.2))
     axes, look, found = figure.add_subplot(), looks(results), trials(results)
     axes.set_xscale("log")
@@ -152,8 +152,8 @@ def draw_rates(results: Results) -> Figure:
             if trial.status == "diverged":
                 axes.plot(trial.learning_rate, top, marker="x", color=colour, markersize=7)
             elif trial.value is not None:
-                face = "none" if trial.status == "stopped" else colour
-                marker = "^" if trial.status == "stopped" else "o"
+                face = "none" if trial.status == "trial" else colour
+                marker = "^" if trial.status == "trial" else "o"
                 size = 8 if trial.best else 5
                 axes.plot(
                     trial.learning_rate, trial.value, marker=marker, color=colour, markerfacecolor=face, markersize=size
@@ -161,7 +161,7 @@ def draw_rates(results: Results) -> Figure:
         if mine:
             handles.append(line)
             names.append(label_of(arm.name))
-    axes.set_xlabel("learning rate (large: chosen; hollow: stopped early; cross: diverged)")
+    axes.set_xlabel("learning rate (large: chosen; hollow: a shorter trial; cross: diverged)")
     axes.set_ylabel(label_of(f"last validation {results.metric.name} ({results.metric.unit})"))
     rates = sorted({trial.learning_rate for trial in found if trial.learning_rate > 0})
     axes.set_xticks(rates, [f"{rate:g}" for rate in rates])

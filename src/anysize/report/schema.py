@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from anysize.errors import InputError, did_you_mean
 
 FORMAT = 1
-Status = Literal["finished", "stopped", "diverged"]
+Status = Literal["finished", "trial", "diverged"]
 
 
 class _Record(BaseModel):
@@ -78,7 +78,8 @@ class Arm(_Record):
 class Run(_Record):
     """One training run: what was measured after so many steps (`at`), on validation and on test data.
 
-    status: "stopped" where the search of the rate gave it up, "diverged" where a loss was not finite; both end early.
+    status: "trial" for a shorter run, with a schedule of its own, by which the search of the rate judged it; "diverged"
+    where a loss was not finite. steps: how many its schedule has.
     train_s, teacher_s (its share of it): seconds of training alone, of the processor on a CPU, of the clock on a GPU.
     """
 

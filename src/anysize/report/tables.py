@@ -8,7 +8,7 @@ from statistics import median
 
 from anysize.report.curves import Trial, missing, trials
 from anysize.report.headline import number
-from anysize.report.schema import Arm, Reached, Results
+from anysize.report.schema import Arm, Results, Row
 
 NOT_REACHED = "not reached"
 
@@ -59,7 +59,10 @@ def _with_source(value: float | None) -> str:
     return "" if value is None else f"{share(value)} with the source"
 
 
-def _reached(found: Reached | None) -> list[Cell]:
+def _reached(row: Row, goal: str) -> list[Cell]:
+    if goal not in row.reached:
+        return [Cell("–", "itself" if row.arm == goal else "", "muted")] * 3
+    found = row.reached[goal]
     if found is None:
         return [Cell(NOT_REACHED, tone="lost"), Cell(NOT_REACHED, tone="lost"), Cell(NOT_REACHED, tone="lost")]
     return [
@@ -89,7 +92,7 @@ def summary(results: Results) -> Table:
             Cell(number(row.rise) if row.rise > 0 else "0"),
         ]
         for goal in results.goals:
-            cells += _reached(row.reached.get(goal))
+            cells += _reached(row, goal)
         rows.append(tuple(cells))
     for name in missing(results):
         rows.append((Cell(name), Cell("no finished run", tone="lost"), *(Cell("") for _ in columns[2:])))
@@ -100,16 +103,16 @@ def _trial(trial: Trial | None) -> Cell:
     if trial is None:
         return Cell("–", tone="muted")
     if trial.status == "diverged":
-        return Cell("diverged", f"by step {trial.steps:,}", "lost")
+        return Cell("diverged", f"after step {trial.steps:,}", "lost")
     value = "–" if trial.value is None else number(trial.value)
-    told = [f"stopped at step {trial.steps:,}"] if trial.status == "stopped" else []
+    told = [f"trial of {trial.steps:,} steps"] if trial.status == "trial" else []
     told += [f"{trial.num_runs} seeds"] if trial.num_runs > 1 else []
     told += [f"{trial.num_diverged} diverged"] if trial.num_diverged else []
-    return Cell(value, ", ".join(told), "muted" if trial.status == "stopped" else "best" if trial.best else "")
+    return Cell(value, ", ".join(told), "muted" if trial.status == "trial" else "best" if trial.best else "")
 
 
 def rates(results: Results) -> Table:
-    """Return the last validation metric of every arm at every rate, stopped and diverged runs marked."""
+    """Return the last validation metric of every arm at every rate; shorter trials and diverged runs are marked."""
     found = {(trial.arm, trial.learning_rate): trial for trial in trials(results)}
     tried = sorted({*results.learning_rates, *(rate for _, rate in found)})
     rows = [

@@ -188,10 +188,10 @@
       });
       const status = {
         finished: (trial) => `${said(trial.value)}${trial.best ? ", chosen" : ""}`,
-        stopped: (trial) => `${said(trial.value)}, stopped at step ${trial.steps}`,
-        diverged: (trial) => `diverged by step ${trial.steps}`,
+        trial: (trial) => `${said(trial.value)} in a trial of ${trial.steps} steps`,
+        diverged: (trial) => `diverged after step ${trial.steps}`,
       };
-      const symbols = { finished: "circle", stopped: "triangle-up-open", diverged: "x-thin" };
+      const symbols = { finished: "circle", trial: "triangle-up-open", diverged: "x-thin" };
       traces.push({
         x: mine.map((trial) => trial.rate),
         y: mine.map((trial) => (trial.status === "diverged" ? top : trial.value)),

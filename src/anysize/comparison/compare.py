@@ -1,0 +1,280 @@
+"""Compare: prepare what arms start from, search rates, run the seeds, and write what was found after every step."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from anysize.comparison.config import CompareConfig
+from anysize.comparison.flops import forward_flops, training_flops
+from anysize.comparison.folder import claimed, write_json
+from anysize.comparison.job import Job, carry_out, conversion_s, known, prepare
+from anysize.comparison.records import machine, plan_record, resize_command, versions
+from anysize.comparison.search import ladder, search
+from anysize.comparison.summary import rows_of
+from anysize.config import SourceConfig, understand
+from anysize.errors import InputError
+from anysize.io.hub import open_checkpoint
+from anysize.recipe import Plan
+from anysize.report.schema import Arm, Metric, Results, Run, SourceRecord
+from anysize.target import public_sizes
+from anysize.tensors import num_parameters
+from anysize.training.data import Datasets, datasets_of
+from anysize.training.start import folder_of, plan_of, require_same_vocabulary, scores_for
+
+if TYPE_CHECKING:
+    from anysize.io.reader import TensorSource
+
+Progress = Callable[[str, int, int], None]
+# Presets that choose without data.
+_WITHOUT_SCORES = ("weight-selection",)
+
+
+def _enter(counter: Any, num_gpus: int) -> None:
+    """Give a process a GPU of its own, or one thread."""
+    with counter.get_lock():
+        number = counter.value
+        counter.value += 1
+    if num_gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(number % num_gpus)
+    import torch  # noqa: PLC0415
+
+    if not num_gpus:
+        torch.set_num_threads(1)
+
+
+class Comparison:
+    """One comparison at work: its folder, its processes, and what has been found so far."""
+
+    def __init__(self, config: CompareConfig, text: str, command: str, progress: Progress) -> None:
+        self.config, self.text, self.command, self.progress = config, text, command, progress
+        self.tensors = open_checkpoint(config.source)
+        self.source = understand(self.tensors.config)
+        self._check_vocabularies()
+        self.target = self._target()
+        self.data = self._data()
+        self.place = claimed(config, self.tensors.identity)
+        write_json(self.place.target, {**self.target.raw, "architectures": [self.target.model_class]})
+        self.calibration_s = {source: self._calibrate(source) for source in self._sources_to_calibrate()}
+
+    def _check_vocabularies(self) -> None:
+        """Refuse arms whose source or teacher has another vocabulary, before anything is made."""
+        mine = _tokenizer_of(self.tensors)
+        for name, arm in self.config.arms.items():
+            for other in (arm.source, arm.distill.teacher if arm.distill else ""):
+                if not other:
+                    continue
+                tensors = open_checkpoint(other)
+                require_same_vocabulary(self.source, understand(tensors.config), other)
+                if _tokenizer_of(tensors) != mine:
+                    raise InputError(
+                        f"arm '{name}': the tokenizer of '{other}' is not that of '{self.config.source}', so the arms "
+                        "would not see the same tokens"
+                    )
+
+    def _target(self) -> SourceConfig:
+        """Return the config that all arms have: that of a plan which needs no data."""
+        resize = next((self.config.resize_of(arm, 0) for arm in self.config.arms), None)
+        assert resize is not None
+        plain = resize.model_copy(update={"source": self.config.source, "preset": "auto", "select": "auto",
+                                          "readers": "auto", "layers": "auto", "untie": False})  # fmt: skip
+        if resize.vocab_size not in (None, self.source.sizes.get("vocab")):
+            raise InputError("target.vocab_size: all arms and the teacher share the source's vocabulary")
+        return understand(plan_of(plain, None, self.progress).target_config)
+
+    def _data(self) -> Datasets:
+        batch = int(self.config.training.get("per_device_train_batch_size", 8))
+        return datasets_of(self.config.data, self.target, folder_of(self.tensors), batch, self.progress)
+
+    def _sources_to_calibrate(self) -> list[str]:
+        """Return the sources of arms that shrink by data."""
+        before, after = self.source.sizes, self.target.sizes
+        if all(after[axis] >= size for axis, size in before.items()):
+            return []
+        arms = [arm for arm in self.config.arms.values() if not arm.random and arm.preset not in _WITHOUT_SCORES]
+        return list(dict.fromkeys(arm.source or self.config.source for arm in arms))
+
+    def _calibrate(self, source: str) -> float:
+        """Calibrate a source unless it is done; return the processor seconds that it took."""
+        place = self.place.scores(source)
+        record = place.with_suffix(".json")
+        if not record.is_file():
+            scores, seconds = scores_for(source, self.config.calibration, self.config.data, self.progress)
+            assert scores is not None
+            place.parent.mkdir(parents=True, exist_ok=True)
+            scores.save(place)
+            write_json(record, {"calibration_s": seconds})
+        return json.loads(record.read_text(encoding="utf-8"))["calibration_s"]
+
+    def job(self, arm: str, rate: float, seed: int, steps: int | None = None) -> Job:
+        """Return one run of an arm; of all its steps where none are given."""
+        return Job(self.place, self.config, arm, rate, seed, self.config.steps_of(arm) if steps is None else steps)
+
+    def run(self) -> Results:
+        """Carry out everything that is missing and return the results, which are also in results.json."""
+        config = self.config
+        num_gpus = _num_gpus()
+        workers = config.workers or num_gpus or os.cpu_count() or 1
+        context = multiprocessing.get_context("spawn")
+        counter = context.Value("i", 0)
+        with ProcessPoolExecutor(workers, context, _enter, (counter, num_gpus)) as pool:
+            starts = {self.job(arm, 0.0, seed).start: self.job(arm, 0.0, seed)
+                      for arm in config.arms for seed in config.seeds if not config.arms[arm].random}  # fmt: skip
+            for number, _ in enumerate(pool.map(prepare, starts.values())):
+                self.progress("starts", number + 1, len(starts))
+
+            def train(asked: list[tuple[str, float, int]]) -> list[Run]:
+                return self._carry_out(pool, [self.job(arm, r, config.seeds[0], steps) for arm, r, steps in asked])
+
+            rates = {arm: config.rates_of(arm) for arm in config.arms}
+            steps = {arm: config.steps_of(arm) for arm in config.arms}
+            best = search(rates, steps, halving=config.halving, train=train)
+            others = [self.job(arm, best[arm], seed) for seed in config.seeds[1:] for arm in config.arms]
+            self._carry_out(pool, others)
+        return self.write(complete=True)
+
+    def _carry_out(self, pool: ProcessPoolExecutor, jobs: Sequence[Job]) -> list[Run]:
+        """Return the runs of jobs in order; each is in the results as soon as it is there."""
+        waiting = {pool.submit(carry_out, job): job for job in jobs if known(job) is None}
+        for future in as_completed(waiting):
+            future.result()
+            self.write(complete=False)
+            self.progress("runs", len(self.runs()), self.num_runs)
+        found = [known(job) for job in jobs]
+        return [run for run in found if run is not None]
+
+    @property
+    def num_runs(self) -> int:
+        """How many runs there are in the end, trials included."""
+        return sum(len(self._trials(arm)) + len(self.config.seeds) for arm in self.config.arms)
+
+    def _trials(self, arm: str) -> list[tuple[float, int]]:
+        """Return (rate, steps) of as many trials as an arm has; which rates the later ones have is not known before."""
+        rates, steps = self.config.rates_of(arm), self.config.steps_of(arm)
+        if not self.config.halving:
+            return [(rate, steps) for rate in rates[1:]]
+        left, found = len(rates), list[tuple[float, int]]()
+        for trial, kept in ladder(len(rates), steps):
+            found += [(rate, trial) for rate in rates[:left]]
+            left = kept
+        return found
+
+    def runs(self) -> list[Run]:
+        """Return all runs there are, arm by arm: those of all steps, and then the trials."""
+        found: list[Run | None] = []
+        for arm in self.config.arms:
+            rates, whole = self.config.rates_of(arm), self.config.steps_of(arm)
+            found += [known(self.job(arm, rate, seed)) for seed in self.config.seeds for rate in rates]
+            trials = {steps for _, steps in self._trials(arm) if steps < whole}
+            first = self.config.seeds[0]
+            found += [known(self.job(arm, rate, first, steps)) for steps in sorted(trials) for rate in rates]
+        return [run for run in found if run is not None]
+
+    def write(self, *, complete: bool) -> Results:
+        """Write and return what there is so far."""
+        results = self.results(complete=complete)
+        results.save(self.place.path / "results.json")
+        return results
+
+    def results(self, *, complete: bool) -> Results:
+        """Return what there is so far."""
+        config, runs = self.config, self.runs()
+        arms = {name: self._arm(name) for name in config.arms}
+        args = config.training
+        batch = int(args.get("per_device_train_batch_size", 8)) * int(args.get("gradient_accumulation_steps", 1))
+        tokens_a_step = batch * self.data.tokens_each
+        split = "test" if config.data.test else "validation"
+        image = self.source.architecture.modality == "image"
+        metric = Metric(name="error rate", unit="share of images") if image else Metric(
+            name="loss", unit="nats/token", bits_per_byte=self.data.bits_per_byte[split])  # fmt: skip
+        source = self._source_record(split)
+        rows = rows_of(runs, arms, config.goals, tokens_a_step, source)
+        return Results(
+            title=config.title or f"{Path(config.source).name}: {', '.join(config.arms)}", complete=complete,
+            modality="image" if image else "text", metric=metric,
+            date=datetime.now(UTC).date().isoformat(), machine=machine(), versions=versions(), command=self.command,
+            config=self.text, source=source, steps=int(args["max_steps"]), tokens_a_step=tokens_a_step,
+            learning_rates=config.learning_rates, seeds=config.seeds, goals=config.goals,
+            notes=tuple(self._notes(runs, rows, source, split)), arms=tuple(arms.values()), runs=tuple(runs), rows=rows,
+        )  # fmt: skip
+
+    def _source_record(self, split: str) -> SourceRecord | None:
+        place = self.place.path / "source.json"
+        if not place.is_file():
+            from anysize.comparison.measure import held_out  # noqa: PLC0415
+
+            write_json(place, {"test": held_out(folder_of(self.tensors), self.data.held_out[split])})
+        test = json.loads(place.read_text(encoding="utf-8"))["test"]
+        cost = self.config.source_cost.model_dump()
+        return SourceRecord(location=self.config.source, num_parameters=num_parameters(self.source),
+                            sizes=public_sizes(self.source), test=test, **cost)  # fmt: skip
+
+    def _arm(self, name: str) -> Arm:
+        """Return what an arm is; its plan and costs are there once its start is."""
+        arm, job = self.config.arms[name], self.job(name, 0.0, self.config.seeds[0])
+        resize, length = self.config.resize_of(name, self.config.seeds[0]), self.data.tokens_each
+        made = not arm.random and job.start.with_name(f"{job.start.name}.json").is_file()
+        plan = Plan.load(job.start.with_name(f"{job.start.name}.plan.json")) if made else None
+        target = self.target if plan is None else understand(plan.target_config)
+        used = plan is not None and bool(plan.scores_sha256)
+        teacher = 0.0
+        if arm.distill is not None:
+            understood = understand(open_checkpoint(arm.distill.teacher or self.config.source).config)
+            # A teacher that is listened to for a part of the steps costs that part.
+            share = min(1.0, (arm.distill.until_step or job.steps) / job.steps)
+            teacher = forward_flops(understood, length) * share
+        settings = arm.model_dump(mode="json", exclude_defaults=True)
+        calibration = self.config.calibration.data or self.config.data.train
+        start = "a random initialization" if arm.random else f"{resize.preset} from {Path(resize.source).name}"
+        command = "" if arm.random else resize_command(resize, calibration if used else "")
+        return Arm(
+            name=name, start=start, command=command, num_parameters=num_parameters(target), sizes=public_sizes(target),
+            settings=settings, calibration_s=self.calibration_s.get(resize.source, 0.0) if used else 0.0,
+            conversion_s=conversion_s(job) if made else 0.0, flops_a_token=training_flops(target, length),
+            teacher_flops_a_token=teacher, plan=plan_record(plan) if plan else None,
+        )  # fmt: skip
+
+    def _notes(
+        self, runs: Sequence[Run], rows: Sequence[Any], source: SourceRecord | None, split: str
+    ) -> Iterator[str]:
+        if split == "validation":
+            yield "there are no test data: figures are of the validation data that rates were chosen on"
+        grown = num_parameters(self.target) > num_parameters(self.source)
+        random = next((row for row in rows if self.config.arms[row.arm].random), None)
+        if grown and random is not None and source is not None and random.after > source.test - 0.1:
+            yield (
+                f"this comparison shows nothing about growing: the random arm ends at {random.after:.3f}, and the "
+                f"source itself is at {source.test:.3f}; train longer, or grow a younger source"
+            )
+        for row in rows:
+            tried = self.config.rates_of(row.arm)
+            if len(tried) > 1 and row.learning_rate in (tried[0], tried[-1]):
+                end = "smallest" if row.learning_rate == tried[0] else "largest"
+                yield f"the best rate of '{row.arm}' is the {end} that was tried: its best may lie beyond"
+        if any(run.status == "diverged" for run in runs):
+            yield "some runs diverged: their losses were not finite"
+
+
+def _tokenizer_of(tensors: TensorSource) -> bytes:
+    place = Path(folder_of(tensors)) / "tokenizer.json"
+    return place.read_bytes() if place.is_file() else b""
+
+
+def _num_gpus() -> int:
+    import torch  # noqa: PLC0415
+
+    return torch.cuda.device_count()
+
+
+def compare(config: CompareConfig, *, text: str, command: str, progress: Progress) -> Results:
+    """Carry out a comparison, or what is missing of it, and return its results, which are also in its folder.
+
+    Raises InputError or OutputError before any training for everything that can be known by then.
+    """
+    return Comparison(config, text, command, progress).run()

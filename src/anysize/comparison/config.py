@@ -1,0 +1,159 @@
+"""What a YAML file may ask of a comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from anysize.errors import did_you_mean, joined
+from anysize.training.config import (
+    Calibration,
+    Data,
+    Distill,
+    Recipe,
+    Resize,
+    Section,
+    Sizes,
+    check_training_arguments,
+)
+from anysize.training.config_file import refusals
+
+# What one arm may not have for itself: all arms see the same tokens.
+_SHARED = ("seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate",
+           "num_train_epochs")  # fmt: skip
+
+
+class ArmConfig(Section):
+    """One arm.
+
+    random: a fresh model of the target's sizes instead of a resized source. preset to untie: see `anysize resize`.
+    source: another source than the comparison's. distill, recipe: see training. training: TrainingArguments of this
+    arm alone, such as weight_decay, or fewer max_steps with a schedule of their own. learning_rates: another grid.
+    """
+
+    random: bool = False
+    source: str = ""
+    preset: str = "auto"
+    select: str = "auto"
+    readers: str = "auto"
+    layers: str = "auto"
+    noise_db: float = 10.0
+    untie: bool = False
+    distill: Distill | None = None
+    recipe: Recipe = Field(default_factory=Recipe)
+    training: dict[str, Any] = Field(default_factory=dict)
+    learning_rates: tuple[float, ...] = ()
+
+    @model_validator(mode="after")
+    def _sound(self) -> ArmConfig:
+        if self.random and (given := self.model_fields_set & {"preset", "select", "readers", "layers", "source"}):
+            raise ValueError(f"a random start takes no {joined(sorted(given))}")
+        if shared := [name for name in _SHARED if name in self.training]:
+            raise ValueError(f"training.{joined(shared)}: all arms share it")
+        return self
+
+    @field_validator("learning_rates")
+    @classmethod
+    def _positive(cls, rates: tuple[float, ...]) -> tuple[float, ...]:
+        return _checked_rates(rates)
+
+
+def _checked_rates(rates: tuple[float, ...]) -> tuple[float, ...]:
+    if wrong := [rate for rate in rates if rate <= 0]:
+        raise ValueError(f"learning rates of {joined(map(str, wrong))}: wanted more than 0")
+    if len(set(rates)) != len(rates):
+        raise ValueError("a learning rate stands twice")
+    return tuple(sorted(rates))
+
+
+class SourceCost(Section):
+    """What the source's own training took, where it is known; shares are then told with and without it."""
+
+    train_s: float | None = Field(default=None, ge=0)
+    train_flops: float | None = Field(default=None, ge=0)
+    train_tokens: float | None = Field(default=None, ge=0)
+
+
+class CompareConfig(Section):
+    """A comparison: every arm over the same tokens.
+
+    source: the folder or Hub id that arms are made from, and their teacher. target: the sizes that all arms have.
+    training: options of transformers.TrainingArguments that all arms share; max_steps is needed. evaluations: how often
+    the held-out data are measured, at least. learning_rates: tried with the first seed and chosen on the validation
+    data; halving: rates that lag are given up on the way. goals: arms whose final loss the others are measured against.
+    source_cost: of the source's own training. workers: runs at a time; one a GPU, or one a core, where it is None.
+    """
+
+    title: str = ""
+    output: str
+    source: str
+    target: Sizes
+    data: Data
+    calibration: Calibration = Field(default_factory=Calibration)
+    training: dict[str, Any] = Field(default_factory=dict)
+    evaluations: int = Field(default=30, ge=1)
+    learning_rates: tuple[float, ...] = Field(min_length=1)
+    halving: bool = True
+    seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
+    arms: dict[str, ArmConfig] = Field(min_length=1)
+    goals: tuple[str, ...] = ("random",)
+    source_cost: SourceCost = Field(default_factory=SourceCost)
+    workers: int | None = Field(default=None, ge=1)
+
+    @field_validator("learning_rates")
+    @classmethod
+    def _positive(cls, rates: tuple[float, ...]) -> tuple[float, ...]:
+        return _checked_rates(rates)
+
+    @model_validator(mode="after")
+    def _sound(self) -> CompareConfig:
+        if unknown := [goal for goal in self.goals if goal not in self.arms]:
+            near = did_you_mean(unknown[0], self.arms)
+            raise ValueError(f"goals: there is no arm '{unknown[0]}'{near}; the arms are {joined(self.arms)}")
+        steps = self.training.get("max_steps")
+        if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
+            raise ValueError(f"training.max_steps is {steps!r}: wanted how many steps every arm takes, at least 1")
+        if not self.data.validation:
+            raise ValueError("data.validation is missing: learning rates are chosen on it")
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError("seeds: one stands twice")
+        if self.data.streaming:
+            raise ValueError("data.streaming: every arm has to see the same tokens, so they are kept; leave it out")
+        if taken := [n for n in ("seed", "data_seed", "learning_rate", "num_train_epochs") if n in self.training]:
+            raise ValueError(
+                f"training.{joined(taken)}: a comparison sets it itself (seeds, learning_rates, max_steps)"
+            )
+        return self
+
+    def resize_of(self, arm: str, seed: int) -> Resize:
+        """Return the resize that an arm starts from."""
+        asked = self.arms[arm]
+        return Resize(
+            source=asked.source or self.source, **self.target.model_dump(), preset=asked.preset, select=asked.select,
+            readers=asked.readers, layers=asked.layers, noise_db=asked.noise_db, untie=asked.untie, seed=seed,
+        )  # fmt: skip
+
+    def rates_of(self, arm: str) -> tuple[float, ...]:
+        """Return the learning rates that an arm tries."""
+        return self.arms[arm].learning_rates or self.learning_rates
+
+    def training_of(self, arm: str) -> dict[str, Any]:
+        """Return the training arguments of an arm, without rate and seed."""
+        return {**self.training, **self.arms[arm].training}
+
+    def steps_of(self, arm: str) -> int:
+        """Return how many steps an arm takes."""
+        return int(self.training_of(arm)["max_steps"])
+
+
+def compare_config(raw: Mapping[str, Any], origin: str) -> CompareConfig:
+    """Return a mapping as a config; raise InputError naming everything that is wrong with it."""
+    try:
+        made = CompareConfig.model_validate(dict(raw))
+    except ValidationError as error:
+        raise refusals(error, CompareConfig, origin) from error
+    for arm in made.arms:
+        check_training_arguments(made.training_of(arm), origin)
+    return made

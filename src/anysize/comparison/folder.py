@@ -1,0 +1,95 @@
+"""The folder of a comparison: what is kept between calls, so that a stopped comparison goes on where it was.
+
+comparison.json          what all runs share; another comparison may not use the folder
+target.json              the config that all arms have
+scores/, starts/         calibrations and converted models, by what they depend on
+runs/<key>/run.json      what one run measured; until then, the checkpoints it may save
+results.json             everything so far, written after every run
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from anysize.comparison.config import CompareConfig
+from anysize.errors import InputError, OutputError
+from anysize.training.tokens import data_identity
+
+_RECORD = "comparison.json"
+
+
+def write_json(path: Path, told: Mapping[str, Any]) -> None:
+    """Write a JSON object, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def key_of(*parts: Any) -> str:
+    """Return a short name for everything that something depends on."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]
+
+
+@dataclass(frozen=True)
+class Place:
+    """The folder of one comparison; `identity` is of everything that its runs share: source, target, data, training."""
+
+    path: Path
+    identity: str
+
+    @property
+    def target(self) -> Path:
+        """Where the config of the target lies."""
+        return self.path / "target.json"
+
+    def scores(self, source: str) -> Path:
+        """Return where the scores of a source lie."""
+        return self.path / "scores" / f"{key_of(self.identity, source)}.safetensors"
+
+    def start(self, config: CompareConfig, arm: str, seed: int) -> Path:
+        """Return where the model that an arm starts from lies."""
+        resize = config.resize_of(arm, seed).model_dump(mode="json")
+        return self.path / "starts" / key_of(self.identity, resize)
+
+    def run(self, config: CompareConfig, arm: str, rate: float, seed: int, steps: int) -> Path:
+        """Return the folder of one run: two arms that differ in nothing but their names share it."""
+        asked = config.arms[arm].model_dump(mode="json", exclude={"learning_rates"})
+        return self.path / "runs" / key_of(self.identity, asked, config.evaluations, rate, seed, steps)
+
+
+def claimed(config: CompareConfig, source_identity: str) -> Place:
+    """Return the folder of a comparison; raise InputError or OutputError where it holds something else.
+
+    Arms, rates and seeds may be added to a comparison; source, target, data and shared training may not change.
+    """
+    path = Path(config.output).expanduser()
+    files = [name for name in (config.data.train, config.data.validation, config.data.test) if name]
+    shared = {
+        "source": source_identity, "target": config.target.model_dump(mode="json"),
+        "data": config.data.model_dump(mode="json"), "training": config.training,
+        "calibration": config.calibration.model_dump(mode="json"),
+        "files": [data_identity(name) for name in files],
+    }  # fmt: skip
+    shared = json.loads(json.dumps(shared))
+    record = path / _RECORD
+    if path.exists() and not path.is_dir():
+        raise OutputError(f"the output '{path}' exists and is not a folder")
+    if record.is_file():
+        known = json.loads(record.read_text(encoding="utf-8"))
+        if known != shared:
+            changed = ", ".join(sorted(name for name in shared if known.get(name) != shared[name]))
+            raise InputError(
+                f"the output '{path}' holds another comparison ({changed} differ): choose another one; nothing of it "
+                "was changed"
+            )
+    elif path.is_dir() and any(path.iterdir()):
+        raise OutputError(f"the output folder '{path}' is not empty and holds no comparison: choose another one")
+    else:
+        write_json(record, shared)
+    return Place(path, key_of(shared))

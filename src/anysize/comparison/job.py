@@ -1,0 +1,157 @@
+"""One run of a comparison, carried out in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from anysize.comparison.config import CompareConfig
+from anysize.comparison.folder import Place, write_json
+from anysize.report.schema import Run
+
+if TYPE_CHECKING:
+    from anysize.training.start import Start
+
+_DEFAULTS: dict[str, Any] = {"save_strategy": "no", "logging_strategy": "steps", "eval_on_start": True}
+
+
+def quiet(stage: str, done: int, total: int) -> None:
+    """Report nothing."""
+    del stage, done, total
+
+
+@dataclass(frozen=True)
+class Job:
+    """One arm at one rate under one seed for so many steps: all of the arm's, or fewer in a trial of the rate."""
+
+    place: Place
+    config: CompareConfig
+    arm: str
+    rate: float
+    seed: int
+    steps: int
+
+    @property
+    def folder(self) -> Path:
+        return self.place.run(self.config, self.arm, self.rate, self.seed, self.steps)
+
+    @property
+    def start(self) -> Path:
+        return self.place.start(self.config, self.arm, self.seed)
+
+    @property
+    def is_trial(self) -> bool:
+        return self.steps < self.config.steps_of(self.arm)
+
+
+def known(job: Job) -> Run | None:
+    """Return what a run has found, None where it is not done."""
+    record = job.folder / "run.json"
+    if not record.is_file():
+        return None
+    found = Run.model_validate_json(record.read_text(encoding="utf-8"))
+    # Another arm with the same settings may have made it.
+    return found.model_copy(update={"arm": job.arm})
+
+
+def evaluation_steps(steps: int, evaluations: int) -> int:
+    """Return how many steps lie between two evaluations, so that the last step is one of them."""
+    wanted = max(1, steps // evaluations)
+    return next(every for every in range(wanted, 0, -1) if steps % every == 0)
+
+
+def _arguments(job: Job) -> Any:
+    from anysize.training.arguments import DEFAULTS, fixed_arguments, training_arguments  # noqa: PLC0415
+
+    given = {**DEFAULTS, **_DEFAULTS, **job.config.training_of(job.arm)}
+    every = evaluation_steps(job.steps, job.config.evaluations)
+    warmup = given["warmup_steps"]
+    if isinstance(warmup, int) and job.is_trial:
+        # A trial is the whole run in small; a share of the steps is one already.
+        given["warmup_steps"] = warmup * job.steps // job.config.steps_of(job.arm)
+    ours = {
+        "max_steps": job.steps,
+        **fixed_arguments(str(job.folder)), "eval_strategy": "steps", "eval_steps": every, "learning_rate": job.rate,
+        "seed": job.seed, "data_seed": job.seed, "logging_steps": every,
+    }  # fmt: skip
+    return training_arguments({**given, **ours}, f"arm {job.arm}")
+
+
+def prepare(job: Job) -> None:
+    """Write the model that a job starts from, unless it is there or random."""
+    from anysize.calibration.scores import Scores  # noqa: PLC0415
+    from anysize.training.start import resized  # noqa: PLC0415
+
+    place, resize = job.start, job.config.resize_of(job.arm, job.seed)
+    record = place.with_name(f"{place.name}.json")
+    if job.config.arms[job.arm].random or record.is_file():
+        return
+    scores = job.place.scores(resize.source)
+    found = Scores.load(scores) if scores.is_file() else None
+    _, seconds = resized(resize, found, place, quiet, "anysize compare")
+    write_json(record, {"conversion_s": seconds})
+
+
+def conversion_s(job: Job) -> float:
+    """Return the processor seconds that it took to make what a job starts from."""
+    if job.config.arms[job.arm].random:
+        return 0.0
+    return json.loads(job.start.with_name(f"{job.start.name}.json").read_text(encoding="utf-8"))["conversion_s"]
+
+
+def _start(job: Job) -> Start:
+    import torch  # noqa: PLC0415
+
+    from anysize.config import understand  # noqa: PLC0415
+    from anysize.io.hub import open_checkpoint  # noqa: PLC0415
+    from anysize.training.start import at_random, folder_of, written  # noqa: PLC0415
+
+    if not job.config.arms[job.arm].random:
+        return written(job.start, torch.float32)
+    target = json.loads(job.place.target.read_text(encoding="utf-8"))
+    # Other numbers than the seeds of the data's order.
+    return at_random(understand(target), folder_of(open_checkpoint(job.config.source)), 1000 + job.seed, torch.float32)
+
+
+def carry_out(job: Job) -> Run:
+    """Train one run and return what it found; one that is done is not trained again, a stopped one goes on."""
+    before = known(job)
+    if before is not None:
+        return before
+    from anysize.config import understand  # noqa: PLC0415
+    from anysize.io.hub import open_checkpoint  # noqa: PLC0415
+    from anysize.training.data import datasets_of  # noqa: PLC0415
+    from anysize.training.loop import make_teacher, run  # noqa: PLC0415
+    from anysize.training.start import load, num_classes, require_same_vocabulary  # noqa: PLC0415
+
+    arm, args = job.config.arms[job.arm], _arguments(job)
+    start = _start(job)
+    data = datasets_of(job.config.data, start.config, start.tokenizer, args.train_batch_size, quiet)
+    teacher = None
+    if arm.distill is not None:
+        location = arm.distill.teacher or job.config.source
+        tensors = open_checkpoint(location)
+        require_same_vocabulary(start.config, understand(tensors.config), location)
+        model = load(location, next(start.model.parameters()).dtype)
+        classes = num_classes(start.config)
+        teacher = make_teacher(model, arm.distill, f"{location} {tensors.identity}", data, classes, start)
+    outcome = run(start, data, args, teacher=teacher, recipe=arm.recipe, flip=job.config.data.flip, progress=quiet)
+    # A run that was resumed accounts for its last part: all its steps cost what these did.
+    whole = outcome.step / max(1, outcome.num_steps)
+    train_s, teacher_s = outcome.train_s * whole, outcome.teacher_s * whole
+    split = "test" if job.config.data.test else "validation"
+    at = tuple(step for step, found in sorted(outcome.curve.items()) if all(map(isfinite, found.values())))
+    status = "diverged" if outcome.status == "diverged" else "trial" if job.is_trial else "finished"
+    found = Run(
+        arm=job.arm, seed=job.seed, learning_rate=job.rate, status=status, steps=job.steps, at=at,
+        validation=tuple(outcome.curve[step]["validation"] for step in at),
+        test=tuple(outcome.curve[step][split] for step in at), train_s=train_s, teacher_s=teacher_s,
+    )  # fmt: skip
+    write_json(job.folder / "run.json", found.model_dump(mode="json"))
+    for path in job.folder.glob("checkpoint-*"):
+        shutil.rmtree(path, ignore_errors=True)
+    return found

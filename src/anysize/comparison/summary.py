@@ -1,0 +1,87 @@
+"""From runs to a table: what every arm needs, against the final loss of another, with all that it costs."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from statistics import median
+
+from anysize.comparison.search import score
+from anysize.report.schema import Arm, Reached, Row, Run, SourceRecord
+
+
+def best_rates(runs: Sequence[Run]) -> dict[str, float]:
+    """Return, of each arm, the rate whose first seed ended lowest on validation data; arms without one are left out."""
+    found: dict[str, float] = {}
+    for arm in dict.fromkeys(run.arm for run in runs):
+        tried = [run for run in runs if run.arm == arm and run.status == "finished"]
+        if tried:
+            first = tried[0].seed
+            found[arm] = min((run for run in tried if run.seed == first), key=score).learning_rate
+    return found
+
+
+def steps_to(run: Run, level: float) -> float | None:
+    """Return the (interpolated) step at which a run's test figure first is at a level; None where it never is."""
+    points = list(zip(run.at, run.test, strict=True))
+    if points and points[0][1] <= level:
+        return float(points[0][0])
+    for (a, before), (b, after) in itertools.pairwise(points):
+        if after <= level:
+            return a + (b - a) * (before - level) / (before - after)
+    return None
+
+
+def _reached(
+    runs: Sequence[Run], arm: Arm, goal: Sequence[Run], goal_arm: Arm, tokens_a_step: int, source: SourceRecord | None
+) -> Reached | None:
+    level = median(run.test[-1] for run in goal)
+    found = [steps_to(run, level) for run in runs]
+    there = [steps for steps in found if steps is not None]
+    if len(there) < len(found) or not there:
+        return None
+    steps, whole = median(there), goal[0].steps
+    train_s, goal_s = (median(run.train_s for run in some) for some in (runs, goal))
+    seconds = arm.calibration_s + arm.conversion_s + train_s * steps / runs[0].steps
+    goal_seconds = goal_arm.calibration_s + goal_arm.conversion_s + goal_s
+    flops = steps * tokens_a_step * (arm.flops_a_token + arm.teacher_flops_a_token)
+    goal_flops = whole * tokens_a_step * (goal_arm.flops_a_token + goal_arm.teacher_flops_a_token)
+    # A random start needs no source.
+    from_source = source is not None and (arm.plan is not None or arm.teacher_flops_a_token > 0)
+    more_s, more_flops = (source.train_s, source.train_flops) if source and from_source else (0.0, 0.0)
+    return Reached(
+        steps=steps, tokens=steps * tokens_a_step, flops=flops, seconds=seconds, steps_share=steps / whole,
+        flops_share=flops / goal_flops if goal_flops else 0.0, seconds_share=seconds / goal_seconds,
+        flops_share_with_source=None if source is None or source.train_flops is None or more_flops is None
+        else (flops + more_flops) / goal_flops,
+        seconds_share_with_source=None if source is None or source.train_s is None or more_s is None
+        else (seconds + more_s) / goal_seconds,
+    )  # fmt: skip
+
+
+def rows_of(
+    runs: Sequence[Run], arms: Mapping[str, Arm], goals: Sequence[str], tokens_a_step: int, source: SourceRecord | None
+) -> tuple[Row, ...]:
+    """Return a row an arm at its best rate: medians over seeds. Arms without a finished run have none."""
+    best = best_rates(runs)
+    finished = {
+        arm: [r for r in runs if r.arm == arm and r.learning_rate == rate and r.status == "finished"]
+        for arm, rate in best.items()
+    }
+    made: list[Row] = []
+    for arm, found in finished.items():
+        lost = [r for r in runs if r.arm == arm and r.learning_rate == best[arm] and r.status == "diverged"]
+        # A seed that diverged did not come anywhere.
+        reached = {
+            goal: None if lost else _reached(found, arms[arm], finished[goal], arms[goal], tokens_a_step, source)
+            for goal in goals
+            if goal in finished and goal != arm
+        }
+        ends = tuple(run.test[-1] for run in found)
+        made.append(
+            Row(arm=arm, learning_rate=best[arm], num_seeds=len(found), num_diverged=len(lost),
+                before=median(run.test[0] for run in found), after=median(ends), after_of_seeds=ends,
+                rise=max(max(run.test) - run.test[0] for run in found),
+                train_s=median(run.train_s for run in found), reached=reached)
+        )  # fmt: skip
+    return tuple(made)

@@ -1,0 +1,56 @@
+"""Options of transformers.TrainingArguments: checked by name, with the defaults that we give them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from anysize.errors import InputError, did_you_mean, joined
+
+# What a run does where the config is silent: the field's habits for decoders, a checkpoint now and then.
+DEFAULTS: dict[str, Any] = {
+    "per_device_train_batch_size": 8, "learning_rate": 5e-4, "lr_scheduler_type": "cosine_with_min_lr",
+    "lr_scheduler_kwargs": {"min_lr_rate": 0.1}, "warmup_steps": 0.05, "weight_decay": 0.1, "adam_beta2": 0.95,
+    "max_grad_norm": 1.0, "logging_steps": 10, "logging_nan_inf_filter": False, "report_to": "none",
+    "save_steps": 500, "save_total_limit": 2, "seed": 0,
+}  # fmt: skip
+# What the config says elsewhere, or what would contradict it.
+_OURS = {
+    "output_dir": "output", "resume_from_checkpoint": "the same command, which resumes by itself",
+    "remove_unused_columns": "nothing: the data have no other columns", "disable_tqdm": "--quiet",
+    "do_train": "nothing", "do_eval": "nothing", "do_predict": "nothing",
+}  # fmt: skip
+
+
+def check_training_arguments(given: Mapping[str, Any], origin: str) -> None:
+    """Refuse what transformers.TrainingArguments does not know, before anything is loaded or made."""
+    from transformers import TrainingArguments  # noqa: PLC0415
+
+    known = {field.name for field in dataclasses.fields(TrainingArguments) if field.init} - _OURS.keys()
+    wrong = [
+        f"'training.{name}' is told by {_OURS[name]}" if name in _OURS
+        else f"unknown key 'training.{name}'{did_you_mean(name, known)}"
+        for name in given if name not in known
+    ]  # fmt: skip
+    if wrong:
+        raise InputError(f"the config '{origin}' cannot be used: {joined(wrong)}")
+
+
+def training_arguments(given: Mapping[str, Any], origin: str) -> Any:
+    """Return transformers.TrainingArguments of a config; raise InputError where transformers refuses them."""
+    from transformers import TrainingArguments  # noqa: PLC0415
+
+    try:
+        return TrainingArguments(**given)
+    except (ValueError, TypeError, ImportError, RuntimeError) as error:
+        why = " ".join(str(error).split())[:300]
+        raise InputError(f"the config '{origin}' cannot be used: transformers refuses training: {why}") from error
+
+
+def fixed_arguments(output: str) -> dict[str, Any]:
+    """Return what every run of ours needs: its folder, no bars of transformers, and batches as we make them."""
+    import torch  # noqa: PLC0415
+
+    return {"output_dir": output, "disable_tqdm": True, "remove_unused_columns": False,
+            "dataloader_pin_memory": torch.cuda.is_available()}  # fmt: skip

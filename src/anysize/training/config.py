@@ -1,0 +1,182 @@
+"""What a YAML file may ask of training. Every key is known, or refused with the nearest one that is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from anysize.errors import did_you_mean, joined
+from anysize.training.arguments import check_training_arguments
+from anysize.training.config_file import refusals
+
+# What a role may be called in `recipe.learning_rate_factors`.
+ROLES = ("embedding", "norm", "query-key", "value-output", "feed-forward", "other")
+
+
+class Section(BaseModel):
+    """A part of a config file: nothing unknown, nothing infinite."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Data(Section):
+    """What is trained and measured on.
+
+    train, validation, test: text files, folders, parquet, jsonl or Hub data sets; parquet with images and labels for
+    an image model. column: the text column where there are several. label_column: the class of an image.
+    sequence_length: tokens of one sequence. streaming: read the data while training, without a first pass over all of
+    them. max_tokens: at most so many tokens (or images) of the training data; evaluation_tokens: of each of the others.
+    tokenizer: where it lies, if not beside the model. flip: images are flipped at random.
+    """
+
+    train: str
+    validation: str = ""
+    test: str = ""
+    column: str = ""
+    label_column: str = "label"
+    sequence_length: int = Field(default=512, ge=2)
+    streaming: bool = False
+    max_tokens: int | None = Field(default=None, ge=1)
+    evaluation_tokens: int = Field(default=65_536, ge=1)
+    tokenizer: str = ""
+    flip: bool = True
+
+
+class Calibration(Section):
+    """What a shrunk start is calibrated on: the training data where `data` is empty, or a scores file."""
+
+    data: str = ""
+    tokens: int = Field(default=131_072, ge=1)
+    sequence_length: int = Field(default=256, ge=2)
+    batch_size: int = Field(default=8, ge=1)
+    column: str = ""
+
+
+class Distill(Section):
+    """Distillation from a teacher with the same vocabulary.
+
+    teacher: a folder or Hub id; the source of the resize where empty. weight: of the KL to the teacher, the rest is
+    the plain loss. temperature: of both distributions. until_step: afterwards the plain loss alone. top_k: of each
+    distribution keep so many tokens and the rest as one; None keeps all. cache: a folder where the top-k targets of
+    every sequence are kept for the next run. hidden_weight: of the distance between the residual streams, which the
+    writer maps of the plan make comparable.
+    """
+
+    teacher: str = ""
+    weight: float = Field(default=0.5, gt=0, le=1)
+    temperature: float = Field(default=1.0, gt=0)
+    until_step: int | None = Field(default=None, ge=1)
+    top_k: int | None = Field(default=None, ge=1)
+    cache: str = ""
+    hidden_weight: float = Field(default=0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _cache_holds_top_k(self) -> Distill:
+        if self.cache and self.top_k is None:
+            raise ValueError("cache keeps top-k targets: give top_k as well")
+        return self
+
+
+class NewParameters(Section):
+    """Rates of their own for what a plan added, element by element.
+
+    learning_rate_factor: multiplies the rate of new elements. warmup_steps: over which that of new elements rises from
+    0 (the schedule of all goes on beside). old_learning_rate_factor, old_warmup_steps: the same for what came from the
+    source.
+    """
+
+    learning_rate_factor: float = Field(default=1.0, ge=0)
+    warmup_steps: int = Field(default=0, ge=0)
+    old_learning_rate_factor: float = Field(default=1.0, ge=0)
+    old_warmup_steps: int = Field(default=0, ge=0)
+
+
+class Recipe(Section):
+    """Departures from one learning rate for all.
+
+    learning_rate_factors: by role. new_parameters: see NewParameters; needs a start that a plan makes.
+    """
+
+    learning_rate_factors: dict[str, float] = Field(default_factory=dict)
+    new_parameters: NewParameters | None = None
+
+    @model_validator(mode="after")
+    def _known_roles(self) -> Recipe:
+        for role, factor in self.learning_rate_factors.items():
+            if role not in ROLES:
+                known = ", ".join(ROLES)
+                raise ValueError(f"unknown role '{role}'{did_you_mean(role, ROLES)}; known: {known}")
+            if not (math.isfinite(factor) and factor >= 0):
+                raise ValueError(f"the factor of '{role}' is {factor}: wanted 0 or more")
+        return self
+
+
+class Sizes(Section):
+    """The sizes of a target: those of `anysize resize`; what is not named stays as it is."""
+
+    hidden_size: int | None = None
+    intermediate_size: int | None = None
+    num_hidden_layers: int | None = None
+    num_attention_heads: int | None = None
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    vocab_size: int | None = None
+    num_experts: int | None = None
+    scale: float | None = None
+    num_params: int | float | str | None = None
+    like: str | None = None
+
+
+class Resize(Sizes):
+    """A plan that is made and applied before training: the options of `anysize resize`."""
+
+    source: str
+    preset: str = "auto"
+    calibration: Calibration | str | None = None
+    select: str = "auto"
+    readers: str = "auto"
+    layers: str = "auto"
+    search_tokens: int = 2_000_000
+    noise_db: float = 10.0
+    seed: int = 0
+    untie: bool = False
+
+
+class TrainConfig(Section):
+    """One training run.
+
+    Exactly one of model (a folder or Hub id to go on with), resize (a plan applied on the fly) and random (a folder or
+    Hub id whose config is initialized at random). training: options of transformers.TrainingArguments by their names.
+    """
+
+    output: str
+    model: str = ""
+    random: str = ""
+    resize: Resize | None = None
+    data: Data
+    distill: Distill | None = None
+    recipe: Recipe = Field(default_factory=Recipe)
+    training: dict[str, Any] = Field(default_factory=dict)
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    @model_validator(mode="after")
+    def _one_start(self) -> TrainConfig:
+        given = [name for name in ("model", "random", "resize") if getattr(self, name)]
+        if len(given) != 1:
+            raise ValueError(f"wanted exactly one of model, random and resize, got {joined(given) or 'none'}")
+        if self.distill and not self.distill.teacher and self.resize is None:
+            raise ValueError("distill.teacher: only a resize has a source to distil from; name the teacher")
+        return self
+
+
+def train_config(raw: Mapping[str, Any], origin: str) -> TrainConfig:
+    """Return a mapping as a config; raise InputError naming everything that is wrong with it."""
+    try:
+        made = TrainConfig.model_validate(dict(raw))
+    except ValidationError as error:
+        raise refusals(error, TrainConfig, origin) from error
+    check_training_arguments(made.training, origin)
+    return made

@@ -1,0 +1,68 @@
+"""The data of a run: what is trained on, and what is measured on, of text or of images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from anysize.calibration.data import tokenizer_of
+from anysize.config import SourceConfig
+from anysize.errors import InputError
+from anysize.training.config import Data
+from anysize.training.images import Images
+from anysize.training.tokens import Sequences, StreamedSequences, packed, stacked
+
+if TYPE_CHECKING:
+    from torch.utils.data import Dataset
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass
+class Datasets:
+    """Training data and held-out data by name ("validation", "test"), and how a list of examples becomes a batch.
+
+    tokens_each: of one example (1 for an image). bits_per_byte: what a loss in nats/token is multiplied by to be
+    bits/byte, by name; empty for images. num_sequences: of the training data; None where they are streamed.
+    """
+
+    train: Dataset[Any]
+    held_out: dict[str, Dataset[Any]]
+    tokens_each: int
+    num_sequences: int | None
+    bits_per_byte: dict[str, float] = field(default_factory=dict)
+    collate: Callable[[list[Any]], dict[str, Any]] = stacked
+
+
+def datasets_of(data: Data, config: SourceConfig, tokenizer: str, batch: int, progress: Progress) -> Datasets:
+    """Return the data of a run for a model of this config; `tokenizer` is the folder of its tokenizer.
+
+    Raises InputError for data that are not there, of another modality, or too few for one batch.
+    """
+    names = {name: path for name in ("validation", "test") if (path := getattr(data, name))}
+    if config.architecture.modality == "image":
+        if data.streaming:
+            raise InputError("data.streaming: images are decoded once and kept; leave it out")
+        train = Images(data.train, data.label_column, config.full, data.max_tokens, progress, least=batch)
+        held_out: dict[str, Dataset[Any]] = {
+            name: Images(path, data.label_column, config.full, data.evaluation_tokens, progress, least=1)
+            for name, path in names.items()
+        }
+        return Datasets(train, held_out, 1, len(train))
+    made = tokenizer_of(data.tokenizer or tokenizer)
+    vocab, length = config.sizes["vocab"], data.sequence_length
+    positions = config.full.get("max_position_embeddings") or config.full.get("n_positions")
+    if isinstance(positions, int) and length > positions:
+        raise InputError(f"data.sequence_length is {length}, and the model has positions for {positions}")
+    held_out, bits = {}, {}
+    for name, path in names.items():
+        tokens = packed(path, data.column, made, vocab, data.evaluation_tokens, progress)
+        held_out[name] = Sequences(tokens, length, least=1, data=path)
+        bits[name] = tokens.bits_per_byte
+    if data.streaming:
+        streamed = StreamedSequences(data.train, data.column, made, vocab, length)
+        return Datasets(streamed, held_out, length, None, bits)
+    tokens = packed(data.train, data.column, made, vocab, data.max_tokens, progress)
+    train = Sequences(tokens, length, least=batch, data=data.train)
+    return Datasets(train, held_out, length, len(train), bits)

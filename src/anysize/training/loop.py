@@ -1,0 +1,154 @@
+"""One training run: from a start, data and arguments to a trained model, a curve and an account of its cost."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from transformers import TrainerCallback
+
+from anysize.errors import InputError
+from anysize.io.models import quiet_transformers
+from anysize.training.config import Distill, Recipe
+from anysize.training.data import Datasets
+from anysize.training.start import Start
+from anysize.training.targets import TargetCache
+from anysize.training.trainer import AnysizeTrainer, Teacher
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, TrainingArguments
+
+Progress = Callable[[str, int, int], None]
+_STATE = "trainer_state.json"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run found: the trainer with its model, why and at which step it ended, and what was measured.
+
+    curve: step -> {split: loss or error rate}. num_steps, train_s and teacher_s are of this call alone, without what a
+    run did before it was resumed.
+    """
+
+    trainer: AnysizeTrainer
+    status: Literal["finished", "diverged"]
+    step: int
+    curve: dict[int, dict[str, float]]
+    num_steps: int
+    train_s: float
+    teacher_s: float
+
+
+class _Watch(TrainerCallback):
+    """Tells how far a run is, and stops it once a loss is not finite."""
+
+    def __init__(self, tokens_a_step: int, progress: Progress) -> None:
+        self.tokens_a_step, self.progress = tokens_a_step, progress
+        self.diverged = False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        del args, control, kwargs
+        self.progress("train", state.global_step * self.tokens_a_step, state.max_steps * self.tokens_a_step)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        del args, state, kwargs
+        losses = [v for k, v in (logs or {}).items() if k == "loss" or k.endswith("_loss")]
+        if not all(math.isfinite(float(loss)) for loss in losses):
+            self.diverged = control.should_training_stop = True
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """Return the newest whole checkpoint of a run; what a killed process left half written is removed."""
+    found: list[tuple[int, Path]] = []
+    for path in folder.glob("checkpoint-*"):
+        try:
+            # The state is written last.
+            found.append((json.loads((path / _STATE).read_text(encoding="utf-8"))["global_step"], path))
+        except (OSError, ValueError, KeyError):
+            shutil.rmtree(path, ignore_errors=True)
+    return max(found, default=(0, None))[1]
+
+
+def curve_of(history: list[dict[str, Any]], names: list[str], *, image: bool) -> dict[int, dict[str, float]]:
+    """Return what was measured at which step, from a trainer's log."""
+    found: dict[int, dict[str, float]] = {}
+    for entry in history:
+        for name in names:
+            key = f"eval_{name}_error_rate" if image else f"eval_{name}_loss"
+            if key in entry:
+                found.setdefault(int(entry["step"]), {})[name] = float(entry[key])
+    return found
+
+
+def make_teacher(
+    model: PreTrainedModel, options: Distill, identity: str, data: Datasets, classes: int, start: Start
+) -> Teacher:
+    """Return a teacher as the trainer wants it; raise InputError where its options do not fit the run."""
+    model.eval().requires_grad_(False)
+    cache = None
+    if options.cache and options.top_k:
+        if data.num_sequences is None:
+            raise InputError("distill.cache: streamed sequences have no numbers to keep targets under")
+        cache = TargetCache(
+            Path(options.cache), f"{identity} {options.temperature}", num_sequences=data.num_sequences,
+            length=data.tokens_each, k=options.top_k, num_classes=classes,
+        )  # fmt: skip
+    writer = None
+    if options.hidden_weight:
+        if start.plan is None:
+            raise InputError("distill.hidden_weight: needs the writer maps of a plan, and this start has none (resize)")
+        from anysize.training.stream import stream_writer  # noqa: PLC0415
+
+        writer = stream_writer(start.plan)
+    return Teacher(model, options, cache, writer)
+
+
+def _wrong_share(prediction: Any) -> dict[str, float]:
+    return {"error_rate": float((prediction.predictions != prediction.label_ids).mean())}
+
+
+def _classes(logits: Any, labels: Any) -> torch.Tensor:
+    del labels
+    return (logits[0] if isinstance(logits, tuple) else logits).argmax(-1)
+
+
+def run(
+    start: Start,
+    data: Datasets,
+    args: TrainingArguments,
+    *,
+    teacher: Teacher | None = None,
+    recipe: Recipe | None = None,
+    flip: bool = True,
+    progress: Progress,
+    callbacks: tuple[TrainerCallback, ...] = (),
+) -> Outcome:
+    """Train a start to its last step, going on from the newest whole checkpoint in its output folder."""
+    image = start.config.architecture.modality == "image"
+    watch = _Watch(args.train_batch_size * args.gradient_accumulation_steps * args.world_size * data.tokens_each,
+                   progress)  # fmt: skip
+    trainer = AnysizeTrainer(
+        start.model, args, config=start.config, train=data.train, evaluate=data.held_out or None,  # pyright: ignore[reportArgumentType]
+        collate=data.collate, teacher=teacher, recipe=recipe or Recipe(), plan=start.plan, flip=flip,
+        callbacks=[watch, *callbacks],
+    )  # fmt: skip
+    if image:
+        trainer.compute_metrics, trainer.preprocess_logits_for_metrics = _wrong_share, _classes
+    for name in ("PrinterCallback", "ProgressCallback"):
+        found = next((c for c in trainer.callback_handler.callbacks if type(c).__name__ == name), None)
+        if found is not None:
+            trainer.remove_callback(type(found))
+    checkpoint = last_checkpoint(Path(str(args.output_dir)))
+    with quiet_transformers():
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    step = trainer.state.global_step
+    status = "diverged" if watch.diverged else "finished"
+    curve = curve_of(trainer.state.log_history, list(data.held_out), image=image)
+    spent = trainer.account
+    return Outcome(trainer, status, step, curve, spent.num_steps, spent.train_s, spent.teacher_s)

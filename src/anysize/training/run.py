@@ -1,0 +1,189 @@
+"""Training from a config: `anysize train`. A run leaves a folder that says what it was and goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from anysize.config import understand
+from anysize.errors import AnysizeError, InputError, OutputError
+from anysize.io.hub import open_checkpoint
+from anysize.io.models import quiet_transformers
+from anysize.io.provenance import companions
+from anysize.training.arguments import DEFAULTS, fixed_arguments, training_arguments
+from anysize.training.card import training_card
+from anysize.training.config import TrainConfig
+from anysize.training.data import Datasets, datasets_of
+from anysize.training.loop import Outcome, last_checkpoint, make_teacher, run
+from anysize.training.start import (
+    Start,
+    at_random,
+    folder_of,
+    load,
+    num_classes,
+    require_same_vocabulary,
+    resized,
+    scores_for,
+    written,
+)
+
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
+
+    from anysize.training.trainer import Teacher
+
+Progress = Callable[[str, int, int], None]
+_RECORD = "anysize-train.json"
+
+
+def _held_out(config: TrainConfig) -> dict[str, Any]:
+    """Return how often the held-out data are measured where the config is silent."""
+    if not config.data.validation or "eval_strategy" in config.training:
+        return {}
+    return {"eval_strategy": "steps", "eval_steps": config.training.get("eval_steps", 100)}
+
+
+class _Folder:
+    """The folder of a run: who made it, and whether it is done."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.path = Path(config.output).expanduser()
+        self._is_new = False
+        self._config = json.loads(config.model_dump_json(exclude={"output"}))
+
+    def claim(self) -> dict[str, Any] | None:
+        """Take the folder, or return the record of the same run where it is finished; refuse any other folder."""
+        record = self.path / _RECORD
+        self._is_new = not record.is_file()
+        if self.path.exists() and not self.path.is_dir():
+            raise OutputError(f"the output '{self.path}' exists and is not a folder")
+        if record.is_file():
+            known = json.loads(record.read_text(encoding="utf-8"))
+            if known["config"] != self._config:
+                changed = sorted(k for k in {*known["config"], *self._config}
+                                 if known["config"].get(k) != self._config.get(k))  # fmt: skip
+                raise InputError(
+                    f"the output '{self.path}' is of another config ({', '.join(changed)} differ): choose another one"
+                )
+            return known if known["finished"] else None
+        if self.path.is_dir() and any(self.path.iterdir()):
+            raise OutputError(f"the output folder '{self.path}' is not empty and holds no run: choose another one")
+        self.write(finished=False, found={})
+        return None
+
+    def withdraw(self) -> None:
+        """Remove what a run that could not begin has made."""
+        if self._is_new and last_checkpoint(self.path) is None:
+            shutil.rmtree(self.path, ignore_errors=True)
+
+    def write(self, *, finished: bool, found: Mapping[str, Any]) -> dict[str, Any]:
+        """Write the record, whole or not at all."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        partial = self.path / f".{_RECORD}.partial"
+        told = {"finished": finished, "config": self._config, **found}
+        partial.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+        partial.replace(self.path / _RECORD)
+        return told
+
+
+def _start(config: TrainConfig, state: Any, seed: int, progress: Progress, command: str) -> Start:
+    """Return what a run starts from; what a plan makes is made by the first process and read by all."""
+    dtype = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
+    if config.resize is not None:
+        place = Path(config.output).expanduser() / "start"
+        record = place.with_name("start.json")
+        if state.is_main_process and not record.is_file():
+            scores, calibration_s = scores_for(config.resize.source, config.resize.calibration, config.data, progress)
+            _, conversion_s = resized(config.resize, scores, place, progress, command)
+            record.write_text(json.dumps({"calibration_s": calibration_s, "conversion_s": conversion_s}))
+        state.wait_for_everyone()
+        return replace(written(place, dtype), **json.loads(record.read_text()))
+    location = config.model or config.random
+    tensors = open_checkpoint(location)
+    if config.model:
+        return Start(load(location, dtype), understand(tensors.config), folder_of(tensors))
+    return at_random(understand(tensors.config), folder_of(tensors), seed, dtype)
+
+
+def _teacher(config: TrainConfig, start: Start, data: Datasets) -> Teacher | None:
+    if config.distill is None:
+        return None
+    location = config.distill.teacher or (config.resize.source if config.resize else "")
+    tensors = open_checkpoint(location)
+    understood = understand(tensors.config)
+    require_same_vocabulary(start.config, understood, location)
+    model = load(location, next(start.model.parameters()).dtype)
+    return make_teacher(model, config.distill, f"{location} {tensors.identity}", data, num_classes(start.config), start)
+
+
+def _save(outcome: Outcome, start: Start, found: Mapping[str, Any], folder: Path, command: str) -> None:
+    """Write the trained model with what lies beside a checkpoint, as a folder that any loader takes."""
+    trainer = outcome.trainer
+    with quiet_transformers():
+        trainer.save_model(str(folder))
+    # A pickle, which nothing of ours reads.
+    (folder / "training_args.bin").unlink(missing_ok=True)
+    if trainer.is_world_process_zero():
+        for name, content in companions(Path(start.tokenizer)):
+            place = folder / name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(content)
+        (folder / "README.md").write_text(training_card(start, found, command), encoding="utf-8")
+
+
+def train(
+    config: TrainConfig, *, command: str, origin: str, progress: Progress, callbacks: tuple[TrainerCallback, ...] = ()
+) -> dict[str, Any]:
+    """Carry out a training config and return its record: losses, tokens a second, seconds; a finished run at once.
+
+    The same config goes on from its last whole checkpoint. Raises InputError or OutputError for what cannot be used.
+    """
+    from accelerate import PartialState  # noqa: PLC0415
+
+    given = {**DEFAULTS, **_held_out(config), **config.training, **fixed_arguments(config.output)}
+    args = training_arguments(given, origin)
+    folder = _Folder(config)
+    state = PartialState()
+    if state.is_main_process and (known := folder.claim()) is not None:
+        return known
+    state.wait_for_everyone()
+    try:
+        start = _start(config, state, args.seed, progress, command)
+        with state.main_process_first():
+            data = datasets_of(config.data, start.config, start.tokenizer, args.train_batch_size, progress)
+        outcome = run(
+            start, data, args, teacher=_teacher(config, start, data), recipe=config.recipe, flip=config.data.flip,
+            progress=progress, callbacks=callbacks,
+        )  # fmt: skip
+    except AnysizeError:
+        if state.is_main_process:
+            folder.withdraw()
+        raise
+    if outcome.status == "diverged":
+        raise InputError(
+            f"training diverged at step {outcome.step}: a loss was not finite; lower training.learning_rate, or raise "
+            f"training.warmup_steps (the run is in '{folder.path}')"
+        )
+    found = _found(outcome, start, data)
+    _save(outcome, start, found, folder.path, command)
+    return folder.write(finished=True, found=found) if state.is_main_process else {}
+
+
+def _found(outcome: Outcome, start: Start, data: Datasets) -> dict[str, Any]:
+    history = outcome.trainer.state.log_history
+    last = next((entry for entry in reversed(history) if "train_runtime" in entry), {})
+    args = outcome.trainer.args
+    tokens = outcome.step * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    return {
+        "status": outcome.status, "steps": outcome.step, "tokens": tokens * data.tokens_each,
+        "curve": {str(step): losses for step, losses in outcome.curve.items()}, "bits_per_byte": data.bits_per_byte,
+        "calibration_s": start.calibration_s, "conversion_s": start.conversion_s, "train_s": outcome.train_s,
+        "teacher_s": outcome.teacher_s, "wall_s": last.get("train_runtime"),
+        "losses": [{"step": entry["step"], "loss": entry["loss"]} for entry in history if "loss" in entry],
+    }  # fmt: skip

@@ -1,0 +1,140 @@
+"""What a run starts from: a checkpoint, a config initialized at random, or a plan that is made and applied first."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from anysize import api
+from anysize.config import SourceConfig, understand
+from anysize.errors import InputError
+from anysize.io.hub import open_checkpoint
+from anysize.io.models import model_class, new_model, quiet_transformers
+from anysize.io.reader import TensorSource
+from anysize.recipe import Plan
+from anysize.target import parse_count
+from anysize.training.config import Calibration, Data, Resize
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from anysize.calibration.scores import Scores
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass
+class Start:
+    """A model to train, the plan that made it if one did, and the processor seconds of calibration and conversion.
+
+    tokenizer: the folder where its tokenizer lies.
+    """
+
+    model: PreTrainedModel
+    config: SourceConfig
+    tokenizer: str
+    plan: Plan | None = None
+    calibration_s: float = 0.0
+    conversion_s: float = 0.0
+
+
+def folder_of(tensors: TensorSource) -> str:
+    """Return the folder of a checkpoint that was opened by folder or Hub id."""
+    return str(getattr(tensors, "folder", tensors.location))
+
+
+def load(location: str, dtype: torch.dtype) -> PreTrainedModel:
+    """Return the model of a folder or Hub id; raise CheckpointError where it is none that we understand."""
+    tensors = open_checkpoint(location)
+    config = understand(tensors.config)
+    with quiet_transformers():
+        made: Any = model_class(config.model_class).from_pretrained(
+            folder_of(tensors), dtype=dtype, use_safetensors=True, local_files_only=True
+        )
+    return made
+
+
+def scores_for(
+    source: str, calibration: Calibration | str | None, data: Data, progress: Progress
+) -> tuple[Scores | None, float]:
+    """Return the scores that a resize is chosen by, None where it asks for none, and their processor seconds."""
+    from anysize.calibration.scores import Scores  # noqa: PLC0415
+
+    if calibration is None:
+        return None, 0.0
+    if isinstance(calibration, str):
+        if calibration.endswith(".safetensors"):
+            return Scores.load(Path(calibration).expanduser()), 0.0
+        calibration = Calibration(data=calibration)
+    begin = time.process_time()
+    found = api.calibrate(
+        source, calibration.data or data.train, tokens=calibration.tokens, column=calibration.column or data.column,
+        sequence_length=calibration.sequence_length, batch_size=calibration.batch_size, tokenizer=data.tokenizer,
+        progress=progress,
+    )  # fmt: skip
+    return found, time.process_time() - begin
+
+
+def plan_of(resize: Resize, scores: Scores | None, progress: Progress) -> Plan:
+    """Return the plan of a resize."""
+    params = resize.num_params
+    return api.plan(
+        resize.source, hidden_size=resize.hidden_size, intermediate_size=resize.intermediate_size,
+        num_hidden_layers=resize.num_hidden_layers, num_attention_heads=resize.num_attention_heads,
+        num_key_value_heads=resize.num_key_value_heads, head_dim=resize.head_dim, vocab_size=resize.vocab_size,
+        num_experts=resize.num_experts, scale=resize.scale,
+        num_params=None if params is None else parse_count(str(params)), like=resize.like, preset=resize.preset,
+        calibration=scores, select=resize.select, readers=resize.readers, layers=resize.layers,
+        search_tokens=resize.search_tokens, noise_db=resize.noise_db, seed=resize.seed,
+        untie=resize.untie, progress=progress,
+    )  # fmt: skip
+
+
+def resized(
+    resize: Resize, scores: Scores | None, output: Path, progress: Progress, command: str
+) -> tuple[Plan, float]:
+    """Write the target of a resize to a folder, and its plan beside it; return the plan and the processor seconds."""
+    begin = time.process_time()
+    plan = plan_of(resize, scores, progress)
+    api.apply(plan, output, source=resize.source, overwrite=output.exists(), command=command, progress=progress)
+    plan.save(output.with_name(f"{output.name}.plan.json"))
+    return plan, time.process_time() - begin
+
+
+def written(output: Path, dtype: torch.dtype) -> Start:
+    """Return what `resized` wrote to a folder, as a start."""
+    plan = Plan.load(output.with_name(f"{output.name}.plan.json"))
+    return Start(load(str(output), dtype), understand(plan.target_config), str(output), plan)
+
+
+def at_random(config: SourceConfig, tokenizer: str, seed: int, dtype: torch.dtype) -> Start:
+    """Return a model of a config as transformers initializes it under a seed."""
+    torch.manual_seed(seed)
+    begin = time.process_time()
+    model = new_model(config.model_class, config.full, dtype)
+    return Start(model, config, tokenizer, conversion_s=time.process_time() - begin)
+
+
+def require_same_vocabulary(student: SourceConfig, teacher: SourceConfig, name: str) -> None:
+    """Refuse a teacher whose tokens, or classes, are not the student's."""
+    if student.architecture.modality != teacher.architecture.modality:
+        raise InputError(
+            f"the teacher '{name}' reads {teacher.architecture.modality}s and the student "
+            f"{student.architecture.modality}s: they cannot be compared"
+        )
+    ours, theirs = num_classes(student), num_classes(teacher)
+    if ours != theirs:
+        raise InputError(
+            f"the teacher '{name}' has {theirs:,} tokens or classes and the student {ours:,}: distillation needs the "
+            "same vocabulary"
+        )
+
+
+def num_classes(config: SourceConfig) -> int:
+    """Return how many tokens, or classes of images, a model tells apart."""
+    return config.full["num_labels"] if config.architecture.modality == "image" else config.sizes["vocab"]

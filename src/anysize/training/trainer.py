@@ -1,0 +1,191 @@
+"""The trainer: transformers' own, with distillation, rates by role and by age, and an account of its seconds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import Trainer, TrainerCallback
+
+from anysize.config import SourceConfig
+from anysize.errors import InputError
+from anysize.training.config import Distill, Recipe
+from anysize.training.distill import distilled, kl_divergence, kl_of_top, stream_distance, top_targets
+from anysize.training.groups import ElementwiseAdamW, grouped, new_elements, roles
+from anysize.training.images import flipped
+from anysize.training.targets import TargetCache
+
+if TYPE_CHECKING:
+    from torch.utils.data import Dataset
+    from transformers import PreTrainedModel, TrainingArguments
+
+    from anysize.recipe import Plan
+
+
+@dataclass
+class Teacher:
+    """What is distilled from: a model in evaluation, what to take of it, and the writer map [m, n] of its stream."""
+
+    model: PreTrainedModel
+    options: Distill
+    cache: TargetCache | None = None
+    writer: torch.Tensor | None = None
+
+
+@dataclass
+class Account:
+    """Steps done and seconds spent: of the processor where the model is on it, of the clock on an accelerator."""
+
+    num_steps: int = 0
+    train_s: float = 0.0
+    teacher_s: float = 0.0
+    clock: Callable[[], float] = field(default=time.process_time)
+
+
+class _Clock(TrainerCallback):
+    """Accounts for whole steps: forward, backward and optimizer, without evaluation and saving."""
+
+    def __init__(self, account: Account) -> None:
+        self.account, self.begin = account, 0.0
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        del args, state, control, kwargs
+        self.begin = self.account.clock()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        del args, state, control, kwargs
+        self.account.train_s += self.account.clock() - self.begin
+        self.account.num_steps += 1
+
+
+class AnysizeTrainer(Trainer):
+    """A Trainer that also learns from a teacher. `account` says what training, and the teacher in it, took."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: TrainingArguments,
+        *,
+        config: SourceConfig,
+        train: Dataset[Any],
+        evaluate: Dataset[Any] | None,
+        collate: Callable[[list[Any]], dict[str, Any]],
+        teacher: Teacher | None,
+        recipe: Recipe,
+        plan: Plan | None,
+        flip: bool,
+        callbacks: list[TrainerCallback],
+    ) -> None:
+        super().__init__(
+            model, args, data_collator=collate, train_dataset=train, eval_dataset=evaluate, callbacks=callbacks
+        )
+        self.source_config, self.teacher, self.recipe, self.plan = config, teacher, recipe, plan
+        self.flip = flip and config.architecture.modality == "image"
+        on_cpu = self.args.device.type == "cpu"
+        self.account = Account(clock=time.process_time if on_cpu else time.perf_counter)
+        self.add_callback(_Clock(self.account))
+        # The loss is a mean over what a batch holds, and all batches hold alike.
+        self.model_accepts_loss_kwargs = False
+        if teacher is not None:
+            moved: Any = teacher.model
+            moved.to(self.args.device)
+            if teacher.writer is not None:
+                teacher.writer = teacher.writer.to(self.args.device)
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Return the plain loss, or while a teacher is listened to, its mixture with the distance to the teacher."""
+        del num_items_in_batch
+        inputs = {**inputs}
+        sequence = inputs.pop("sequence", None)
+        training = model.training
+        if training and self.flip:
+            # Of the step alone, so that a resumed run sees the same images.
+            seed = self.args.seed * 1_000_003 + self.state.global_step * 1_009 + self.args.process_index
+            inputs["pixel_values"] = flipped(inputs["pixel_values"], seed)
+        teacher = self.teacher if training else None
+        if teacher is not None and self.state.global_step >= (teacher.options.until_step or self.state.max_steps):
+            teacher = None
+        more = {"use_cache": False} if "input_ids" in inputs else {}
+        if teacher is not None and teacher.options.hidden_weight:
+            more["output_hidden_states"] = True
+        outputs = model(**inputs, **more)
+        loss = outputs.loss
+        if teacher is not None:
+            loss = self._with_teacher(teacher, loss, outputs, inputs, sequence)
+        return (loss, outputs) if return_outputs else loss
+
+    def _with_teacher(
+        self, teacher: Teacher, plain: torch.Tensor, outputs: Any, inputs: Mapping[str, Any],
+        sequence: torch.Tensor | None,
+    ) -> torch.Tensor:  # fmt: skip
+        options, begin = teacher.options, self.account.clock()
+        asked = {name: values for name, values in inputs.items() if name != "labels"}
+        hidden = options.hidden_weight > 0
+        found: Any = None
+
+        def run() -> torch.Tensor:
+            nonlocal found
+            more = {"use_cache": False} if "input_ids" in asked else {}
+            with torch.no_grad():
+                found = teacher.model(**asked, **more, **({"output_hidden_states": True} if hidden else {}))
+            return found.logits
+
+        if options.top_k is None:
+            kl = kl_divergence(run(), outputs.logits, options.temperature)
+        else:
+
+            def targets() -> tuple[torch.Tensor, torch.Tensor]:
+                return top_targets(run(), options.top_k or 1, options.temperature)
+
+            known = teacher.cache is not None and sequence is not None and not hidden
+            assert teacher.cache is not None or not known
+            classes, logs = teacher.cache.of(sequence, targets) if known else targets()  # pyright: ignore[reportOptionalMemberAccess, reportArgumentType]
+            kl = kl_of_top(classes.to(plain.device), logs.to(plain.device), outputs.logits, options.temperature)
+        loss = distilled(plain, kl, options.weight, options.temperature)
+        if hidden:
+            assert teacher.writer is not None
+            loss = loss + options.hidden_weight * self._hidden(outputs, found, teacher.writer)
+        self.account.teacher_s += self.account.clock() - begin
+        return loss
+
+    def _hidden(self, student: Any, teacher: Any, writer: torch.Tensor) -> torch.Tensor:
+        """Return the mean distance between the streams before each layer of the target; the embedding is one of them.
+
+        What a model gives after its last layer has gone through the final norm, so it is left out.
+        """
+        assert self.plan is not None
+        sources = [step.source for step in self.plan.layers]
+        pairs = [(student.hidden_states[i], teacher.hidden_states[s]) for i, s in enumerate(sources)]
+        return torch.stack([stream_distance(ours, theirs, writer) for ours, theirs in pairs]).mean()
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Return the optimizer of the arguments, or AdamW with rates by role and by age where a recipe asks for it."""
+        recipe, args = self.recipe, self.args
+        made: Any = self.optimizer
+        if made is not None or not (recipe.learning_rate_factors or recipe.new_parameters):
+            return super().create_optimizer(model)
+        optim = str(getattr(args.optim, "value", args.optim))
+        if optim not in ("adamw_torch", "adamw_torch_fused"):
+            raise InputError(f"recipe: rates of their own need AdamW, and training.optim is {optim}")
+        trained: Any = self.model if model is None else model
+        plain = self.accelerator.unwrap_model(trained)
+        role_of = roles(plain, self.source_config)
+        decayed = self.get_decay_parameter_names(plain)
+        groups = grouped(plain, role_of, recipe.learning_rate_factors, args.learning_rate, args.weight_decay, decayed)
+        betas = (args.adam_beta1, args.adam_beta2)
+        if recipe.new_parameters is None:
+            self.optimizer = torch.optim.AdamW(groups, lr=args.learning_rate, betas=betas, eps=args.adam_epsilon)
+            return self.optimizer
+        if self.is_fsdp_enabled:
+            raise InputError("recipe.new_parameters: needs whole tensors, and FSDP shards them")
+        if self.plan is None:
+            raise InputError("recipe.new_parameters: only a start that a plan makes (resize) has new parameters")
+        parameters = dict(plain.named_parameters())
+        new = {parameters[n]: mask.to(args.device) for n, mask in new_elements(self.plan, plain).items()}
+        self.optimizer = ElementwiseAdamW(groups, new, recipe.new_parameters, betas=betas, eps=args.adam_epsilon)
+        return self.optimizer

@@ -1,0 +1,236 @@
+"""Comparisons end to end: arms over the same tokens, resumed where they stopped, refused where they make no sense."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from anysize.comparison import compare as engine
+from anysize.comparison.compare import compare
+from anysize.comparison.config import compare_config
+from anysize.comparison.flops import forward_flops
+from anysize.config import understand
+from anysize.io.reader import Checkpoint
+from anysize.report.schema import Results
+from tests import tiny
+from tests.conftest import Ran
+from tests.training.test_run import story as story
+
+Run = Callable[..., Ran]
+
+
+class InThisProcess:
+    """Stands in for the pool of processes, so that a test need not start any."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __enter__(self) -> InThisProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def map(self, call: Callable[[Any], Any], jobs: Any) -> Any:
+        return map(call, jobs)
+
+    def submit(self, call: Callable[[Any], Any], job: Any) -> Any:
+        from concurrent.futures import Future
+
+        future: Future[Any] = Future()
+        try:
+            future.set_result(call(job))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+def config_of(llama: Path, story: Path, output: Path, **changes: Any) -> dict[str, Any]:
+    data = {"train": str(story), "validation": str(story), "test": str(story), "sequence_length": 32,
+            "evaluation_tokens": 512}  # fmt: skip
+    return {
+        "output": str(output), "source": str(llama), "data": data, "evaluations": 4, "seeds": [0, 1],
+        "target": {"hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1},
+        "calibration": {"tokens": 4096, "sequence_length": 64}, "learning_rates": [1e-3, 4e-3],
+        "training": {"max_steps": 8, "per_device_train_batch_size": 4},
+        "arms": {"random": {"random": True}, "subspace": {"preset": "subspace", "distill": {"weight": 0.5}}},
+        **changes,
+    }  # fmt: skip
+
+
+def carried_out(config: dict[str, Any]) -> Results:
+    return compare(
+        compare_config(config, "c.yaml"), text="text", command="anysize compare c.yaml", progress=lambda *_: None
+    )
+
+
+@pytest.fixture
+def _no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "ProcessPoolExecutor", InThisProcess)
+    monkeypatch.setattr(engine, "as_completed", list)
+
+
+@pytest.mark.usefixtures("_no_processes")
+def test_a_comparison_tells_everything_and_goes_on_where_it_stopped(
+    llama: Path, story: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(llama, story, tmp_path / "out")
+    found = carried_out(config)
+    assert found.complete
+    assert Results.load(tmp_path / "out") == found
+    assert [row.arm for row in found.rows] == ["random", "subspace"]
+    # A trial of both rates, and the best with both seeds.
+    assert sorted(r.status for r in found.runs) == ["finished"] * 4 + ["trial"] * 4
+    assert {r.at[-1] for r in found.runs if r.status == "trial"} == {2}
+    assert {r.at[-1] for r in found.runs if r.status == "finished"} == {8}
+    ours, random = found.arm("subspace"), found.arm("random")
+    assert ours.plan is not None
+    assert ours.calibration_s > 0
+    assert ours.conversion_s > 0
+    assert (random.calibration_s, random.conversion_s, random.teacher_flops_a_token) == (0, 0, 0)
+    assert ours.teacher_flops_a_token == forward_flops(understand(Checkpoint(llama).config), 32)
+    assert ours.num_parameters == random.num_parameters
+    assert {"kv"} <= {kept.axis for kept in ours.plan.kept}
+    assert len(ours.plan.directions) == 16
+    # The source's weights are random and large: it is no better than a fresh model, and what is cut out of it likewise.
+    assert found.source is not None
+    assert 3 < found.source.test < 9
+    assert any("smallest" in note or "largest" in note for note in found.notes)
+    assert not list((tmp_path / "out").glob("runs/*/checkpoint-*"))
+
+    # Nothing is trained twice: not after a stop, not when an arm with the same settings is added under another name.
+    lost = next(
+        p for p in (tmp_path / "out" / "runs").iterdir() if json.loads((p / "run.json").read_text())["seed"] == 1
+    )
+    (lost / "run.json").unlink()
+    trained: list[tuple[str, int]] = []
+    monkeypatch.setattr(
+        engine, "carry_out", lambda job, do=engine.carry_out: (trained.append((job.arm, job.seed)), do(job))[1]
+    )
+    again = carried_out({**config, "arms": {**config["arms"], "twin": config["arms"]["subspace"]}})
+    assert len(trained) == 1
+    assert trained[0][1] == 1
+    losses = {row.arm: row.after_of_seeds for row in again.rows}
+    assert losses["twin"] == losses["subspace"] == {row.arm: row.after_of_seeds for row in found.rows}["subspace"]
+
+
+def test_processes_find_what_one_process_finds(llama: Path, story: Path, tmp_path: Path, cli: Run) -> None:
+    arms = {"random": {"random": True}}
+    changes: dict[str, Any] = {
+        "arms": arms,
+        "seeds": [0],
+        "workers": 2,
+        "learning_rates": [1e-3, 2e-3],
+        "halving": False,
+    }
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump(config_of(llama, story, tmp_path / "out", **changes)))
+    done = cli("compare", path)
+    assert done.code == 0, done.err
+    assert "anysize report" in done.out
+    found = Results.load(tmp_path / "out")
+    assert found.arms[0].name == "random"
+    assert len(found.runs) == 2
+    assert all(run.status == "finished" for run in found.runs)
+    assert found.config == path.read_text()
+
+
+@pytest.mark.usefixtures("_no_processes")
+def test_a_diverging_arm_is_marked_and_the_others_go_on(llama: Path, story: Path, tmp_path: Path) -> None:
+    arms = {
+        "random": {"random": True},
+        "wild": {"random": True, "learning_rates": [1e30], "training": {"max_grad_norm": 0}},
+    }
+    config = config_of(llama, story, tmp_path / "out", arms=arms, seeds=[0], learning_rates=[1e-3])
+    found = carried_out(config)
+    assert [row.arm for row in found.rows] == ["random"]
+    assert {run.arm: run.status for run in found.runs} == {"random": "finished", "wild": "diverged"}
+    assert any("diverged" in note for note in found.notes)
+
+
+@pytest.mark.usefixtures("_no_processes")
+def test_a_comparison_that_shows_nothing_about_growing_says_so(llama: Path, story: Path, tmp_path: Path) -> None:
+    from anysize.io.models import new_model
+
+    young = tmp_path / "young"
+    shutil.copytree(llama, young)
+    new_model("LlamaForCausalLM", json.loads((llama / "config.json").read_text()), torch.float32).save_pretrained(young)
+    arms = {"random": {"random": True}, "fresh": {"preset": "fresh"}}
+    changes = {"arms": arms, "seeds": [0], "learning_rates": [1e-9], "target": {"intermediate_size": 64}}
+    found = carried_out(config_of(young, story, tmp_path / "out", **changes))
+    assert any("shows nothing about growing" in note for note in found.notes)
+    assert found.arm("fresh").plan is not None
+    assert found.arm("fresh").plan.exact  # type: ignore[union-attr]
+    assert found.arm("fresh").calibration_s == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"target": {"hidden_size": 17}}, "hidden_size"),
+        ({"target": {"scale": 1.0, "hidden_size": 16, "num_params": 5}}, "both choose the sizes"),
+        ({"target": {"vocab_size": 70}}, "target.vocab_size"),
+        ({"source": "nowhere/at/all/x"}, "nowhere"),
+        ({"arms": {"random": {"random": True}, "far": {"source": "OTHER"}}}, "has 47 tokens"),
+        ({"training": {"max_steps": 8, "per_device_train_batch_size": 4000}}, "one batch"),
+    ],
+)
+def test_what_is_refused_before_any_training(
+    llama: Path,
+    story: Path,
+    tmp_path: Path,
+    cli: Run,
+    new_llama: Callable[..., Path],
+    changes: dict[str, Any],
+    told: str,
+) -> None:
+    text = yaml.safe_dump(config_of(llama, story, tmp_path / "out", **changes))
+    if "OTHER" in text:
+        text = text.replace("OTHER", str(new_llama(tmp_path / "other", vocab_size=47)))
+    (tmp_path / "c.yaml").write_text(text)
+    done = cli("compare", tmp_path / "c.yaml")
+    assert done.code == 2
+    assert told in done.err
+    assert "Traceback" not in done.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_folder_of_another_comparison_is_refused_and_stays(
+    llama: Path, story: Path, tmp_path: Path, cli: Run
+) -> None:
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "comparison.json").write_text('{"source": "another"}')
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config_of(llama, story, output)))
+    done = cli("compare", tmp_path / "c.yaml")
+    assert done.code == 2
+    assert "holds another comparison" in done.err
+    assert [p.name for p in output.iterdir()] == ["comparison.json"]
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral", "vit"])
+def test_operations_are_those_that_a_profiler_counts(family: str) -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from anysize.io.models import build_model
+
+    source = tiny.source(next(v for v in tiny.VARIANTS if v.family == family and not v.tied))
+    config = understand(source.config)
+    model: Any = build_model(
+        config.model_class, config.full, {n: source.read(n) for n in source.tensors}, torch.float32
+    )
+    model.set_attn_implementation("eager")
+    length, batch = 16, 2
+    asked = {"pixel_values": torch.zeros(batch, 3, 12, 12)} if family == "vit" else {
+        "input_ids": torch.ones(batch, length, dtype=torch.long)}  # fmt: skip
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(**asked)
+    rows = batch if family == "vit" else batch * length
+    assert forward_flops(config, length) == pytest.approx(counter.get_total_flops() / rows, rel=0.15)

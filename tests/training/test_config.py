@@ -1,0 +1,126 @@
+"""Config files: everything that is not understood is refused by name, and numbers are what people mean."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from anysize.comparison.config import compare_config
+from anysize.errors import InputError
+from anysize.training.config import train_config
+from anysize.training.config_file import overridden, read_yaml, spelled
+
+TRAIN: dict[str, Any] = {"output": "out", "model": "m", "data": {"train": "t"}}
+COMPARE: dict[str, Any] = {
+    "output": "out", "source": "s", "target": {"scale": 0.5}, "data": {"train": "t", "validation": "v"},
+    "training": {"max_steps": 10}, "learning_rates": [1e-3], "arms": {"random": {"random": True}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"outptu": "x"}, "unknown key 'outptu' (did you mean 'output'?)"),
+        ({"data": {"train": "t", "colum": "x"}}, "unknown key 'data.colum' (did you mean 'column'?)"),
+        ({"data": {}}, "'data.train' is missing"),
+        ({"data": {"train": "t", "sequence_length": 1}}, "data.sequence_length"),
+        ({"training": {"learning_rat": 1}}, "unknown key 'training.learning_rat' (did you mean 'learning_rate'?)"),
+        ({"training": {"output_dir": "x"}}, "'training.output_dir' is told by output"),
+        ({"random": "x"}, "exactly one of model, random and resize, got model; random"),
+        ({"model": ""}, "exactly one of model, random and resize, got none"),
+        ({"distill": {"weight": 0.5}}, "distill.teacher: only a resize has a source to distil from"),
+        ({"distill": {"teacher": "x", "weight": 1.5}}, "distill.weight"),
+        ({"distill": {"teacher": "x", "cache": "c"}}, "cache keeps top-k targets: give top_k as well"),
+        ({"distill": {"teacher": "x", "temperature": float("nan")}}, "distill.temperature"),
+        ({"recipe": {"learning_rate_factors": {"norms": 2}}}, "unknown role 'norms' (did you mean 'norm'?)"),
+        ({"recipe": {"learning_rate_factors": {"norm": -1}}}, "wanted 0 or more"),
+        ({"recipe": {"new_parameters": {"warmup": 3}}}, "unknown key 'recipe.new_parameters.warmup'"),
+    ],
+)
+def test_what_a_training_config_refuses(changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(InputError) as error:
+        train_config({**TRAIN, **changes}, "c.yaml")
+    assert told in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"arms": {}}, "arms"),
+        ({"goals": ["rando"]}, "there is no arm 'rando' (did you mean 'random'?)"),
+        ({"goals": []}, None),
+        ({"training": {}}, "training.max_steps is None"),
+        ({"training": {"max_steps": 10, "seed": 3}}, "training.seed: a comparison sets it itself"),
+        ({"learning_rates": []}, "learning_rates"),
+        ({"learning_rates": [1e-3, 1e-3]}, "a learning rate stands twice"),
+        ({"learning_rates": [0.0]}, "wanted more than 0"),
+        ({"seeds": [1, 1]}, "seeds: one stands twice"),
+        ({"data": {"train": "t"}}, "data.validation is missing"),
+        ({"data": {"train": "t", "validation": "v", "streaming": True}}, "every arm has to see the same tokens"),
+        ({"arms": {"random": {"random": True, "preset": "fresh"}}}, "a random start takes no preset"),
+        ({"arms": {"random": {"random": True, "training": {"seed": 1}}}}, "all arms share it"),
+        ({"arms": {"random": {"randm": True}}}, "unknown key 'arms.random.randm'"),
+        ({"arms": {"random": {"random": True, "training": {"weight_deca": 1}}}}, "did you mean 'weight_decay'?"),
+        ({"target": {"hiden_size": 3}}, "unknown key 'target.hiden_size' (did you mean 'hidden_size'?)"),
+    ],
+)
+def test_what_a_comparison_refuses(changes: dict[str, Any], told: str | None) -> None:
+    if told is None:
+        assert compare_config({**COMPARE, **changes}, "c.yaml").goals == ()
+        return
+    with pytest.raises(InputError) as error:
+        compare_config({**COMPARE, **changes}, "c.yaml")
+    assert told in str(error.value)
+
+
+def test_all_that_is_wrong_is_told_at_once() -> None:
+    with pytest.raises(InputError) as error:
+        train_config({**TRAIN, "a": 1, "data": {"train": "t", "b": 2}, "output": 3}, "c.yaml")
+    assert all(word in str(error.value) for word in ("'a'", "'data.b'", "output", "c.yaml"))
+
+
+def test_numbers_in_yaml_are_what_people_mean(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("a: 1e-3\nb: 10\nc: 350M\nd: 1.5E+2\ne: -.5\n")
+    assert read_yaml(path) == {"a": 0.001, "b": 10, "c": "350M", "d": 150.0, "e": -0.5}
+    assert isinstance(read_yaml(path)["b"], int)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("a: [1", "is not YAML"),
+        ("- 1", "holds no keys"),
+        ("", "holds no keys"),
+        ("a: 1\na: 2", "a stands twice"),
+        ("b:\n  c: 1\n  c: 2", "c stands twice"),
+        ("a: !!python/object/apply:os.getcwd []", "is not YAML"),
+    ],
+)
+def test_files_that_are_no_config(tmp_path: Path, text: str, told: str) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=told):
+        read_yaml(path)
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot read the config"):
+        read_yaml(tmp_path / "none.yaml")
+
+
+def test_overrides_change_one_key_and_leave_the_rest() -> None:
+    raw = {"training": {"a": 1, "b": 2}, "c": 3}
+    assert overridden(raw, ["training.a=1e-3", "d.e=x"]) == {"training": {"a": 0.001, "b": 2}, "c": 3, "d": {"e": "x"}}
+    assert raw == {"training": {"a": 1, "b": 2}, "c": 3}
+    for wrong in ("training.a", "=3", "c.x=1"):
+        with pytest.raises(InputError, match="--set"):
+            overridden(raw, [wrong])
+
+
+def test_a_config_is_spelled_as_it_reads(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(spelled(COMPARE))
+    assert read_yaml(path) == COMPARE

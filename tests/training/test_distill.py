@@ -1,0 +1,125 @@
+"""Distillation: the divergence is the textbook's, its top-k form is never more, and a teacher's twin learns nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import anysize
+from anysize.proof.parity import load
+from anysize.training.distill import distilled, kl_divergence, kl_of_top, stream_distance, top_targets
+from anysize.training.stream import stream_writer
+from anysize.training.targets import TargetCache
+
+SEEDS = st.integers(0, 10_000)
+
+
+def logits(seed: int, *shape: int) -> torch.Tensor:
+    return 3 * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@given(SEEDS, st.floats(0.5, 4))
+def test_the_divergence_is_the_sum_over_classes(seed: int, temperature: float) -> None:
+    p, q = logits(seed, 5, 7), logits(seed + 1, 5, 7)
+    ps, qs = (p.double() / temperature).softmax(-1), (q.double() / temperature).softmax(-1)
+    wanted = (ps * (ps / qs).log()).sum(-1).mean()
+    assert kl_divergence(p, q, temperature).double() == pytest.approx(float(wanted), rel=1e-4, abs=1e-6)
+
+
+@given(SEEDS, st.integers(1, 9), st.floats(0.5, 4))
+def test_top_k_is_never_more_than_all_and_equals_it_where_k_is_all(seed: int, k: int, temperature: float) -> None:
+    teacher, student = logits(seed, 4, 9), logits(seed + 1, 4, 9)
+    whole = float(kl_divergence(teacher, student, temperature))
+    found = float(kl_of_top(*top_targets(teacher, k, temperature), student, temperature))
+    assert -1e-5 <= found <= whole + 1e-5
+    if k == 9:
+        assert found == pytest.approx(whole, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("k", [None, 3])
+def test_a_twin_of_its_teacher_has_no_loss_and_no_gradient(k: int | None) -> None:
+    teacher = logits(0, 6, 11)
+    for student, none in ((teacher.clone(), True), (logits(1, 6, 11), False)):
+        student.requires_grad_()
+        top = top_targets(teacher, k or 1, 2.0)
+        kl = kl_divergence(teacher, student, 2.0) if k is None else kl_of_top(*top, student, 2.0)
+        kl.backward()
+        assert student.grad is not None
+        assert (abs(float(kl.detach())) < 1e-6) is none
+        assert (float(student.grad.abs().max()) < 1e-6) is none
+
+
+def test_a_certain_teacher_leaves_nothing_for_the_rest() -> None:
+    teacher = torch.tensor([[200.0, 0.0, 0.0, 0.0]])
+    student = torch.zeros(1, 4, requires_grad=True)
+    kl = kl_of_top(*top_targets(teacher, 2, 1.0), student, 1.0)
+    kl.backward()
+    assert float(kl.detach()) == pytest.approx(torch.log(torch.tensor(4.0)).item(), rel=1e-4)
+    assert student.grad is not None
+    assert bool(student.grad.isfinite().all())
+
+
+def test_the_temperature_leaves_the_size_of_the_gradient() -> None:
+    # For small logits the gradient of T^2 KL does not depend on T (Hinton et al. 2015, section 2.1).
+    teacher, grads = 0.01 * logits(0, 1, 8), []
+    for temperature in (1.0, 8.0):
+        student = torch.zeros(1, 8, requires_grad=True)
+        loss = distilled(torch.zeros(()), kl_divergence(teacher, student, temperature), 1.0, temperature)
+        loss.backward()
+        grads.append(student.grad)
+    assert torch.allclose(grads[0], grads[1], rtol=0.05, atol=2e-4)
+
+
+@pytest.mark.parametrize("preset", ["fresh", "hypercloning", "split"])
+def test_right_after_growth_the_streams_are_one(llama: Path, preset: str) -> None:
+    source = load(llama, "LlamaForCausalLM")
+    plan = anysize.plan(llama, hidden_size=48, num_attention_heads=6, num_key_value_heads=3, preset=preset)
+    target = anysize.apply(plan, verify="off")
+    ids = torch.arange(3, 19)[None]
+    with torch.no_grad():
+        teacher = source(input_ids=ids, output_hidden_states=True).hidden_states
+        student = target(input_ids=ids, output_hidden_states=True).hidden_states  # type: ignore[operator]
+    writer = stream_writer(plan)
+    for ours, theirs in zip(student[:-1], teacher[:-1], strict=True):
+        assert float(stream_distance(ours, theirs, writer)) < 1e-9
+        assert float(stream_distance(ours, theirs, writer.flip(0))) > 0.1
+
+
+def test_a_turned_stream_is_compared_with_its_source_turned(tied_llama: Path, tied_scores: object) -> None:
+    source = load(tied_llama, "LlamaForCausalLM")
+    plan = anysize.plan(tied_llama, hidden_size=16, num_attention_heads=2, num_key_value_heads=1, preset="subspace",
+                        calibration=tied_scores)  # type: ignore[arg-type]  # fmt: skip
+    target = anysize.apply(plan, verify="off")
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        teacher = source(input_ids=ids, output_hidden_states=True).hidden_states[0]
+        student = target(input_ids=ids, output_hidden_states=True).hidden_states[0]  # type: ignore[operator]
+    writer = stream_writer(plan)
+    assert writer.shape == (16, 32)
+    assert float(stream_distance(student, teacher, writer)) < 1e-9
+    assert float(stream_distance(student, teacher, writer.roll(1, 0))) > 0.1
+
+
+def test_targets_are_computed_once_and_found_again(tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    def cache(identity: str = "teacher") -> TargetCache:
+        return TargetCache(tmp_path, identity, num_sequences=4, length=5, k=3, num_classes=11)
+
+    def compute() -> tuple[torch.Tensor, torch.Tensor]:
+        calls.append(1)
+        return top_targets(logits(0, 2, 5, 11), 3, 1.0)
+
+    first = cache().of(torch.tensor([3, 1]), compute)
+    again = cache().of(torch.tensor([1, 3]), compute)
+    assert len(calls) == 1
+    assert torch.equal(first[0], again[0].flip(0))
+    assert torch.equal(first[1], again[1].flip(0))
+    assert torch.equal(first[0], compute()[0])
+    assert torch.allclose(first[1], compute()[1], rtol=1e-3)
+    cache("another").of(torch.tensor([1, 3]), compute)
+    assert len(calls) == 4

@@ -1,0 +1,100 @@
+"""Rates by role and by age: every parameter has a role, new elements are those that a plan added, steps are scaled."""
+
+from __future__ import annotations
+
+from math import prod
+from pathlib import Path
+
+import pytest
+import torch
+
+import anysize
+from anysize.config import understand
+from anysize.errors import InputError
+from anysize.io.models import build_model
+from anysize.training.config import ROLES, NewParameters
+from anysize.training.groups import ElementwiseAdamW, grouped, new_elements, roles
+from tests import tiny
+
+
+@pytest.mark.parametrize("family", sorted({v.family for v in tiny.VARIANTS}))
+def test_every_parameter_of_every_family_has_a_role(family: str) -> None:
+    source = tiny.source(next(v for v in tiny.VARIANTS if v.family == family))
+    config = understand(source.config)
+    tensors = {name: source.read(name) for name in source.tensors}
+    model = build_model(config.model_class, config.full, tensors, torch.float32)
+    found = roles(model, config)
+    assert found.keys() == dict(model.named_parameters()).keys()
+    assert set(found.values()) <= set(ROLES)
+    assert {"embedding", "query-key", "feed-forward"} <= set(found.values())
+    # Only heads, routers and pooling are of no role.
+    assert all("head" in n or "classifier" in n or "gate" in n or "embed_out" in n
+               for n, role in found.items() if role == "other")  # fmt: skip
+
+
+def test_new_elements_are_those_that_growth_added(llama: Path) -> None:
+    plan = anysize.plan(llama, intermediate_size=64, num_hidden_layers=3, preset="fresh")
+    model = anysize.apply(plan, verify="off")
+    found = new_elements(plan, model)  # type: ignore[arg-type]
+    gate = found["model.layers.0.mlp.gate_proj.weight"]
+    assert gate.shape == (64, 32)
+    assert not bool(gate[:48].any())
+    assert bool(gate[48:].all())
+    assert "model.layers.0.self_attn.q_proj.weight" not in found
+    # The layer that starts as an identity ends its branches with zeros, which are all new.
+    silent = [recipe for recipe in plan.recipes if recipe.silent]
+    assert silent
+    assert all(int(found[recipe.name].sum()) == prod(recipe.shape) for recipe in silent)
+
+
+def test_a_plan_that_adds_nothing_has_no_new_elements(llama: Path) -> None:
+    plan = anysize.plan(llama, intermediate_size=96, preset="hypercloning")
+    with pytest.raises(InputError, match="adds no elements"):
+        new_elements(plan, anysize.apply(plan, verify="off"))  # type: ignore[arg-type]
+
+
+def _trained(rates: NewParameters | None, steps: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
+    parameter = torch.nn.Parameter(torch.arange(6.0))
+    new = torch.tensor([False, False, False, True, True, True])
+    groups = [{"params": [parameter], "lr": 0.1, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=0.1) if rates is None else ElementwiseAdamW(
+        groups, {parameter: new}, rates, betas=(0.9, 0.999), eps=1e-8)  # fmt: skip
+    for _ in range(steps):
+        optimizer.zero_grad()
+        (parameter**2).sum().backward()
+        optimizer.step()
+    return parameter.detach()[:3], parameter.detach()[3:]
+
+
+def test_factors_of_one_are_plain_adamw() -> None:
+    for one, other in zip(_trained(None), _trained(NewParameters()), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_factor_of_zero_keeps_elements_where_they_are() -> None:
+    old, new = _trained(NewParameters(learning_rate_factor=0))
+    assert torch.equal(new, torch.tensor([3.0, 4.0, 5.0]))
+    assert torch.equal(old, _trained(None)[0])
+    old, new = _trained(NewParameters(old_learning_rate_factor=0))
+    assert torch.equal(old, torch.tensor([0.0, 1.0, 2.0]))
+    assert torch.equal(new, _trained(None)[1])
+
+
+def test_a_warm_up_takes_smaller_steps_at_first() -> None:
+    first = [abs(float(_trained(NewParameters(warmup_steps=w), 1)[1][0]) - 3) for w in (0, 1, 3)]
+    assert first[0] == pytest.approx(0.1, rel=1e-3)
+    assert first[1] == pytest.approx(0.05, rel=1e-3)
+    assert first[2] == pytest.approx(0.025, rel=1e-3)
+
+
+def test_groups_hold_every_parameter_once_at_its_rate(llama: Path) -> None:
+    model = anysize.resize(llama, intermediate_size=50, verify="off")
+    config = understand(model.config.to_dict() | {"architectures": ["LlamaForCausalLM"]})  # type: ignore[union-attr]
+    role_of = roles(model, config)  # type: ignore[arg-type]
+    groups = grouped(model, role_of, {"norm": 0.5, "query-key": 8.0}, 0.01, 0.1, ["model.embed_tokens.weight"])  # type: ignore[arg-type]
+    held = [id(p) for group in groups for p in group["params"]]
+    assert sorted(held) == sorted(id(p) for p in model.parameters())  # type: ignore[union-attr]
+    rate_of = {id(p): group["lr"] for group in groups for p in group["params"]}
+    for name, parameter in model.named_parameters():  # type: ignore[union-attr]
+        wanted = {"norm": 0.005, "query-key": 0.08}.get(role_of[name], 0.01)
+        assert rate_of[id(parameter)] == pytest.approx(wanted), name

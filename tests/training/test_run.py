@@ -1,0 +1,187 @@
+"""Training runs: what they leave, how they resume, that two processes do what one does, and what stops them."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from tests.conftest import Ran
+
+Run = Callable[..., Ran]
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Text in which the next word can mostly be told from the last, so that a loss can fall."""
+    generator = torch.Generator().manual_seed(5)
+    word, words = 3, []
+    for _ in range(12_000):
+        word = 3 + (7 * (word - 3) + int(torch.randint(0, 3, (), generator=generator))) % 58
+        words.append(f"w{word}")
+    path = tmp_path_factory.mktemp("data") / "story.txt"
+    path.write_text(" ".join(words))
+    return path
+
+
+def config_of(llama: Path, story: Path, output: Path, **changes: Any) -> dict[str, Any]:
+    training = {"max_steps": 12, "per_device_train_batch_size": 4, "learning_rate": 3e-3, "eval_steps": 4,
+                "eval_on_start": True, "logging_steps": 1, "save_steps": 4, **changes.pop("training", {})}  # fmt: skip
+    data = {"train": str(story), "validation": str(story), "sequence_length": 32, "evaluation_tokens": 1024}
+    return {"output": str(output), "model": str(llama), "data": data, "training": training, **changes}
+
+
+def written(path: Path, config: dict[str, Any]) -> Path:
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def record(output: Path) -> dict[str, Any]:
+    return json.loads((output / "anysize-train.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def whole(llama: Path, story: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing disturbed."""
+    place = tmp_path_factory.mktemp("whole")
+    path = written(place / "c.yaml", config_of(llama, story, place / "out"))
+    command = [sys.executable, "-m", "anysize", "train", str(path), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["finished"] is True
+    return place / "out"
+
+
+def test_a_run_leaves_a_plain_checkpoint_that_learned(whole: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    found = record(whole)
+    losses = [entry["validation"] for entry in found["curve"].values()]
+    assert list(found["curve"]) == ["0", "4", "8", "12"]
+    assert losses[-1] < losses[0] - 0.3
+    assert (found["steps"], found["tokens"]) == (12, 12 * 4 * 32)
+    model = AutoModelForCausalLM.from_pretrained(whole)
+    ids = AutoTokenizer.from_pretrained(whole)("w3 w4", return_tensors="pt").input_ids
+    assert bool(model(input_ids=ids).logits.isfinite().all())
+    assert not list(whole.glob("*.bin"))
+    card = (whole / "README.md").read_text()
+    assert f"{losses[-1]:.4f}" in card
+    assert "anysize train" in card
+
+
+def test_a_finished_run_is_told_again_and_another_config_is_refused(
+    whole: Path, llama: Path, story: Path, tmp_path: Path, cli: Run
+) -> None:
+    config = config_of(llama, story, whole)
+    again = cli("train", written(tmp_path / "c.yaml", config), "--json")
+    assert again.code == 0
+    assert json.loads(again.out)["losses"] == record(whole)["losses"]
+    before = (whole / "model.safetensors").stat().st_mtime_ns
+    other = cli("train", written(tmp_path / "c.yaml", config), "--set", "training.learning_rate=1")
+    assert other.code == 2
+    assert "is of another config (training differ)" in other.err
+    assert (whole / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_killed_run_goes_on_to_the_same_weights(
+    whole: Path, llama: Path, story: Path, tmp_path: Path, weights_of: Callable[[Path], dict[str, torch.Tensor]]
+) -> None:
+    output = tmp_path / "out"
+    path = written(tmp_path / "c.yaml", config_of(llama, story, output))
+    command = [sys.executable, "-m", "anysize", "train", str(path)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (output / "checkpoint-4" / "trainer_state.json").is_file() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not record(output)["finished"]
+    # What a kill in the middle of saving leaves.
+    (output / "checkpoint-11").mkdir(exist_ok=True)
+    (output / "checkpoint-11" / "trainer_state.json").write_text('{"global_st')
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert record(output)["losses"] == record(whole)["losses"]
+    one, other = weights_of(whole), weights_of(output)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_two_processes_do_what_one_does(whole: Path, llama: Path, story: Path, tmp_path: Path) -> None:
+    config = config_of(llama, story, tmp_path / "out", training={"per_device_train_batch_size": 2, "use_cpu": True})
+    path = written(tmp_path / "c.yaml", config)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "anysize"]
+    done = subprocess.run([*command, "train", str(path)], capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, two = record(whole), record(tmp_path / "out")
+    assert two["tokens"] == one["tokens"]
+    for step in one["curve"]:
+        assert two["curve"][step]["validation"] == pytest.approx(one["curve"][step]["validation"], abs=2e-3)
+    # The same losses, not merely similar ones: a run at another rate is far off.
+    assert abs(one["curve"]["12"]["validation"] - one["curve"]["8"]["validation"]) > 0.02
+
+
+def test_a_plan_is_applied_on_the_fly_and_its_source_teaches(
+    llama: Path, story: Path, tmp_path: Path, cli: Run
+) -> None:
+    resize = {"source": str(llama), "hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1,
+              "preset": "subspace", "calibration": {"tokens": 4096, "sequence_length": 64}}  # fmt: skip
+    distill = {"weight": 0.5, "temperature": 2.0, "until_step": 6, "top_k": 8, "hidden_weight": 0.1}
+    config = {**config_of(llama, story, tmp_path / "out"), "resize": resize, "distill": distill, "model": ""}
+    done = cli("train", written(tmp_path / "c.yaml", config))
+    assert done.code == 0, done.err
+    found = record(tmp_path / "out")
+    assert found["teacher_s"] > 0
+    assert found["calibration_s"] > 0
+    losses = [entry["validation"] for entry in found["curve"].values()]
+    assert losses[-1] < losses[0]
+    assert "preset `subspace`" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"training": {"learning_rate": 1e30, "max_grad_norm": 0}}, "training diverged at step"),
+        ({"distill": {"teacher": "TEACHER"}}, "has 47 tokens or classes and the student 61"),
+        ({"recipe": {"new_parameters": {"warmup_steps": 3}}}, "only a start that a plan makes (resize) has new"),
+        ({"distill": {"teacher": "SOURCE", "hidden_weight": 1}}, "needs the writer maps of a plan"),
+        ({"training": {"optim": "adafactor"}, "recipe": {"learning_rate_factors": {"norm": 2}}}, "need AdamW"),
+        ({"model": "nowhere/at/all"}, "nowhere/at/all"),
+        ({"training": {"lr_scheduler_type": "cosin"}}, "transformers refuses training"),
+    ],
+)
+def test_what_a_run_refuses(
+    llama: Path,
+    story: Path,
+    tmp_path: Path,
+    cli: Run,
+    new_llama: Callable[..., Path],
+    changes: dict[str, Any],
+    told: str,
+) -> None:
+    teacher = changes.get("distill", {}).get("teacher")
+    if teacher:
+        place = str(llama) if teacher == "SOURCE" else str(new_llama(tmp_path / "teacher", vocab_size=47))
+        changes = {"distill": {**changes["distill"], "teacher": place}}
+    done = cli("train", written(tmp_path / "c.yaml", config_of(llama, story, tmp_path / "out", **changes)))
+    assert done.code == 2, done.err
+    assert told in done.err
+    assert "Traceback" not in done.err
+    assert (tmp_path / "out").exists() is ("diverged" in told)
+
+
+def test_a_folder_with_something_else_is_refused(llama: Path, story: Path, tmp_path: Path, cli: Run) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "letter.txt").write_text("dear")
+    done = cli("train", written(tmp_path / "c.yaml", config_of(llama, story, tmp_path / "out")))
+    assert done.code == 2
+    assert "holds no run" in done.err
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["letter.txt"]
