@@ -27,6 +27,16 @@ def test_curves_are_the_curves_and_the_goals() -> None:
     assert list(seconds[1].get_xdata()) == pytest.approx([0, 1, 3, 9])
 
 
+def test_no_formula_shows_on_an_axis_however_short() -> None:
+    for results in (small(), looking_real(), small(rows=(), runs=())):
+        for draw_one in (draw_curves, draw_rates):
+            figure = draw_one(results)
+            figure.draw_without_rendering()
+            labels = [text.get_text() for axes in figure.axes for text in axes.get_xticklabels(which="both")]
+            assert not [label for label in labels if "$" in label]
+            assert any(label for label in labels) or not results.runs
+
+
 def test_rates_mark_what_diverged() -> None:
     marks = [line.get_marker() for line in lines_of(draw_rates(looking_real()))]
     assert (marks.count("x"), marks.count("^")) == (1, 5)

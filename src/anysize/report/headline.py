@@ -79,6 +79,8 @@ def _sentence(results: Results, row: Row | None) -> str:
     if found is None:
         who = "No arm reaches" if len(results.rows) > 2 else f"{row.arm} does not reach"
         return f"{who} the final {metric.name} of {goal}."
+    if found.steps_share <= 0:
+        return f"{row.arm} is at the final {metric.name} of {goal} or below it before its first step."
     return f"{row.arm} reaches the final {metric.name} of {goal} in {_portion(found.steps_share, 'steps')}."
 
 

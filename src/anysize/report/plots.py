@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from anysize.report.curves import Curve, curves, trials
 from anysize.report.palette import LIGHT, looks
@@ -110,7 +110,9 @@ def draw_curves(results: Results) -> Figure:
     for axes, unit in zip(panels, ("steps", "seconds"), strict=True):
         if unit == "steps":
             axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=20))
             axes.xaxis.set_major_formatter(FuncFormatter(_short))
+            axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("steps" if unit == "steps" else "seconds, calibration and conversion included")
         for curve in drawn:
             at = curve.steps if unit == "steps" else curve.seconds

@@ -89,6 +89,20 @@
     ...more,
   });
 
+  // Round values in full: plotly.js writes only a small 2 or 5 between powers of ten.
+  const logTicks = ([least, most]) => {
+    const [first, last] = [Math.floor(Math.log10(least)), Math.ceil(Math.log10(most))];
+    const digits = last - first > (narrow.matches ? 2 : 5) ? [1] : [1, 2, 5];
+    const powers = Array.from({ length: last - first + 1 }, (_, i) => first + i);
+    const values = powers.flatMap((power) => digits.map((digit) => Number(`${digit}e${power}`)));
+    const units = [[1e9, "G"], [1e6, "M"], [1e3, "k"]];
+    const text = (value) => {
+      const [size, unit] = units.find(([one]) => value >= one) ?? [1, ""];
+      return `${Number((value / size).toPrecision(6))}${unit}`;
+    };
+    return { tickvals: values, ticktext: values.map(text) };
+  };
+
   const labels = { steps: "steps", tokens: data.counted, seconds: "seconds, calibration and conversion included" };
 
   const drawCurves = () => {
@@ -142,8 +156,7 @@
       traces.push(across(goal.value, { color: armColour(goal.arm), width: 1.3, dash: "dash" }));
     }
     if (data.source !== null) traces.push(across(data.source, { color: colour("--ink"), width: 1.3, dash: "dot" }));
-    const decades = Math.log10(span[1] / Math.max(span[0], 1e-9));
-    const ticks = xScale === "log" ? { dtick: decades > 4 || narrow.matches ? 1 : "D2" } : { nticks: narrow.matches ? 5 : 10 };
+    const ticks = xScale === "log" ? logTicks(span) : { nticks: narrow.matches ? 5 : 10 };
     Plotly.react(
       place,
       traces,
