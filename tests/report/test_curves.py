@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from math import nan
+import itertools
+from math import dist, nan
 from random import Random
 
 import pytest
@@ -121,5 +122,40 @@ def contrast(one: str, other: str) -> float:
 @pytest.mark.parametrize(("colours", "ground"), [(LIGHT, LIGHT_GROUND), (DARK, DARK_GROUND)])
 def test_every_colour_stands_out_from_its_ground(colours: tuple[str, ...], ground: str) -> None:
     assert len(set(colours)) == len(LIGHT) == len(DARK)
-    assert all(contrast(colour, ground) >= 4 for colour in colours)
+    assert all(contrast(colour, ground) >= 3 for colour in colours)
     assert contrast("#e69f00", LIGHT_GROUND) < 3
+
+
+# What the cones of a kind of colour vision make of linear red, green and blue (Machado and others 2009, severity 1).
+VISION = {
+    "all cones": ((1, 0, 0), (0, 1, 0), (0, 0, 1)),
+    "protanopia": ((0.152, 1.053, -0.205), (0.115, 0.786, 0.099), (-0.004, -0.048, 1.052)),
+    "deuteranopia": ((0.367, 0.861, -0.228), (0.280, 0.673, 0.047), (-0.012, 0.043, 0.969)),
+    "tritanopia": ((1.256, -0.077, -0.179), (-0.078, 0.931, 0.148), (0.005, 0.691, 0.304)),
+}
+
+
+def seen(colour: str, vision: str) -> tuple[float, float, float]:
+    """A colour as CIELAB, where distances are about as large as they look."""
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    red, green, blue = (
+        min(1.0, max(0.0, sum(a * b for a, b in zip(row, linear, strict=True)))) for row in VISION[vision]
+    )
+    x = (0.4124 * red + 0.3576 * green + 0.1805 * blue) / 0.9505
+    y = 0.2126 * red + 0.7152 * green + 0.0722 * blue
+    z = (0.0193 * red + 0.1192 * green + 0.9505 * blue) / 1.089
+    a, b, c = (v ** (1 / 3) if v > 0.008856 else 7.787 * v + 16 / 116 for v in (x, y, z))
+    return 116 * b - 16, 500 * (a - b), 200 * (b - c)
+
+
+@pytest.mark.parametrize("vision", VISION)
+@pytest.mark.parametrize("colours", [LIGHT, DARK])
+def test_arms_are_told_apart_whatever_ones_colour_vision(colours: tuple[str, ...], vision: str) -> None:
+    pairs = itertools.combinations([seen(colour, vision) for colour in colours], 2)
+    assert min(dist(one, other) for one, other in pairs) >= 18
+
+
+def test_a_grey_and_a_pink_of_one_lightness_are_not_told_apart() -> None:
+    assert dist(seen("#667080", "deuteranopia"), seen("#a8457f", "deuteranopia")) < 5
+    assert dist(seen("#667080", "all cones"), seen("#a8457f", "all cones")) > 30

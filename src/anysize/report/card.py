@@ -19,7 +19,7 @@ def card_table(results: Results, *, picture: str = "figures/curves.png") -> str:
     """Return the headline, a table of all finished arms and the picture of the curves, as markdown.
 
     picture: where the picture lies, as seen from the card; empty leaves it out. Shares are of the first goal's whole
-    run; seconds and FLOPs include calibration, conversion and teacher.
+    run; seconds include calibration, conversion and teacher.
     """
     goal, metric = (results.goals[0] if results.goals else None), results.metric
     found = headline(results)
@@ -38,7 +38,7 @@ def card_table(results: Results, *, picture: str = "figures/curves.png") -> str:
     seeds = max((row.num_seeds for row in results.rows), default=0)
     note = f"Medians over {seeds} seed{'s' * (seeds != 1)}; {results.steps:,} steps of {results.tokens_a_step:,} "
     note += "images" if results.modality == "image" else "tokens"
-    note += "; steps and seconds as shares of that run, all costs included." if goal else "."
+    note += "; steps and seconds as shares of that run, with calibration and conversion." if goal else "."
     parts = [" ".join(said), "\n".join(f"| {' | '.join(cells)} |" for cells in table), note]
     if picture:
         parts.append(f"![Held-out {_plain(metric.name)} of every arm]({picture})")

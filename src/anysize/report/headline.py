@@ -90,12 +90,12 @@ def _beside(results: Results, row: Row) -> list[str]:
         if goal == row.arm or (other := _row(results, goal)) is None:
             continue
         if found := row.reached.get(goal):
-            cost = f"{_portion(found.seconds_share, 'seconds')} and {_portion(found.flops_share, 'FLOPs')}"
+            seconds, flops = _portion(found.seconds_share, "seconds"), _portion(found.flops_share, "FLOPs")
             if i == 0:
-                said.append(f"Calibration, conversion and teacher included, that is {cost}.")
+                said.append(f"With calibration and conversion that is {seconds}, with the teacher {flops}.")
             else:
                 steps = _portion(found.steps_share, "steps")
-                said.append(f"To the final {metric.name} of {goal} it takes {steps}, {cost}.")
+                said.append(f"To the final {metric.name} of {goal} it takes {steps}, {seconds} and {flops}.")
         elif i > 0:
             said.append(f"It does not reach the final {metric.name} of {goal}, {number(other.after)} {metric.unit}.")
         if i == 0:
@@ -124,7 +124,7 @@ def _tile(results: Results, found: Reached | None, label: str, unit: str) -> Til
     share = {"steps": found.steps_share, "seconds": found.seconds_share, "flops": found.flops_share}[unit]
     amount = {
         "steps": f"{found.steps:,.0f} steps",
-        "seconds": f"{found.seconds:,.0f} s, all costs included",
+        "seconds": f"{found.seconds:,.0f} s, calibration and conversion included",
         "flops": f"{found.flops:.2g} FLOPs, teacher included",
     }[unit]
     return Tile(label, fraction(share), f"share {share:.3f}: {amount}")

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from anysize.report.schema import Results
 
-# The first is grey, for what the others are measured against. The rest are told apart with every common kind of
-# colour blindness (after Okabe and Ito), and each stands out from its ground by 3 to 1 or more.
-LIGHT = ("#667080", "#0072b2", "#c2410c", "#00815e", "#a8457f", "#8a6a00", "#3d3aa8", "#7a4a21")
-DARK = ("#9aa5b1", "#4fa8e8", "#f28a4e", "#2fc79b", "#e58cc0", "#e3b92c", "#a3a0ff", "#cfa074")
+# The first is grey, for what the others are measured against. The rest were searched for: a hue each, all pairs as far
+# apart as can be for every kind of colour vision, each at 3 to 1 or more from its ground. Tests hold both.
+LIGHT = ("#868c97", "#0b94ec", "#d6705c", "#1b4d42", "#951d8b", "#b28a07", "#562cdd", "#70411c")
+DARK = ("#cad2d7", "#146df9", "#cf4a13", "#4ee585", "#b84f9f", "#f5c50c", "#ba89f2", "#916f57")
 LIGHT_GROUND, DARK_GROUND = "#ffffff", "#121518"
 DASHES = ("solid", "dash", "dot", "dashdot")
 
