@@ -43,9 +43,8 @@ def report(
     headings, rows = lines(summary(found))
     _table(found.title, headings, rows)
     if found.goals:
-        say(
-            f"columns 'to ...': shares of that arm's whole run, until its final {found.metric.name}; all costs included"
-        )
+        say(f"columns 'to ...': shares of that arm's whole run, until its final {found.metric.name}")
+        say("seconds include calibration, conversion and the teacher, FLOPs the teacher")
     say(said.sentence)
     for line in said.beside:
         say(line)
