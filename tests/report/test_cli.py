@@ -61,10 +61,11 @@ def test_an_incomplete_comparison_is_reported_as_such(
     cli: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(write, "draw", drawn_at_once)
-    small(rows=small().rows[:1], complete=False).save(tmp_path / "results.json")
+    small(rows=small().rows[:1], complete=False, notes=("the best may lie beyond",)).save(tmp_path / "results.json")
     ran = cli("report", tmp_path)
     assert ran.code == 0
     assert "no finished run" in ran.out
+    assert "note: the best may lie beyond" in ran.out
     assert "not complete: runs are missing" in ran.out
 
 

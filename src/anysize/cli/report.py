@@ -34,6 +34,7 @@ def report(
             "headline": said.sentence,
             "beside": said.beside,
             "complete": found.complete,
+            "notes": found.notes,
             "rows": [row.model_dump(mode="json") for row in found.rows],
             "page": str(written.page),
             "figures": [str(figure) for figure in written.figures],
@@ -48,6 +49,8 @@ def report(
     say(said.sentence)
     for line in said.beside:
         say(line)
+    for note in found.notes:
+        say(f"note: {note}")
     if not found.complete:
         say("not complete: runs are missing, and what is here may change")
     say(f"made {written.page} and {len(written.figures)} figures in {written.page.parent / 'figures'}")
