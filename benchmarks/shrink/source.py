@@ -17,8 +17,11 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from anysize.training.distill import distilled, kl_divergence
 from benchmarks.race import CACHE
 
+# Half of the loss is the divergence from the teacher; other weights were not tried.
+TEACHER_WEIGHT = 0.5
 NOVELS = Path(__file__).resolve().parents[3] / "shared" / "data" / "novels"
 
 
@@ -95,13 +98,14 @@ def tokens(settings: Settings) -> dict[str, torch.Tensor]:
 
 def train(
     model: Any, ids: torch.Tensor, settings: Settings, *, steps: int, rate: float, weight_decay: float, seed: int,
-    evaluate: dict[int, Any], budget: int | None = None,
+    evaluate: dict[int, Any], budget: int | None = None, teacher: Any = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Train a model for so many steps on batches that the seed alone decides; return losses at the asked steps.
 
     Seconds are of the processor, not of the clock: other work on the machine does not count.
 
-    AdamW (0.9, 0.95), 5 % warm-up, cosine to a tenth over `budget` (or `steps`) steps, norms not decayed, clip 1.
+    With a teacher, half of the loss is the KL to it. AdamW (0.9, 0.95), 5 % warm-up, cosine to a tenth over `budget` (or
+    `steps`) steps, norms not decayed, clip 1.
     """
     decayed = [p for p in model.parameters() if p.dim() > 1]
     plain = [p for p in model.parameters() if p.dim() == 1]
@@ -125,7 +129,12 @@ def train(
             group["lr"] = rate * scale
         starts = torch.randint(0, ids.numel() - settings.context, (settings.batch,), generator=generator)
         batch = torch.stack([ids[s : s + settings.context] for s in starts.tolist()])
-        loss = model(input_ids=batch, labels=batch).loss
+        found_here = model(input_ids=batch, labels=batch)
+        loss = found_here.loss
+        if teacher is not None:
+            with torch.no_grad():
+                wanted = teacher(input_ids=batch).logits
+            loss = distilled(loss, kl_divergence(wanted, found_here.logits, 1.0), TEACHER_WEIGHT, 1.0)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

@@ -79,8 +79,13 @@ def _train(model: Any, job: Job, *, quick: bool) -> Found:
 
     # The source was trained on the first half of the tokens.
     half = ids["train"][ids["train"].numel() // 2 :]
+    teacher = None
+    if ARMS[job.arm].get("distill"):
+        from transformers import AutoModelForCausalLM
+
+        teacher = AutoModelForCausalLM.from_pretrained(source(settings)[0]).eval()
     run = train(model, half, settings, steps=job.steps, rate=job.rate, weight_decay=job.weight_decay, seed=job.seed,
-                evaluate=dict.fromkeys(at, losses))  # fmt: skip
+                evaluate=dict.fromkeys(at, losses), teacher=teacher)  # fmt: skip
     return {
         "train_s": run["cpu_s"], "at": at, **{s: [run["losses"][i][s] for i in at] for s in ("validation", "test")}
     }  # fmt: skip

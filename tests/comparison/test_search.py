@@ -71,18 +71,21 @@ def test_steps_to_a_level_are_interpolated() -> None:
 
 def test_what_an_arm_needs_holds_all_that_it_costs() -> None:
     runs = [run("random", 1e-3, [8.0, 5.0, 4.0], train_s=100.0), run("ours", 1e-3, [6.0, 4.0, 3.0], train_s=200.0)]
-    arms = {"random": arm("random"), "ours": arm("ours", calibration_s=20, conversion_s=5, teacher_flops_a_token=2.0)}
+    arms = {
+        "random": arm("random"),
+        "ours": arm("ours", calibration_s=20, calibration_flops=800, conversion_s=5, teacher_flops_a_token=2.0),
+    }
     source = SourceRecord(location="s", num_parameters=1, sizes={}, test=3.5, train_s=1000.0, train_flops=6000.0)
     row = {r.arm: r for r in rows_of(runs, arms, ["random"], 10, source)}["ours"]
     found = row.reached["random"]
     assert found is not None
     assert (found.steps, found.steps_share, found.tokens) == (50, 0.5, 500)
-    assert found.flops == 50 * 10 * 8
-    assert found.flops_share == pytest.approx(4000 / 6000)
+    assert found.flops == 800 + 50 * 10 * 8
+    assert found.flops_share == pytest.approx(4800 / 6000)
     assert found.seconds == 20 + 5 + 100
     assert found.seconds_share == pytest.approx(1.25)
     # The teacher comes from the source, so its training counts where it is known.
-    assert found.flops_share_with_source == pytest.approx((4000 + 6000) / 6000)
+    assert found.flops_share_with_source == pytest.approx((4800 + 6000) / 6000)
     assert found.seconds_share_with_source == pytest.approx((125 + 1000) / 100)
 
 

@@ -60,6 +60,12 @@ OPTIONS = {
     },
     "verify": {"--json"},
     "inspect": {"--json"},
+    "draft": {
+        "--data", "--held-out", "--column", "--hidden-size", "--intermediate-size", "--num-hidden-layers",
+        "--num-attention-heads", "--num-key-value-heads", "--scale", "--num-params", "--steps", "--batch-size",
+        "--sequence-length", "--learning-rate", "--drafted", "--prompts", "--new-tokens", "--json",
+    },
+    "report": {"-o", "--output", "--json"},
     "train": {"--set", "--plan-only", "--json"},
     "compare": {"--set", "--json"},
     "demo": {"-o", "--output", "--seconds", "--json"},

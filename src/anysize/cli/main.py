@@ -10,7 +10,20 @@ from typing import Any
 import typer
 
 from anysize import __version__
-from anysize.cli import apply, calibrate, compare, demo, draft, evaluate, inspect, plan, resize, train, verify
+from anysize.cli import (
+    apply,
+    calibrate,
+    compare,
+    demo,
+    draft,
+    evaluate,
+    inspect,
+    plan,
+    report,
+    resize,
+    train,
+    verify,
+)  # fmt: skip
 from anysize.errors import AnysizeError, InputError
 
 app = typer.Typer(
@@ -23,7 +36,7 @@ app = typer.Typer(
 )
 for command in (
     resize.resize, plan.plan, apply.apply, calibrate.calibrate, verify.verify, inspect.inspect, train.train,
-    compare.compare, draft.draft, demo.demo,
+    compare.compare, report.report, draft.draft, demo.demo,
 ):  # fmt: skip
     app.command()(command)
 app.command("eval")(evaluate.evaluate)

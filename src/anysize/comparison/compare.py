@@ -237,8 +237,14 @@ class Comparison:
             name=name, start=start, command=command, num_parameters=num_parameters(target), sizes=public_sizes(target),
             settings=settings, calibration_s=self.calibration_s.get(resize.source, 0.0) if used else 0.0,
             conversion_s=conversion_s(job) if made else 0.0, flops_a_token=training_flops(target, length),
-            teacher_flops_a_token=teacher, plan=plan_record(plan) if plan else None,
+            teacher_flops_a_token=teacher,
+            calibration_flops=self._calibration_flops(resize.source) if used else 0.0,
+            plan=plan_record(plan) if plan else None,
         )  # fmt: skip
+
+    def _calibration_flops(self, source: str) -> float:
+        asked = self.config.calibration
+        return asked.tokens * forward_flops(understand(open_checkpoint(source).config), asked.sequence_length)
 
     def _notes(
         self, runs: Sequence[Run], rows: Sequence[Any], source: SourceRecord | None, split: str

@@ -44,8 +44,8 @@ def _reached(
     train_s, goal_s = (median(run.train_s for run in some) for some in (runs, goal))
     seconds = arm.calibration_s + arm.conversion_s + train_s * steps / runs[0].steps
     goal_seconds = goal_arm.calibration_s + goal_arm.conversion_s + goal_s
-    flops = steps * tokens_a_step * (arm.flops_a_token + arm.teacher_flops_a_token)
-    goal_flops = whole * tokens_a_step * (goal_arm.flops_a_token + goal_arm.teacher_flops_a_token)
+    flops = _flops(arm, steps * tokens_a_step)
+    goal_flops = _flops(goal_arm, whole * tokens_a_step)
     # A random start needs no source.
     from_source = source is not None and (arm.plan is not None or arm.teacher_flops_a_token > 0)
     more_s, more_flops = (source.train_s, source.train_flops) if source and from_source else (0.0, 0.0)
@@ -57,6 +57,10 @@ def _reached(
         seconds_share_with_source=None if source is None or source.train_s is None or more_s is None
         else (seconds + more_s) / goal_seconds,
     )  # fmt: skip
+
+
+def _flops(arm: Arm, tokens: float) -> float:
+    return arm.calibration_flops + tokens * (arm.flops_a_token + arm.teacher_flops_a_token)
 
 
 def rows_of(

@@ -62,8 +62,7 @@ def differences(plan: Plan, tensors: TensorSource) -> list[str]:
         options = options.with_layers(",".join(str(step.source) for step in plan.layers))
     cut = any(axis not in ("layer", "vocab") and target.sizes[axis] < size for axis, size in config.sizes.items())
     if not cut:
-        # Where only tokens are cut, a preset has nothing to do; where only layers are, one that shrinks fits nothing, and
-        # its growth is that of "auto".
+        # Where only tokens are cut, a preset has nothing to do; where only layers are, one that shrinks fits nothing.
         resized = any(axis != "vocab" and target.sizes[axis] != size for axis, size in config.sizes.items())
         named = plan.options.preset not in SHRINK_PRESETS and (resized or plan.kept_tokens is None)
         preset = plan.options.preset if named else "auto"

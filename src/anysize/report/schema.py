@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from anysize.errors import InputError
+from anysize.errors import InputError, did_you_mean
 
 FORMAT = 1
 Status = Literal["finished", "trial", "diverged"]
@@ -59,7 +59,8 @@ class Arm(_Record):
     """One line of the comparison: what it starts from, how it is trained, what it costs before and beside training.
 
     start: a sentence. command: what makes the same start by hand; empty where nothing is made. flops_a_token: of
-    training (forward and backward) the arm alone; teacher_flops_a_token: of the teacher's forward pass, 0 without one.
+    training (forward and backward) the arm alone; teacher_flops_a_token: of the teacher's forward pass, 0 without one;
+    calibration_flops: of the source's forward passes, once.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Arm(_Record):
     conversion_s: float = 0.0
     flops_a_token: float = 0.0
     teacher_flops_a_token: float = 0.0
+    calibration_flops: float = 0.0
     plan: PlanRecord | None = None
 
 
@@ -98,8 +100,8 @@ class Run(_Record):
 class Reached(_Record):
     """What an arm needs to come to the final loss of another, absolute and as a share of that other's whole run.
 
-    seconds and FLOPs include calibration, conversion and teacher; the `_with_source` shares also the training of the
-    source, where its cost is known.
+    seconds include calibration, conversion and teacher, FLOPs calibration and teacher; the `_with_source` shares also
+    the training of the source, where its cost is known.
     """
 
     steps: float
@@ -167,6 +169,22 @@ class Results(_Record):
     arms: tuple[Arm, ...]
     runs: tuple[Run, ...]
     rows: tuple[Row, ...]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Results:
+        """Refuse names that nothing stands for and curves of uneven length: nothing could be drawn of them."""
+        names = [arm.name for arm in self.arms]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two arms have the same name: {', '.join(names)}")
+        used = [*self.goals, *(run.arm for run in self.runs), *(row.arm for row in self.rows)]
+        used += [goal for row in self.rows for goal in row.reached]
+        if unknown := sorted(set(used) - set(names)):
+            raise ValueError(f"no arm has the name '{unknown[0]}'{did_you_mean(unknown[0], names)}")
+        for run in self.runs:
+            if not len(run.at) == len(run.validation) == len(run.test):
+                got = f"{len(run.at)}, {len(run.validation)} and {len(run.test)}"
+                raise ValueError(f"a run of '{run.arm}' has {got} values of at, validation and test")
+        return self
 
     def arm(self, name: str) -> Arm:
         """Return the arm of a name."""

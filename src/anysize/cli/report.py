@@ -1,0 +1,56 @@
+"""`anysize report`: a comparison as one page, figures and a table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from anysize.cli import options as o
+
+
+def report(
+    results: Annotated[Path, typer.Argument(help="A results.json of a comparison, or a folder with one.")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="The folder to write to; beside RESULTS if not given.")
+    ] = None,
+    json: o.Json = False,
+) -> None:
+    """Write RESULTS as one HTML page that needs no network, with its figures, and print the summary."""
+    from json import dumps  # noqa: PLC0415
+
+    from anysize.cli.show import print_table, say  # noqa: PLC0415
+    from anysize.report.headline import headline  # noqa: PLC0415
+    from anysize.report.schema import Results  # noqa: PLC0415
+    from anysize.report.tables import lines, summary  # noqa: PLC0415
+    from anysize.report.write import write_report  # noqa: PLC0415
+
+    found = Results.load(results)
+    written = write_report(found, output or (results if results.is_dir() else results.parent))
+    said = headline(found)
+    if json:
+        told = {
+            "headline": said.sentence,
+            "beside": said.beside,
+            "complete": found.complete,
+            "notes": found.notes,
+            "rows": [row.model_dump(mode="json") for row in found.rows],
+            "page": str(written.page),
+            "figures": [str(figure) for figure in written.figures],
+        }
+        print(dumps(told))
+        return
+    headings, rows = lines(summary(found))
+    print_table(found.title, headings, rows)
+    if found.goals:
+        say(f"columns 'to ...': shares of that arm's whole run, until its final {found.metric.name}")
+        say("seconds include calibration, conversion and the teacher, FLOPs the teacher")
+    say(said.sentence)
+    for line in said.beside:
+        say(line)
+    for note in found.notes:
+        say(f"note: {note}")
+    if not found.complete:
+        say("not complete: runs are missing, and what is here may change")
+    say(f"made {written.page} and {len(written.figures)} figures in {written.page.parent / 'figures'}")

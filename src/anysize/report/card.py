@@ -1,0 +1,45 @@
+"""The comparison in a few lines of markdown, for the card of a model."""
+
+from __future__ import annotations
+
+import re
+
+from anysize.report.headline import headline, number
+from anysize.report.schema import Results
+from anysize.report.tables import NOT_REACHED, share
+
+
+def _plain(text: str) -> str:
+    """Return text that markdown shows as it stands: on one line, with everything that means something escaped."""
+    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_{}\[\]()#|~!$:@])", r"\\\1", text)
+
+
+def card_table(results: Results, *, picture: str = "figures/curves.png") -> str:
+    """Return the headline, a table of all finished arms and the picture of the curves, as markdown.
+
+    picture: where the picture lies, as seen from the card; empty leaves it out. Shares are of the first goal's whole
+    run; seconds include calibration, conversion and teacher.
+    """
+    goal, metric = (results.goals[0] if results.goals else None), results.metric
+    found = headline(results)
+    said = [_plain(found.sentence)] + [_plain(f"Not complete: {'; '.join(found.beside)}")] * (not results.complete)
+    whose = f"{_plain(goal)}'s" if goal else ""
+    columns = ["arm", "learning rate", f"{_plain(metric.unit)} before", "after training"]
+    columns += [f"{what} to {whose} final {_plain(metric.name)}" for what in ("steps", "seconds")] * bool(goal)
+    table = [columns, ["---"] * len(columns)]
+    for row in results.rows:
+        cells = [_plain(row.arm), f"{row.learning_rate:g}", number(row.before), number(row.after)]
+        if goal:
+            there = row.reached.get(goal)
+            none = NOT_REACHED if goal in row.reached else "–"
+            cells += [share(there.steps_share), share(there.seconds_share)] if there else [none] * 2
+        table.append(cells)
+    seeds = max((row.num_seeds for row in results.rows), default=0)
+    note = f"Medians over {seeds} seed{'s' * (seeds != 1)}; {results.steps:,} steps of {results.tokens_a_step:,} "
+    note += "images" if results.modality == "image" else "tokens"
+    note += "; steps and seconds as shares of that run, with calibration and conversion." if goal else "."
+    parts = [" ".join(said), "\n".join(f"| {' | '.join(cells)} |" for cells in table), note]
+    if picture:
+        parts.append(f"![Held-out {_plain(metric.name)} of every arm]({picture})")
+    return "\n\n".join(parts) + "\n"
