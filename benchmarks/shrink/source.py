@@ -104,8 +104,8 @@ def train(
 
     Seconds are of the processor, not of the clock: other work on the machine does not count.
 
-    With a teacher, half of the loss is the KL to it. AdamW (0.9, 0.95), 5 % warm-up, cosine to a tenth over `budget` (or
-    `steps`) steps, norms not decayed, clip 1.
+    With a teacher, half of the loss is the KL to it. AdamW (0.9, 0.95), 5 % warm-up, cosine to a tenth over `budget`
+    (or `steps`) steps, norms not decayed, clip 1.
     """
     decayed = [p for p in model.parameters() if p.dim() > 1]
     plain = [p for p in model.parameters() if p.dim() == 1]
