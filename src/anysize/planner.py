@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from anysize import __version__
 from anysize.arch.schema import Norm, Parameter, is_per_layer
 from anysize.axis import AxisMap, own_place
-from anysize.config import SourceConfig, per_layer_values, understand
+from anysize.config import SourceConfig, understand
 from anysize.cutting import (
     cut_reasons,
     left_out,
@@ -22,12 +22,13 @@ from anysize.cutting import (
     unrouted_experts,
 )
 from anysize.dense import DenseMaps, Fitted
+from anysize.depth import depth_plan, per_layer_lists
 from anysize.dims import compose
-from anysize.errors import ArchitectureError, SizeError
+from anysize.errors import SizeError
 from anysize.io.reader import TensorSource
-from anysize.layers import EVOLUTIONARY, LayerStep, layer_plan
+from anysize.layers import LayerStep, layer_plan
 from anysize.notation import Dim
-from anysize.presets import Preset, axis_maps, has_layer_norm, has_norm_after_sum, preset_named
+from anysize.presets import Preset, axis_maps, has_layer_norm, preset_named
 from anysize.proof.coverage import account, check_source
 from anysize.recipe import BYTES, Dtype, Options, Pad, Plan, Recipe, Share, Source
 from anysize.shrink import (
@@ -232,64 +233,6 @@ class _Planner:
         )
 
 
-def _require_free_depth(config: SourceConfig, wanted: int) -> None:
-    for condition, reason in config.architecture.depth_locked.items():
-        if config.holds(condition):
-            raise SizeError(f"num_hidden_layers {config.sizes['layer']} -> {wanted}: {reason}")
-
-
-def _depth(
-    config: SourceConfig,
-    target: Target,
-    options: Options,
-    shrink: ShrinkPreset | None,
-    scores: Scores | None,
-    search: Callable[[Scores], Found],
-    notes: list[str],
-) -> tuple[tuple[LayerStep, ...], list[str]]:
-    """Return the layer plan and why it is not exact; what a search found goes into the notes."""
-    source, wanted = config.sizes["layer"], target.sizes["layer"]
-    pattern = options.layers
-    if pattern == "auto":
-        pattern = shrink.layers if shrink is not None and wanted < source else "identity"
-    kinds = None if scores is None else {kind: values.tolist() for kind, values in scores.blocks.items()}
-    chosen = pattern
-    if pattern == EVOLUTIONARY and scores is not None:
-        _require_free_depth(config, wanted)
-        found = search(scores)
-        chosen = found.listed
-        notes.append(found.note)
-    steps = layer_plan(source, wanted, chosen, kinds)
-    if [s.source for s in steps] == list(range(source)):
-        return steps, []
-    _require_free_depth(config, wanted)
-    silent = [s for s in steps if s.silent]
-    if silent and has_norm_after_sum(config):
-        raise SizeError(
-            f"num_hidden_layers {source} -> {wanted}: with the norm after the residual sum no layer can be an "
-            "identity; use --layers interpose or stack, which are not exact"
-        )
-    kept = [s.source for s in steps if not s.silent]
-    if kept == list(range(source)):
-        return steps, []
-    return steps, [f"layers {pattern}: the target runs layers {','.join(map(str, kept))} of the source"]
-
-
-def _per_layer_lists(config: SourceConfig, target: SourceConfig, steps: tuple[LayerStep, ...]) -> dict[str, Any]:
-    changes: dict[str, Any] = {}
-    for key in config.architecture.per_layer:
-        kept = [step.source for step in steps] == list(range(config.sizes["layer"]))
-        if kept and config.raw.get(key) is None:
-            continue
-        values = per_layer_values(config, key)
-        if values is None:
-            continue
-        if len(values) != config.sizes["layer"]:
-            raise ArchitectureError(f"{key} lists {len(values)} layers, the config has {config.sizes['layer']}")
-        changes[key] = [values[step.source] for step in steps]
-    return {**target.raw, **changes}
-
-
 _SAFETENSORS_TO_TORCH = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
@@ -446,7 +389,7 @@ def make_plan(
 
         return searched(tensors, target.sizes["layer"], found, options, progress)
 
-    steps, inexact = _depth(config, target, options, shrink, scores, search, notes)
+    steps, inexact = depth_plan(config, target, options, shrink, scores, search, notes)
     fit: Fit | None = None
     if shrink is not None and cut != ["layer"]:
         shrink, why = possible_directions(config, shrink, cut_hidden="hidden" in cut)
@@ -466,7 +409,7 @@ def make_plan(
 
             fit = Fit(config, target.config, tensors, names, scores, shrink, steps, maps)
         inexact += cut_reasons(config, target, shrink)
-    target_raw = _per_layer_lists(config, target.config, steps)
+    target_raw = per_layer_lists(config, target.config, steps)
     # Remote code is never run and never copied, so the target must not ask for it.
     target_raw.pop("auto_map", None)
     dropped |= left_out(config, names, steps, maps)
