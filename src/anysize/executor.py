@@ -301,12 +301,16 @@ def _require_storable(recipe: Recipe, source: torch.Tensor, dtype: torch.dtype) 
         )
 
 
+def target_tensor(
+    recipe: Recipe, tensors: TensorSource, maps: DimMaps, seed: int, *, allow_nonfinite: bool = False
+) -> torch.Tensor:
+    """Return one target tensor in memory; raise CheckpointError for NaN or Inf in what it is made of."""
+    job = TensorJob(recipe, tensors.read(recipe.source), maps, seed, allow_nonfinite=allow_nonfinite)
+    blocks = [job.block(i) for i in range(job.num_blocks)]
+    return (blocks[0] if len(blocks) == 1 else torch.cat(blocks)).reshape(recipe.shape)
+
+
 def target_tensors(plan: Plan, tensors: TensorSource, *, allow_nonfinite: bool = False) -> dict[str, torch.Tensor]:
     """Return every target tensor of a plan in memory, by name."""
     maps = DimMaps(plan.axes, plan.dense)
-    made: dict[str, torch.Tensor] = {}
-    for recipe in plan.recipes:
-        job = TensorJob(recipe, tensors.read(recipe.source), maps, plan.seed, allow_nonfinite=allow_nonfinite)
-        blocks = [job.block(i) for i in range(job.num_blocks)]
-        made[recipe.name] = (blocks[0] if len(blocks) == 1 else torch.cat(blocks)).reshape(recipe.shape)
-    return made
+    return {r.name: target_tensor(r, tensors, maps, plan.seed, allow_nonfinite=allow_nonfinite) for r in plan.recipes}
