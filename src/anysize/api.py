@@ -95,6 +95,7 @@ def plan(
     seed: int = 0,
     dtype: DtypeName = "keep",
     untie: bool = False,
+    low_memory: bool = False,
     progress: Progress = _silent,
 ) -> Plan:
     """Return the plan that makes these sizes out of `source`, reading configs and tensor headers only.
@@ -104,8 +105,10 @@ def plan(
     most of them by `calibration`: scores, a scores file, or data to calibrate on. `search_tokens` is what the layers
     "evolutionary" may run on, sets of layers times tokens (an image has as many as patches). `keep_tokens` cuts the
     vocabulary: ids or token strings, a .json or .tokens file that lists them, or text, whose tokens (with `vocab_size`,
-    so many of the most frequent) are kept; `Plan.kept_tokens.index[new id]` is a token's old id. Raises SizeError,
-    InputError, ArchitectureError or CheckpointError, each with one sentence: what is wrong, the nearest legal sizes.
+    so many of the most frequent) are kept; `Plan.kept_tokens.index[new id]` is a token's old id. `low_memory` leaves
+    weights, scores and fitted matrices on disk and reads each as it is needed, for the same plan; where they do not fit
+    into a quarter of the free memory that is done anyway. Raises SizeError, InputError, ArchitectureError or
+    CheckpointError, each with one sentence: what is wrong, the nearest legal sizes.
     """
     tensors = open_source(source)
     config = understand(tensors.config)
@@ -139,11 +142,12 @@ def plan(
             raise SizeError(f"pad_vocab_to_multiple_of={pad_vocab_to_multiple_of!r}: wanted at least 1")
         sizes["vocab_size"] = targets.padded_vocab(config, vocab_size, pad_vocab_to_multiple_of)
     request = _request(smaller, options, sizes, scale, num_params, like)
-    return make_plan(tensors, request, options, _scores_of(tensors, calibration, progress), progress, tokens)
+    scores = _scores_of(tensors, calibration, low_memory, progress)
+    return make_plan(tensors, request, options, scores, progress, tokens, low_memory=low_memory)
 
 
 def _scores_of(
-    tensors: TensorSource, calibration: str | Path | Scores | None, progress: Progress
+    tensors: TensorSource, calibration: str | Path | Scores | None, low_memory: bool, progress: Progress
 ) -> Callable[[], Scores] | None:
     """Return how to come by the scores once they are needed: loaded from a file, or measured on data."""
     if calibration is None:
@@ -156,8 +160,8 @@ def _scores_of(
         if isinstance(calibration, Scores):
             return calibration
         if str(calibration).endswith(".safetensors"):
-            return Scores.load(Path(calibration).expanduser())
-        return calibrated(tensors, str(calibration), CalibrationOptions(), progress=progress)
+            return Scores.load(Path(calibration).expanduser(), low_memory=low_memory)
+        return calibrated(tensors, str(calibration), CalibrationOptions(low_memory=low_memory), progress=progress)
 
     return scores
 
@@ -274,6 +278,7 @@ def resize(
     seed: int = 0,
     dtype: DtypeName = "keep",
     untie: bool = False,
+    low_memory: bool = False,
     verify: VerifyMode = "auto",
     max_shard_size: str = "5GB",
     overwrite: bool = False,
@@ -308,6 +313,7 @@ def resize(
         seed=seed,
         dtype=dtype,
         untie=untie,
+        low_memory=low_memory,
     )
     return apply(
         made,

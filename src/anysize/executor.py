@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from anysize.axis import NEW, AxesAt, AxisMap, Index, own_place
-from anysize.dense import Matrix
+from anysize.dense import DenseMaps
 from anysize.dims import DimMap, Fill, compose
 from anysize.errors import CheckpointError
 from anysize.io.dtypes import TORCH
@@ -36,9 +36,9 @@ def _selector(index: Index) -> slice | torch.Tensor:
 class DimMaps:
     """The composed dim maps of one plan, each made once, and its dense maps."""
 
-    def __init__(self, axes: Mapping[str, AxisMap], dense: Mapping[str, Matrix] | None = None) -> None:
+    def __init__(self, axes: Mapping[str, AxisMap], dense: DenseMaps | None = None) -> None:
         self._axes = axes
-        self.dense = dense or {}
+        self.dense = DenseMaps() if dense is None else dense
         self._cached = lru_cache(maxsize=None)(self._compose)
 
     def _compose(
@@ -54,7 +54,7 @@ class DimMaps:
 
         def composed(dim: Dim, writes: bool, dense: str) -> DimMap:
             if dense:
-                return _identity(self.dense[dense].shape[0 if writes else 1])
+                return _identity(self.dense.place(dense).shape[0 if writes else 1])
             place = own_place(self._axes, dim.axes, recipe.layer, recipe.expert)
             return self._cached(dim, writes, _PADS[recipe.pad], recipe.score_power, *place)
 

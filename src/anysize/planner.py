@@ -27,6 +27,7 @@ from anysize.dims import compose
 from anysize.errors import SizeError
 from anysize.io.reader import TensorSource
 from anysize.layers import LayerStep, layer_plan
+from anysize.memory import fits_in_memory
 from anysize.notation import Dim
 from anysize.presets import Preset, axis_maps, has_layer_norm, preset_named
 from anysize.proof.coverage import account, check_source
@@ -37,7 +38,7 @@ from anysize.shrink import (
     shrink_preset,
 )
 from anysize.target import Target, resolve_or_suggest
-from anysize.tensors import Expected, expected_tensors, made_from, shape_of
+from anysize.tensors import Expected, expected_tensors, made_from, num_parameters, shape_of
 from anysize.vocabulary.ids import target_ids
 
 if TYPE_CHECKING:
@@ -353,12 +354,15 @@ def make_plan(
     scores_from: Callable[[], Scores] | None = None,
     progress: Callable[[str, int, int], None] = lambda _stage, _done, _total: None,
     tokens: KeptTokens | None = None,
+    *,
+    low_memory: bool = False,
 ) -> Plan:
     """Return the plan that makes the requested sizes out of a source.
 
     `tensors` holds the config and the tensor headers; weights are read only where the choice of what to keep asks for
     them. `scores_from` gives what `calibrate` found, and is called once the sizes are known to be legal; `tokens` says
-    which tokens are kept, where some are cut. Raises SizeError for an illegal size (with the nearest legal ones) or
+    which tokens are kept, where some are cut. `low_memory` keeps on disk what can be kept there; where the models are
+    large that is done anyway. Raises SizeError for an illegal size (with the nearest legal ones) or
     missing scores, ArchitectureError for a config that is not understood, CheckpointError for headers that do not fit
     it.
     """
@@ -377,6 +381,8 @@ def make_plan(
     if scores_from is not None and not cut:
         but = "" if tokens is None else " but that of the vocabulary"
         raise SizeError(f"calibration chooses what is kept, and no size asked for is below the source's{but}")
+    if low_memory and scores_from is None:
+        raise SizeError("low_memory: without calibration no model is run and nothing is fitted, so it changes nothing")
     maps, notes = axis_maps(config, target.sizes, preset, None if tokens is None else tokens.axis)
     notes += () if tokens is None else tokens.notes
     shrink = shrink_preset(options, has_scores=scores_from is not None) if cut else None
@@ -387,7 +393,7 @@ def make_plan(
     def search(found: Scores) -> Found:
         from anysize.calibration.evolution import searched  # noqa: PLC0415 - it runs the source
 
-        return searched(tensors, target.sizes["layer"], found, options, progress)
+        return searched(tensors, target.sizes["layer"], found, options, progress, low_memory=low_memory)
 
     steps, inexact = depth_plan(config, target, options, shrink, scores, search, notes)
     fit: Fit | None = None
@@ -407,7 +413,8 @@ def make_plan(
         if scores is not None and shrink.readers in FITTED:
             from anysize.fit import Fit  # noqa: PLC0415
 
-            fit = Fit(config, target.config, tensors, names, scores, shrink, steps, maps)
+            on_disk = low_memory or not fits_in_memory(num_parameters(config) + num_parameters(target.config))
+            fit = Fit(config, target.config, tensors, names, scores, shrink, steps, maps, on_disk=on_disk)
         inexact += cut_reasons(config, target, shrink)
     target_raw = per_layer_lists(config, target.config, steps)
     # Remote code is never run and never copied, so the target must not ask for it.

@@ -16,7 +16,7 @@ import torch
 from anysize.axis import AxesAt, AxisMap
 from anysize.calibration.data import Batch, DataOptions, batches_again, token_batches, tokenizer_of
 from anysize.calibration.replay import Layers
-from anysize.config import understand
+from anysize.config import SourceConfig, understand
 from anysize.dense import Fitted
 from anysize.dims import compose
 from anysize.executor import DimMaps, target_tensor
@@ -24,7 +24,7 @@ from anysize.fit import Fit, least_squares
 from anysize.io.reader import Checkpoint, TensorSource
 from anysize.recipe import Plan
 from anysize.removal import RIDGE
-from anysize.tensors import Expected
+from anysize.tensors import Expected, num_parameters
 from anysize.vocabulary.tokenizer_file import cut_tokenizer
 
 Progress = Callable[[str, int, int], None]
@@ -248,6 +248,8 @@ class Sequential:
         return f"{module}.bias" in self.expected
 
     def _keep(self, name: str, values: torch.Tensor) -> None:
+        # The whole tensor is fitted now; what its columns were fitted by is of no use any more.
+        self.fitted.dense.pop(f"{name}:read", None)
         stored = self.fitted.store(f"{name}:value", values.contiguous().numpy())
         self.fitted.fields[name] = {"value": stored, "factor": 1.0}
 
@@ -259,12 +261,31 @@ def in_source_ids(batch: Batch, axes: Mapping[str, AxisMap]) -> Batch:
     return {**batch, "input_ids": torch.from_numpy(axes["vocab"].index)[batch["input_ids"]]}
 
 
+def _limit(config: SourceConfig) -> int:
+    """Return how many tokens (or images) a source is run on at most."""
+    sizes = config.sizes
+    widest = max(sizes["hidden"], sizes["ffn"], sizes["kv"] * sizes["group"] * sizes["head"])
+    return IMAGES if config.architecture.modality == "image" else max(TOKENS, TOKENS_A_COORDINATE * widest)
+
+
+def working_bytes(config: SourceConfig, target: SourceConfig) -> int:
+    """Return about how many bytes a fit holds: the streams of the batches, a layer of each model, and its sums.
+
+    Of a layer that is: its input, its output, what its norms give and its writers write in the source; its input and
+    output in the target. Sums are in double precision.
+    """
+    count, sizes, made = _limit(config), config.sizes, target.sizes
+    if config.architecture.modality == "image":
+        count *= 1 + (config.full["image_size"] // config.full["patch_size"]) ** 2
+    streams = 4 * count * (6 * sizes["hidden"] + 2 * made["hidden"])
+    layers = 4 * sum(num_parameters(c) // max(1, c.sizes["layer"]) for c in (config, target))
+    widest = max(made["hidden"], made["ffn"], made["kv"] * made["group"] * made["head"])
+    return streams + layers + 3 * 8 * widest**2
+
+
 def _batches(plan: Plan, tensors: TensorSource, fit: Fit) -> Iterator[Batch]:
     """Yield what both models read; where tokens are cut, text as the target's own tokenizer spells it."""
-    record, sizes = fit.scores.record, fit.config.sizes
-    widest = max(sizes["hidden"], sizes["ffn"], sizes["kv"] * sizes["group"] * sizes["head"])
-    images = fit.config.architecture.modality == "image"
-    limit = IMAGES if images else max(TOKENS, TOKENS_A_COORDINATE * widest)
+    record, limit = fit.scores.record, _limit(fit.config)
     if plan.kept_tokens is None:
         return batches_again(record, fit.config, tensors, limit=limit)
     where = str(tensors.folder) if isinstance(tensors, Checkpoint) else tensors.location
