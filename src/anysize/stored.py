@@ -109,7 +109,7 @@ class ScratchArrays(StoredArrays, MutableMapping[str, Matrix]):
         return found
 
     def __setitem__(self, name: str, values: Matrix) -> None:
-        data = memoryview(np.ascontiguousarray(values)).cast("B") if values.size else memoryview(b"")
+        data = np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
         done = 0
         try:
             while done < len(data):
