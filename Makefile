@@ -27,6 +27,7 @@ bench: $(STAMP)
 
 bench-shrink: $(STAMP)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.calibration.run
+	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.fitting.run
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.shrink.run
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.shrink.vision
 

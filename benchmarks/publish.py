@@ -171,6 +171,25 @@ def shrink_section() -> str:
     return "\n\n".join(parts)
 
 
+def memory_section() -> str:
+    """Return what fitting readers holds beside a model of two layers, for few layers and for many."""
+    record = results("fitting")
+    found = record["results"]
+    runs = found["runs"][1:]
+    growth = found["growth_over_two_layers_bytes"]
+    rows = [
+        [str(run["layers"]), _gb(run["float32_bytes"]), *(_gb(ways[str(run["layers"])]) for ways in growth.values())]
+        for run in runs
+    ]
+    columns = ["layers", "source in single precision", *(f"peak beyond that of two layers, {way}" for way in growth)]
+    where = (
+        f"Half of `hidden`, sequential readers, scores of {found['tokens']} tokens; a layer of the source is "
+        f"{found['layer_bytes'] / 1e6:.1f} MB. {record['date']}, written by `python -m benchmarks.publish` from the "
+        "results of `python -m benchmarks.fitting.run`."
+    )
+    return f"{_table(columns, rows)}\n\n{where}"
+
+
 def measured_section() -> str:
     """Return the README's measured table and the line that says where it was measured."""
     record = results("conversion")
@@ -220,6 +239,7 @@ def main() -> None:
         ("README.md", "measured", measured_section()),
         ("docs/exactness.md", "exactness", exactness_section()),
         ("docs/shrinking.md", "shrink", shrink_section()),
+        ("docs/shrinking.md", "memory", memory_section()),
     ):
         path = ROOT / name
         path.write_text(replaced(path.read_text(encoding="utf-8"), section, body), encoding="utf-8")

@@ -30,7 +30,8 @@ _ROUNDS = 4
 _DATA = DataOptions(tokens=4_096, sequence_length=256, batch_size=4)
 
 
-def _tokenizer(folder: Path, text: str) -> None:
+def tokenizer_files(folder: Path, text: str) -> None:
+    """Write a byte-level tokenizer trained on a text beside a model."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -64,7 +65,7 @@ def main() -> None:
             p.read_text(encoding="utf-8") for p in sorted(Path(tempfile.__file__).parent.glob("[a-d]*.py"))
         )
         (folder / "data.txt").write_text(text, encoding="utf-8")
-        _tokenizer(folder, text[:500_000])
+        tokenizer_files(folder, text[:500_000])
         data = str(folder / "data.txt")
         found = list(batches(data, understand(CONFIG), place, _DATA))
 

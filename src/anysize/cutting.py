@@ -12,6 +12,7 @@ from anysize.axis import AxesAt, AxisMap
 from anysize.config import SourceConfig
 from anysize.errors import SizeError
 from anysize.layers import EVOLUTIONARY, LayerStep
+from anysize.memory import free_bytes
 from anysize.presets import PRESETS
 from anysize.recipe import Options
 from anysize.shrink import (
@@ -22,7 +23,7 @@ from anysize.shrink import (
     why_not_sequential,
 )
 from anysize.target import Target
-from anysize.tensors import expected_tensors, num_parameters
+from anysize.tensors import expected_tensors
 
 if TYPE_CHECKING:
     from anysize.calibration.scores import Scores
@@ -144,9 +145,9 @@ def sequential_if_possible(
 
     `speaks`: whether there is a tokenizer for the target, which its own activations need.
     """
-    from anysize.proof.whole import fits_in_memory  # noqa: PLC0415
+    from anysize.sequential import working_bytes  # noqa: PLC0415 - it needs torch
 
-    fits = fits_in_memory(num_parameters(config) + num_parameters(target.config))
+    fits = working_bytes(config, target.config) <= free_bytes() / 2
     why = why_not_sequential(config, steps, maps, fits_in_memory=fits)
     why = why if speaks else "tokens are cut of a model without a tokenizer"
     if not why:

@@ -7,29 +7,38 @@ target tensor that was fitted as a whole. This module knows nothing of torch.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+import json
+import struct
+from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from anysize.errors import CheckpointError, OutputError
+from anysize.stored import Matrix, Place, ScratchArrays, StoredArrays
 
-Matrix = NDArray[np.floating[Any]]
+_TYPES = {"F64": np.dtype(np.float64), "F32": np.dtype(np.float32), "F16": np.dtype(np.float16)}
+_NAMES = {dtype: name for name, dtype in _TYPES.items()}
 
 
 class DenseMaps(Mapping[str, Matrix]):
-    """An unchangeable set of named arrays; equal when their bytes are."""
+    """An unchangeable set of named arrays, in memory or in a file; equal when their bytes are."""
 
     def __init__(self, arrays: Mapping[str, Matrix] | None = None) -> None:
-        self._arrays = {name: np.ascontiguousarray(a) for name, a in sorted((arrays or {}).items())}
-        self.sha256 = self._hash() if self._arrays else ""
+        arrays = arrays or {}
+        if isinstance(arrays, ScratchArrays):
+            arrays = arrays.frozen()
+        if not isinstance(arrays, StoredArrays):
+            arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+        self._arrays, self._names = arrays, sorted(arrays)
+        self.sha256 = self._hash() if arrays else ""
 
     def _hash(self) -> str:
         digest = hashlib.sha256()
-        for name, array in self._arrays.items():
+        for name in self._names:
+            array = self._arrays[name]
             digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
             digest.update(array.data)
         return digest.hexdigest()
@@ -38,10 +47,16 @@ class DenseMaps(Mapping[str, Matrix]):
         return self._arrays[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._arrays)
+        return iter(self._names)
 
     def __len__(self) -> int:
-        return len(self._arrays)
+        return len(self._names)
+
+    def place(self, name: str) -> Place:
+        """Return the type and shape of an array (and where it lies, if in a file) without reading it."""
+        if isinstance(self._arrays, StoredArrays):
+            return self._arrays.places[name]
+        return Place(0, self._arrays[name].dtype, self._arrays[name].shape)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, DenseMaps) and self.sha256 == other.sha256
@@ -52,30 +67,58 @@ class DenseMaps(Mapping[str, Matrix]):
     @property
     def num_bytes(self) -> int:
         """Bytes of all arrays."""
-        return sum(array.nbytes for array in self._arrays.values())
+        return sum(self.place(name).num_bytes for name in self)
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of all arrays in memory; of arrays in a file, of the largest."""
+        sizes = [self.place(name).num_bytes for name in self]
+        return max(sizes, default=0) if isinstance(self._arrays, StoredArrays) else sum(sizes)
 
     def save(self, path: Path) -> None:
-        """Write the arrays as a safetensors file; raise OutputError where that fails."""
-        from safetensors.numpy import save_file  # noqa: PLC0415
-
+        """Write the arrays as a safetensors file, at once under its name; raise OutputError where that fails."""
+        header: dict[str, Any] = {}
+        end = 0
+        for name in self:
+            place = self.place(name)
+            begin, end = end, end + place.num_bytes
+            header[name] = {"dtype": _NAMES[place.dtype], "shape": list(place.shape), "data_offsets": [begin, end]}
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        partial = path.with_name(f".{path.name}.writing")
         try:
-            save_file(dict(self._arrays), path)
+            with partial.open("wb") as file:
+                file.write(struct.pack("<Q", len(text)) + text)
+                for name in self:
+                    file.write(self[name].data)
+            partial.replace(path)
         except OSError as error:
+            partial.unlink(missing_ok=True)
             raise OutputError(f"cannot save the plan's matrices as '{path}': {error.strerror or error}") from error
 
     @classmethod
     def load(cls, path: Path, sha256: str) -> DenseMaps:
-        """Read the matrices of a plan; raise CheckpointError where they are missing or are another plan's."""
-        from safetensors import SafetensorError  # noqa: PLC0415
-        from safetensors.numpy import load_file  # noqa: PLC0415
+        """Open the matrices of a plan, which stay in their file.
 
+        Raises CheckpointError where they are missing or are another plan's.
+        """
         try:
-            found = cls(load_file(path))
-        except (OSError, SafetensorError, ValueError) as error:
+            found = cls(stored_arrays(path))
+        except (OSError, CheckpointError) as error:
             raise CheckpointError(f"cannot read the plan's matrices '{path}': {error}") from error
         if found.sha256 != sha256:
             raise CheckpointError(f"'{path}' does not hold the matrices of this plan: their hash differs; plan again")
         return found
+
+
+def stored_arrays(path: Path) -> StoredArrays:
+    """Return the floating-point arrays of a safetensors file, unread; raise CheckpointError where it is none."""
+    from anysize.io.reader import read_header  # noqa: PLC0415 - it reads configs, which plans are made of
+
+    found = read_header(path)
+    if other := sorted({info.dtype for info in found.values()} - _TYPES.keys()):
+        raise CheckpointError(f"'{path}' holds {', '.join(other)}, wanted {', '.join(_TYPES)}")
+    return StoredArrays(path, {n: Place(i.begin, _TYPES[i.dtype], i.shape) for n, i in found.items()})
 
 
 def beside(plan: Path) -> Path:
@@ -87,7 +130,7 @@ def beside(plan: Path) -> Path:
 class Fitted:
     """Dense maps by name, and what they change in the recipes: target tensor -> fields."""
 
-    dense: dict[str, Matrix] = field(default_factory=dict)
+    dense: MutableMapping[str, Matrix] = field(default_factory=dict[str, Matrix])
     fields: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def put(self, tensor: str, **changes: Any) -> None:

@@ -8,7 +8,7 @@ serves every reader, so each norm counts alike, and the head as much as all laye
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 
 import torch
 
@@ -16,16 +16,25 @@ import torch
 _NOISE = 1e-8
 
 
-def reading_metric(grams: Mapping[str, torch.Tensor], moments: Mapping[str, torch.Tensor], head: str) -> torch.Tensor:
+def reading_metric(read: Iterable[tuple[str, torch.Tensor, torch.Tensor]], head: str) -> torch.Tensor:
     """Return float64 [n, n]: how much a unit of each direction changes what is read, averaged over the norms.
 
-    `grams` holds W^T W of what reads each norm's output before its gain, `moments` the second moment there. Every norm
-    is scaled to the same whole, so that wide readers do not drown narrow ones; `head` counts as much as all others.
+    `read` gives, for each norm, its name, W^T W of what reads its output before its gain, and the second moment there.
+    Every norm is scaled to the same whole, so that wide readers do not drown narrow ones; `head` counts as much as all
+    others.
     """
-    shares = {site: gram / (gram * moments[site]).sum().clamp(min=1e-30) for site, gram in grams.items()}
-    inside = [share for site, share in shares.items() if site != head]
-    total = sum(inside, torch.zeros_like(next(iter(shares.values())))) / max(1, len(inside))
-    return total + shares[head] if head in shares else total
+    inside: torch.Tensor | float = 0.0
+    last: torch.Tensor | float = 0.0
+    count = 0
+    for site, gram, moments in read:
+        share = gram / (gram * moments).sum().clamp(min=1e-30)
+        if site == head:
+            last = share
+        else:
+            inside, count = inside + share, count + 1
+    total = inside / max(1, count) + last
+    assert isinstance(total, torch.Tensor)
+    return total
 
 
 def directions(moments: torch.Tensor, size: int, *, centred: bool, metric: torch.Tensor | None = None) -> torch.Tensor:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from anysize.axis import NEW, AxesAt, AxisMap, Index, own_place
-from anysize.dense import Matrix
+from anysize.dense import DenseMaps
 from anysize.dims import DimMap, Fill, compose
 from anysize.errors import CheckpointError
 from anysize.io.dtypes import TORCH
@@ -36,9 +36,9 @@ def _selector(index: Index) -> slice | torch.Tensor:
 class DimMaps:
     """The composed dim maps of one plan, each made once, and its dense maps."""
 
-    def __init__(self, axes: Mapping[str, AxisMap], dense: Mapping[str, Matrix] | None = None) -> None:
+    def __init__(self, axes: Mapping[str, AxisMap], dense: DenseMaps | None = None) -> None:
         self._axes = axes
-        self.dense = dense or {}
+        self.dense = DenseMaps() if dense is None else dense
         self._cached = lru_cache(maxsize=None)(self._compose)
 
     def _compose(
@@ -54,7 +54,7 @@ class DimMaps:
 
         def composed(dim: Dim, writes: bool, dense: str) -> DimMap:
             if dense:
-                return _identity(self.dense[dense].shape[0 if writes else 1])
+                return _identity(self.dense.place(dense).shape[0 if writes else 1])
             place = own_place(self._axes, dim.axes, recipe.layer, recipe.expert)
             return self._cached(dim, writes, _PADS[recipe.pad], recipe.score_power, *place)
 
@@ -301,12 +301,16 @@ def _require_storable(recipe: Recipe, source: torch.Tensor, dtype: torch.dtype) 
         )
 
 
+def target_tensor(
+    recipe: Recipe, tensors: TensorSource, maps: DimMaps, seed: int, *, allow_nonfinite: bool = False
+) -> torch.Tensor:
+    """Return one target tensor in memory; raise CheckpointError for NaN or Inf in what it is made of."""
+    job = TensorJob(recipe, tensors.read(recipe.source), maps, seed, allow_nonfinite=allow_nonfinite)
+    blocks = [job.block(i) for i in range(job.num_blocks)]
+    return (blocks[0] if len(blocks) == 1 else torch.cat(blocks)).reshape(recipe.shape)
+
+
 def target_tensors(plan: Plan, tensors: TensorSource, *, allow_nonfinite: bool = False) -> dict[str, torch.Tensor]:
     """Return every target tensor of a plan in memory, by name."""
     maps = DimMaps(plan.axes, plan.dense)
-    made: dict[str, torch.Tensor] = {}
-    for recipe in plan.recipes:
-        job = TensorJob(recipe, tensors.read(recipe.source), maps, plan.seed, allow_nonfinite=allow_nonfinite)
-        blocks = [job.block(i) for i in range(job.num_blocks)]
-        made[recipe.name] = (blocks[0] if len(blocks) == 1 else torch.cat(blocks)).reshape(recipe.shape)
-    return made
+    return {r.name: target_tensor(r, tensors, maps, plan.seed, allow_nonfinite=allow_nonfinite) for r in plan.recipes}

@@ -9,7 +9,7 @@ target's LayerNorm does nothing but divide (the mean is removed by the writers, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from math import prod
 
 import torch
@@ -29,6 +29,7 @@ from anysize.notation import Dim
 from anysize.presets import has_norm_after_sum
 from anysize.removal import RIDGE
 from anysize.shrink import ShrinkPreset
+from anysize.stored import ScratchArrays
 from anysize.tensors import Expected, expected_tensors, made_from
 
 WRITE_HIDDEN = "hidden"
@@ -43,7 +44,8 @@ def least_squares(cross: torch.Tensor, moments: torch.Tensor, ridge: float = RID
 class Fit:
     """The fit of one plan: what is read at every cut site of every target layer.
 
-    `turns` turns the residual stream even where none of it is cut, which proves that turning loses nothing.
+    `turns` turns the residual stream even where none of it is cut, which proves that turning loses nothing. `on_disk`
+    keeps what is fitted in a file, so that what is in memory does not grow with the number of layers.
     """
 
     def __init__(
@@ -59,10 +61,11 @@ class Fit:
         *,
         turns: bool = False,
         ridge: float = RIDGE,
+        on_disk: bool = False,
     ) -> None:
         self.config, self.target, self.tensors, self.names = config, target, tensors, names
         self.scores, self.preset, self.steps, self.axes = scores, preset, steps, axes
-        self.made = Fitted()
+        self.made = Fitted(dense=ScratchArrays()) if on_disk else Fitted()
         self.expected = expected_tensors(target)
         self.centred = any(n.kind == "layer" for n in config.architecture.norms.values() if n.writes == "norm(hidden)")
         hidden = axes["hidden"]
@@ -97,33 +100,44 @@ class Fit:
         hidden = self.axes["hidden"]
         if not self.turns:
             return torch.from_numpy(hidden.write_matrix())
-        moments = {site.module: self.scores.of(site.name, "second") for site in norm_sites(self.config)}
-        total = torch.stack(list(moments.values())).mean(0)
-        metric = reading_metric(self._grams(), moments, self.config.architecture.final_norm)
-        return directions(total, hidden.target_size, centred=self.centred, metric=metric)
+        norms, total = norm_sites(self.config), 0.0
+        for site in norms:
+            total = total + self.scores.of(site.name, "second")
+        assert isinstance(total, torch.Tensor)
+        metric = reading_metric(self._read_at_norms(), self.config.architecture.final_norm)
+        return directions(total / len(norms), hidden.target_size, centred=self.centred, metric=metric)
 
-    def _grams(self) -> dict[str, torch.Tensor]:
-        """Return W^T W, float64 [n, n], of all that reads each norm of the source, its gain folded in, by norm."""
-        size = self.config.sizes["hidden"]
-        found: dict[str, torch.Tensor] = {}
+    def _read_at_norms(self) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
+        """Yield, norm by norm of the source: its module, W^T W, float64 [n, n], of all that reads it, with its gain
+        folded in, and the second moment of what it gives before its gain."""
+        readers: dict[str, list[Expected]] = {}
         final, record = self.config.architecture.final_norm, self.scores.record
         for expected in expected_tensors(self.config).values():
             if isinstance(expected.origin, Norm) or [str(dim) for dim in expected.arrow.reads] != ["norm(hidden)"]:
                 continue
             site = f"{expected.name.removesuffix('.weight')}:in"
             module = final if expected.layer is None else record.feeds.get(record.aliases.get(site, site))
-            if module is None:
-                continue
+            if module is not None:
+                readers.setdefault(module, []).append(expected)
+        if self.config.tied:
+            readers.setdefault(final, [])
+        for module, read in readers.items():
+            gram = self._gram(read)
+            gain, _ = self._norm(module, self._origin(module))
+            yield module, gain[:, None] * gram * gain, self.scores.of(f"{module}:norm", "second")
+
+    def _gram(self, readers: list[Expected]) -> torch.Tensor:
+        """Return W^T W, float64 [n, n], of tensors of the source that read `hidden`; of the tied head where none do."""
+        if not readers:
+            embedding = self._tied_head()
+            return embedding.T @ embedding
+        size = self.config.sizes["hidden"]
+        found = torch.zeros(size, size, dtype=torch.float64)
+        for expected in readers:
             weight = self.tensors.read(self.names[expected.name]).double()
             weight = weight if expected.arrow.reads_first else weight.T
             rows = weight.reshape(size, -1)
-            found[module] = found.get(module, torch.zeros(size, size, dtype=torch.float64)) + rows @ rows.T
-        if self.config.tied and final not in found:
-            embedding = self._tied_head()
-            found[final] = embedding.T @ embedding
-        for module in found:
-            gain, _ = self._norm(module, self._origin(module))
-            found[module] = gain[:, None] * found[module] * gain
+            found += rows @ rows.T
         return found
 
     def run(self) -> Fitted:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from anysize import __version__
 from anysize.arch.schema import Norm, Parameter, is_per_layer
 from anysize.axis import AxisMap, own_place
-from anysize.config import SourceConfig, per_layer_values, understand
+from anysize.config import SourceConfig, understand
 from anysize.cutting import (
     cut_reasons,
     left_out,
@@ -22,12 +22,14 @@ from anysize.cutting import (
     unrouted_experts,
 )
 from anysize.dense import DenseMaps, Fitted
+from anysize.depth import depth_plan, per_layer_lists
 from anysize.dims import compose
-from anysize.errors import ArchitectureError, SizeError
+from anysize.errors import SizeError
 from anysize.io.reader import TensorSource
-from anysize.layers import EVOLUTIONARY, LayerStep, layer_plan
+from anysize.layers import LayerStep, layer_plan
+from anysize.memory import fits_in_memory
 from anysize.notation import Dim
-from anysize.presets import Preset, axis_maps, has_layer_norm, has_norm_after_sum, preset_named
+from anysize.presets import Preset, axis_maps, has_layer_norm, preset_named
 from anysize.proof.coverage import account, check_source
 from anysize.recipe import BYTES, Dtype, Options, Pad, Plan, Recipe, Share, Source
 from anysize.shrink import (
@@ -36,7 +38,7 @@ from anysize.shrink import (
     shrink_preset,
 )
 from anysize.target import Target, resolve_or_suggest
-from anysize.tensors import Expected, expected_tensors, made_from, shape_of
+from anysize.tensors import Expected, expected_tensors, made_from, num_parameters, shape_of
 from anysize.vocabulary.ids import target_ids
 
 if TYPE_CHECKING:
@@ -232,64 +234,6 @@ class _Planner:
         )
 
 
-def _require_free_depth(config: SourceConfig, wanted: int) -> None:
-    for condition, reason in config.architecture.depth_locked.items():
-        if config.holds(condition):
-            raise SizeError(f"num_hidden_layers {config.sizes['layer']} -> {wanted}: {reason}")
-
-
-def _depth(
-    config: SourceConfig,
-    target: Target,
-    options: Options,
-    shrink: ShrinkPreset | None,
-    scores: Scores | None,
-    search: Callable[[Scores], Found],
-    notes: list[str],
-) -> tuple[tuple[LayerStep, ...], list[str]]:
-    """Return the layer plan and why it is not exact; what a search found goes into the notes."""
-    source, wanted = config.sizes["layer"], target.sizes["layer"]
-    pattern = options.layers
-    if pattern == "auto":
-        pattern = shrink.layers if shrink is not None and wanted < source else "identity"
-    kinds = None if scores is None else {kind: values.tolist() for kind, values in scores.blocks.items()}
-    chosen = pattern
-    if pattern == EVOLUTIONARY and scores is not None:
-        _require_free_depth(config, wanted)
-        found = search(scores)
-        chosen = found.listed
-        notes.append(found.note)
-    steps = layer_plan(source, wanted, chosen, kinds)
-    if [s.source for s in steps] == list(range(source)):
-        return steps, []
-    _require_free_depth(config, wanted)
-    silent = [s for s in steps if s.silent]
-    if silent and has_norm_after_sum(config):
-        raise SizeError(
-            f"num_hidden_layers {source} -> {wanted}: with the norm after the residual sum no layer can be an "
-            "identity; use --layers interpose or stack, which are not exact"
-        )
-    kept = [s.source for s in steps if not s.silent]
-    if kept == list(range(source)):
-        return steps, []
-    return steps, [f"layers {pattern}: the target runs layers {','.join(map(str, kept))} of the source"]
-
-
-def _per_layer_lists(config: SourceConfig, target: SourceConfig, steps: tuple[LayerStep, ...]) -> dict[str, Any]:
-    changes: dict[str, Any] = {}
-    for key in config.architecture.per_layer:
-        kept = [step.source for step in steps] == list(range(config.sizes["layer"]))
-        if kept and config.raw.get(key) is None:
-            continue
-        values = per_layer_values(config, key)
-        if values is None:
-            continue
-        if len(values) != config.sizes["layer"]:
-            raise ArchitectureError(f"{key} lists {len(values)} layers, the config has {config.sizes['layer']}")
-        changes[key] = [values[step.source] for step in steps]
-    return {**target.raw, **changes}
-
-
 _SAFETENSORS_TO_TORCH = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
@@ -410,12 +354,15 @@ def make_plan(
     scores_from: Callable[[], Scores] | None = None,
     progress: Callable[[str, int, int], None] = lambda _stage, _done, _total: None,
     tokens: KeptTokens | None = None,
+    *,
+    low_memory: bool = False,
 ) -> Plan:
     """Return the plan that makes the requested sizes out of a source.
 
     `tensors` holds the config and the tensor headers; weights are read only where the choice of what to keep asks for
     them. `scores_from` gives what `calibrate` found, and is called once the sizes are known to be legal; `tokens` says
-    which tokens are kept, where some are cut. Raises SizeError for an illegal size (with the nearest legal ones) or
+    which tokens are kept, where some are cut. `low_memory` keeps on disk what can be kept there; where the models are
+    large that is done anyway. Raises SizeError for an illegal size (with the nearest legal ones) or
     missing scores, ArchitectureError for a config that is not understood, CheckpointError for headers that do not fit
     it.
     """
@@ -434,6 +381,8 @@ def make_plan(
     if scores_from is not None and not cut:
         but = "" if tokens is None else " but that of the vocabulary"
         raise SizeError(f"calibration chooses what is kept, and no size asked for is below the source's{but}")
+    if low_memory and scores_from is None:
+        raise SizeError("low_memory: without calibration no model is run and nothing is fitted, so it changes nothing")
     maps, notes = axis_maps(config, target.sizes, preset, None if tokens is None else tokens.axis)
     notes += () if tokens is None else tokens.notes
     shrink = shrink_preset(options, has_scores=scores_from is not None) if cut else None
@@ -444,9 +393,9 @@ def make_plan(
     def search(found: Scores) -> Found:
         from anysize.calibration.evolution import searched  # noqa: PLC0415 - it runs the source
 
-        return searched(tensors, target.sizes["layer"], found, options, progress)
+        return searched(tensors, target.sizes["layer"], found, options, progress, low_memory=low_memory)
 
-    steps, inexact = _depth(config, target, options, shrink, scores, search, notes)
+    steps, inexact = depth_plan(config, target, options, shrink, scores, search, notes)
     fit: Fit | None = None
     if shrink is not None and cut != ["layer"]:
         shrink, why = possible_directions(config, shrink, cut_hidden="hidden" in cut)
@@ -464,9 +413,10 @@ def make_plan(
         if scores is not None and shrink.readers in FITTED:
             from anysize.fit import Fit  # noqa: PLC0415
 
-            fit = Fit(config, target.config, tensors, names, scores, shrink, steps, maps)
+            on_disk = low_memory or not fits_in_memory(num_parameters(config) + num_parameters(target.config))
+            fit = Fit(config, target.config, tensors, names, scores, shrink, steps, maps, on_disk=on_disk)
         inexact += cut_reasons(config, target, shrink)
-    target_raw = _per_layer_lists(config, target.config, steps)
+    target_raw = per_layer_lists(config, target.config, steps)
     # Remote code is never run and never copied, so the target must not ask for it.
     target_raw.pop("auto_map", None)
     dropped |= left_out(config, names, steps, maps)

@@ -176,7 +176,7 @@ class Plan(BaseModel):
         """
         sizes = sorted(prod(r.source_shape) * BYTES[r.source_dtype] for r in self.recipes)
         products = [8 * (prod(r.source_shape) + prod(r.shape)) for r in self.recipes if r.reader or r.writer]
-        return sum(sizes[-2:]) + max(products, default=0) + self.dense.num_bytes + (64 << 20)
+        return sum(sizes[-2:]) + max(products, default=0) + self.dense.resident_bytes + (64 << 20)
 
     def to_json(self) -> str:
         """Return the plan as JSON text; the same plan gives the same text."""

@@ -7,115 +7,30 @@ takes out the error made so far, and the last kept layer before a gap takes over
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from anysize.axis import AxesAt, AxisMap
-from anysize.calibration.calibrate import CalibrationOptions, loaded_source
 from anysize.calibration.data import Batch, DataOptions, batches_again, token_batches, tokenizer_of
-from anysize.calibration.run import device_of
-from anysize.calibration.sites import layer_paths
+from anysize.calibration.replay import Layers
 from anysize.config import SourceConfig, understand
 from anysize.dense import Fitted
 from anysize.dims import compose
-from anysize.executor import target_tensors
+from anysize.executor import DimMaps, target_tensor
 from anysize.fit import Fit, least_squares
-from anysize.io.models import build_model, paths_by_disk_name
 from anysize.io.reader import Checkpoint, TensorSource
 from anysize.recipe import Plan
 from anysize.removal import RIDGE
-from anysize.tensors import expected_tensors
+from anysize.tensors import Expected, num_parameters
 from anysize.vocabulary.tokenizer_file import cut_tokenizer
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 Progress = Callable[[str, int, int], None]
 # What the fits are made on; more changes little once every site has seen several times its width.
 TOKENS, TOKENS_A_COORDINATE = 32_768, 8
 IMAGES = 512
-
-
-@dataclass
-class _Call:
-    """How a model called its layers on one batch: everything but the hidden states, which a replay brings."""
-
-    args: list[tuple[Any, ...]]
-    kwargs: list[dict[str, Any]]
-
-
-class _Layers:
-    """The layers of one model, called one at a time with hidden states of our own."""
-
-    def __init__(self, model: PreTrainedModel, config: SourceConfig) -> None:
-        self.model = model
-        self.paths = paths_by_disk_name(model)
-        self.layers = [model.get_submodule(path) for path in layer_paths(config, self.paths)]
-        self.calls: list[_Call] = []
-        self.stream: list[torch.Tensor] = []
-
-    def module(self, name: str) -> torch.nn.Module:
-        """Return a module by its name on disk."""
-        return self.model.get_submodule(self.paths[name])
-
-    @torch.no_grad()
-    def start(self, batches: list[Batch]) -> None:
-        """Run every batch once: remember how layers are called, and the stream before the first."""
-        device = device_of(self.model)
-        base = getattr(self.model, self.model.base_model_prefix, self.model)
-        for batch in batches:
-            call = _Call([], [])
-            first: list[torch.Tensor] = []
-
-            def remember(
-                _m: torch.nn.Module, args: Any, kwargs: Any, call: _Call = call, first: list[torch.Tensor] = first
-            ) -> None:
-                hidden = args[0] if args else kwargs["hidden_states"]
-                first.append(hidden) if not first else None
-                call.args.append(args[1:])
-                call.kwargs.append({k: v for k, v in kwargs.items() if k != "hidden_states"})
-
-            hooks = [layer.register_forward_pre_hook(remember, with_kwargs=True) for layer in self.layers]
-            moved = {name: values.to(device) for name, values in batch.items()}
-            base(**moved, **({"use_cache": False} if "input_ids" in moved else {}))
-            for hook in hooks:
-                hook.remove()
-            self.calls.append(call)
-            self.stream.append(first[0])
-
-    @torch.no_grad()
-    def replay(self, layer: int, batch: int) -> torch.Tensor:
-        """Return the stream after one layer."""
-        call = self.calls[batch]
-        out = self.layers[layer](self.stream[batch], *call.args[layer], **call.kwargs[layer])
-        return out[0] if isinstance(out, tuple) else out
-
-    @contextmanager
-    def tapped(self, names: list[str], side: str) -> Generator[dict[str, torch.Tensor]]:
-        """While active, what these modules read ("in") or write ("out") is kept, by name."""
-        seen: dict[str, torch.Tensor] = {}
-
-        def tap(name: str) -> Any:
-            def inputs(_m: torch.nn.Module, args: Any) -> None:
-                seen[name] = args[0]
-
-            def outputs(_m: torch.nn.Module, _args: Any, out: Any) -> None:
-                seen[name] = out
-
-            module = self.module(name)
-            return module.register_forward_pre_hook(inputs) if side == "in" else module.register_forward_hook(outputs)
-
-        hooks = [tap(name) for name in names]
-        try:
-            yield seen
-        finally:
-            for hook in hooks:
-                hook.remove()
 
 
 def _rows(values: torch.Tensor) -> torch.Tensor:
@@ -148,24 +63,22 @@ class Sequential:
 
     def __init__(
         self,
-        config: SourceConfig,
-        target: SourceConfig,
-        models: tuple[PreTrainedModel, PreTrainedModel],
+        source: Layers,
+        made: Layers,
         fit: Fit,
         *,
         ridge: float = RIDGE,
     ) -> None:
-        self.config, self.fit, self.fitted, self.write = config, fit, fit.made, fit.write
+        self.config, self.fit, self.fitted, self.write = fit.config, fit, fit.made, fit.write
         self.scores, self.steps, self.axes = fit.scores, fit.steps, fit.axes
-        self.source, self.made = _Layers(models[0], config), _Layers(models[1], target)
-        self.expected, self.ridge = expected_tensors(target), ridge
+        self.source, self.made = source, made
+        self.expected, self.ridge = made.expected, ridge
 
     def run(self, batches: list[Batch], progress: Progress) -> Fitted:
         """Return the fit with everything refitted that layers read and write; `batches` are in the target's ids."""
         self.source.start([in_source_ids(batch, self.axes) for batch in batches])
         self.made.start(batches)
-        for dropped in range(self.steps[0].source):
-            self.source.stream = [self.source.replay(dropped, batch) for batch in range(len(batches))]
+        self.source.skip(range(self.steps[0].source))
         for layer, step in enumerate(self.steps):
             self._layer(layer, step.source)
             progress("fit", layer + 1, len(self.steps))
@@ -181,13 +94,19 @@ class Sequential:
             return
         sums = _Sums()
         norms = self.source.module(module), self.made.module(module)
-        for before, after in zip(self.source.stream, self.made.stream, strict=True):
-            sums.add(_rows(norms[0](before)), _rows(norms[1](after)))
+        with self.source.holding(self._of(self.source, module)), self.made.holding(self._of(self.made, module)):
+            for before, after in zip(self.source.stream, self.made.stream, strict=True):
+                sums.add(_rows(norms[0](before)), _rows(norms[1](after)))
         if key in self.fitted.dense:
             reader = sums.towards(torch.from_numpy(self.fitted.dense[key]).double(), self.ridge)
             self.fitted.store(key, reader.numpy())
         elif self.config.tied:
             self._tied(module, sums)
+
+    @staticmethod
+    def _of(layers: Layers, module: str) -> list[Expected]:
+        """Return the tensors of one module."""
+        return [e for e in layers.expected.values() if e.name.rpartition(".")[0] == module]
 
     def _tied(self, module: str, sums: _Sums) -> None:
         """Fit the gain before a tied head to the target's own stream; a bias stays as it was fitted."""
@@ -231,34 +150,35 @@ class Sequential:
         stages = self._stages(layer)
         old = {module: self._at_source(module, layer) for _, modules in stages for module in modules}
         writers = [modules[0] for kind, modules in stages if kind == "writes"]
-        # What the source does in this layer, once for all stages.
-        reads_at: list[dict[str, torch.Tensor]] = []
-        wrote_at: list[dict[str, torch.Tensor]] = []
-        after: list[torch.Tensor] = []
-        with (
-            self.source.tapped(list(old.values()), "in") as read,
-            self.source.tapped([old[w] for w in writers], "out") as wrote,
-        ):
-            for batch in range(len(self.source.calls)):
-                after.append(self.source.replay(source, batch))
-                reads_at.append({m: read[old[m]] for m in old if m not in writers})
-                wrote_at.append({w: wrote[old[w]] for w in writers})
-        goal = self._before_next(layer, source, after)
-        for kind, modules in stages:
-            if kind == "reads":
-                self._fit_readers(layer, modules, reads_at)
-            else:
-                self._fit_writer(layer, modules[0], writers, wrote_at, goal)
-        for batch in range(len(self.made.calls)):
-            self.made.stream[batch] = self.made.replay(layer, batch)
+        with self.source.layer(source):
+            # What the source does in this layer, once for all stages.
+            reads_at: list[dict[str, torch.Tensor]] = []
+            wrote_at: list[dict[str, torch.Tensor]] = []
+            after: list[torch.Tensor] = []
+            with (
+                self.source.tapped(list(old.values()), "in") as read,
+                self.source.tapped([old[w] for w in writers], "out") as wrote,
+            ):
+                for batch in range(len(self.source.calls)):
+                    after.append(self.source.replay(source, batch))
+                    reads_at.append({m: read[old[m]] for m in old if m not in writers})
+                    wrote_at.append({w: wrote[old[w]] for w in writers})
+            goal = self._before_next(layer, source, after)
+            with self.made.layer(layer):
+                for kind, modules in stages:
+                    if kind == "reads":
+                        self._fit_readers(layer, modules, reads_at)
+                    else:
+                        self._fit_writer(layer, modules[0], writers, wrote_at, goal)
+                for batch in range(len(self.made.calls)):
+                    self.made.stream[batch] = self.made.replay(layer, batch)
         self.source.stream = goal
 
     def _before_next(self, layer: int, source: int, after: list[torch.Tensor]) -> list[torch.Tensor]:
         """Return the source's stream where the next kept layer reads it: past the layers that are dropped."""
         last = len(self.source.layers) if layer + 1 == len(self.steps) else self.steps[layer + 1].source
         kept, self.source.stream = self.source.stream, after
-        for dropped in range(source + 1, last):
-            self.source.stream = [self.source.replay(dropped, batch) for batch in range(len(self.source.calls))]
+        self.source.skip(range(source + 1, last))
         found, self.source.stream = self.source.stream, kept
         return found
 
@@ -328,6 +248,8 @@ class Sequential:
         return f"{module}.bias" in self.expected
 
     def _keep(self, name: str, values: torch.Tensor) -> None:
+        # The whole tensor is fitted now; what its columns were fitted by is of no use any more.
+        self.fitted.dense.pop(f"{name}:read", None)
         stored = self.fitted.store(f"{name}:value", values.contiguous().numpy())
         self.fitted.fields[name] = {"value": stored, "factor": 1.0}
 
@@ -339,12 +261,31 @@ def in_source_ids(batch: Batch, axes: Mapping[str, AxisMap]) -> Batch:
     return {**batch, "input_ids": torch.from_numpy(axes["vocab"].index)[batch["input_ids"]]}
 
 
+def _limit(config: SourceConfig) -> int:
+    """Return how many tokens (or images) a source is run on at most."""
+    sizes = config.sizes
+    widest = max(sizes["hidden"], sizes["ffn"], sizes["kv"] * sizes["group"] * sizes["head"])
+    return IMAGES if config.architecture.modality == "image" else max(TOKENS, TOKENS_A_COORDINATE * widest)
+
+
+def working_bytes(config: SourceConfig, target: SourceConfig) -> int:
+    """Return about how many bytes a fit holds: the streams of the batches, a layer of each model, and its sums.
+
+    Of a layer that is: its input, its output, what its norms give and its writers write in the source; its input and
+    output in the target. Sums are in double precision.
+    """
+    count, sizes, made = _limit(config), config.sizes, target.sizes
+    if config.architecture.modality == "image":
+        count *= 1 + (config.full["image_size"] // config.full["patch_size"]) ** 2
+    streams = 4 * count * (6 * sizes["hidden"] + 2 * made["hidden"])
+    layers = 4 * sum(num_parameters(c) // max(1, c.sizes["layer"]) for c in (config, target))
+    widest = max(made["hidden"], made["ffn"], made["kv"] * made["group"] * made["head"])
+    return streams + layers + 3 * 8 * widest**2
+
+
 def _batches(plan: Plan, tensors: TensorSource, fit: Fit) -> Iterator[Batch]:
     """Yield what both models read; where tokens are cut, text as the target's own tokenizer spells it."""
-    record, sizes = fit.scores.record, fit.config.sizes
-    widest = max(sizes["hidden"], sizes["ffn"], sizes["kv"] * sizes["group"] * sizes["head"])
-    images = fit.config.architecture.modality == "image"
-    limit = IMAGES if images else max(TOKENS, TOKENS_A_COORDINATE * widest)
+    record, limit = fit.scores.record, _limit(fit.config)
     if plan.kept_tokens is None:
         return batches_again(record, fit.config, tensors, limit=limit)
     where = str(tensors.folder) if isinstance(tensors, Checkpoint) else tensors.location
@@ -356,11 +297,9 @@ def _batches(plan: Plan, tensors: TensorSource, fit: Fit) -> Iterator[Batch]:
 def refit(plan: Plan, tensors: TensorSource, fit: Fit, progress: Progress) -> Fitted:
     """Return the fit of a plan, refitted layer by layer on the data that its scores were made of.
 
-    Both models are held in memory in single precision, with the activations of the batches.
+    In memory are one layer of each model in single precision, and the activations of the batches.
     """
-    target = understand(plan.target_config)
-    found = list(_batches(plan, tensors, fit))
-    made = build_model(plan.model_class, plan.target_config, target_tensors(plan, tensors), torch.float32)
-    with tempfile.TemporaryDirectory() as scratch:
-        source = loaded_source(tensors, CalibrationOptions(device="cpu"), scratch)
-        return Sequential(fit.config, target, (source, made), fit).run(found, progress)
+    maps, recipes = DimMaps(plan.axes, plan.dense), {recipe.name: recipe for recipe in plan.recipes}
+    source = Layers(fit.config, lambda name: tensors.read(fit.names[name]))
+    made = Layers(understand(plan.target_config), lambda name: target_tensor(recipes[name], tensors, maps, plan.seed))
+    return Sequential(source, made, fit).run(list(_batches(plan, tensors, fit)), progress)

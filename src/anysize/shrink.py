@@ -99,5 +99,5 @@ def why_not_sequential(
     if "expert" in axes:
         return "each expert reads only the tokens that are routed to it"
     if not fits_in_memory:
-        return "both models do not fit into a quarter of the free memory"
+        return "a layer of each model and the activations do not fit into half of the free memory"
     return why_no_directions(config)

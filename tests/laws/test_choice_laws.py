@@ -57,9 +57,9 @@ def test_directions_under_layer_norm_add_up_to_zero(seed: int) -> None:
 
 
 def test_every_norm_counts_alike_and_the_head_as_much_as_all() -> None:
-    moments = {name: torch.eye(2, dtype=torch.float64) for name in ("a", "b", "head")}
+    eye = torch.eye(2, dtype=torch.float64)
     first, second = (torch.diag(torch.tensor(v, dtype=torch.float64)) for v in ([1000.0, 0.0], [0.0, 1.0]))
-    metric = reading_metric({"a": first, "b": second, "head": second}, moments, "head")
+    metric = reading_metric([(n, g, eye) for n, g in (("a", first), ("b", second), ("head", second))], "head")
     assert metric.diagonal().tolist() == [0.5, 1.5]
 
 

@@ -43,6 +43,7 @@ HOW = {
     "--seed",
     "--dtype",
     "--untie",
+    "--low-memory",
     "--json",
 }
 APPLYING = {"--verify", "--max-shard-size", "--overwrite", "--allow-nonfinite", "--json"}

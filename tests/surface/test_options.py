@@ -69,6 +69,7 @@ def test_noise_db_sets_the_noise_of_noisy_presets(llama: Path, preset: str) -> N
         ({"noise_db": float("inf"), "preset": "hypercloning-noisy"}, "noise_db=inf: Input should be"),
         ({"seed": -1}, "seed=-1: Input should be greater than or equal to 0"),
         ({"dtype": "int8"}, "dtype='int8': Input should be 'keep', 'float32', 'bfloat16' or 'float16'"),
+        ({"low_memory": True}, "low_memory: without calibration no model is run and nothing is fitted"),
         ({"untie": True}, "untie: the head of this model is not tied to its embedding"),
         ({"preset": "hyperclone"}, "unknown preset 'hyperclone' (did you mean 'hypercloning'?); known: auto, "),
         ({"scale": 2.0, "num_params": 10**6}, "scale and num_params both choose the sizes: give one of them"),

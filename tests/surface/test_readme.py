@@ -61,7 +61,14 @@ def test_both_set_up_commands_are_named_and_exist() -> None:
 
 
 def test_measured_numbers_are_those_of_the_results_files() -> None:
-    from benchmarks.publish import exactness_section, measured_section, plan_section, replaced, shrink_section
+    from benchmarks.publish import (
+        exactness_section,
+        measured_section,
+        memory_section,
+        plan_section,
+        replaced,
+        shrink_section,
+    )
 
     assert replaced(README, "measured", measured_section()) == README
     assert replaced(README, "plan", plan_section()) == README
@@ -69,6 +76,7 @@ def test_measured_numbers_are_those_of_the_results_files() -> None:
     assert replaced(exactness, "exactness", exactness_section()) == exactness
     shrinking = (ROOT / "docs" / "shrinking.md").read_text(encoding="utf-8")
     assert replaced(shrinking, "shrink", shrink_section()) == shrinking
+    assert replaced(shrinking, "memory", memory_section()) == shrinking
 
 
 def test_every_file_that_the_readme_points_at_exists() -> None:

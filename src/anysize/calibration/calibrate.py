@@ -25,6 +25,7 @@ from anysize.calibration.statistics import COUNT, averages, block_averages
 from anysize.config import SourceConfig, understand
 from anysize.errors import InputError
 from anysize.io.reader import Checkpoint, TensorSource
+from anysize.memory import fits_in_memory
 from anysize.proof.coverage import check_source
 from anysize.tensors import num_parameters
 
@@ -238,7 +239,6 @@ def loaded_source(tensors: TensorSource, options: CalibrationOptions, scratch: s
     """Return the source as a stock model in float32: in memory, or with its weights on disk for `low_memory`."""
     from anysize.io.models import LoadedModel, build_model  # noqa: PLC0415
     from anysize.proof.parity import load  # noqa: PLC0415
-    from anysize.proof.whole import fits_in_memory  # noqa: PLC0415
 
     config = understand(tensors.config)
     check_source(config, tensors)

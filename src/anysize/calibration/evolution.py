@@ -203,7 +203,15 @@ def _fingerprint(scores: Scores, batches: Sequence[Batch], told: Sequence[object
     return digest.hexdigest()[:32]
 
 
-def searched(tensors: TensorSource, target_size: int, scores: Scores, options: Options, progress: Progress) -> Found:
+def searched(
+    tensors: TensorSource,
+    target_size: int,
+    scores: Scores,
+    options: Options,
+    progress: Progress,
+    *,
+    low_memory: bool = False,
+) -> Found:
     """Return the layers of a source that together come nearest to it, within `options.search_tokens` tokens.
 
     The data are those of the scores. What was measured is kept in the cache folder until the search ends, so that a
@@ -215,7 +223,8 @@ def searched(tensors: TensorSource, target_size: int, scores: Scores, options: O
     batches = _batches(tensors, config, scores)
     told = [source_size, target_size, options.seed, budget, str(chosen_device("auto")), sorted(named.values())]
     with tempfile.TemporaryDirectory() as scratch:
-        divergence = Divergence(lambda: loaded_source(tensors, CalibrationOptions(), scratch), config, batches)
+        how = CalibrationOptions(low_memory=low_memory)
+        divergence = Divergence(lambda: loaded_source(tensors, how, scratch), config, batches)
         place = cache_folder() / "search" / f"{_fingerprint(scores, batches, told)}.jsonl"
         counts = [_tokens(batch, config) for batch in batches]
         ledger = Ledger(divergence.of, counts, place, lambda spent: progress("search", spent, search.total_tokens))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,9 +14,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from anysize.dense import stored_arrays
 from anysize.errors import CheckpointError, OutputError
 from anysize.io.reader import TensorSource
+from anysize.memory import fits_in_memory
 from anysize.proof.algebra import rows_of
+from anysize.stored import StoredArrays
 
 _RECORD = "anysize"
 _BLOCKS = "blocks"
@@ -72,34 +75,41 @@ class Scores:
     def sha256(self) -> str:
         """Hash of everything in the scores: what a plan remembers of them."""
         digest = hashlib.sha256(self.record.model_dump_json().encode())
-        for name, tensor in sorted(self._flat().items()):
+        for name, tensor in self._flat():
             digest.update(name.encode())
-            digest.update(tensor.contiguous().numpy().data)
+            digest.update(tensor.numpy().data)
         return digest.hexdigest()
 
-    def _flat(self) -> dict[str, torch.Tensor]:
-        """Return what the file holds: matrices in single precision, which halves a file that is mostly matrices."""
-        named = {f"{site}/{kind}": t for site, kinds in self.sites.items() for kind, t in kinds.items()}
-        named |= {f"{_BLOCKS}/{kind}": t for kind, t in self.blocks.items()}
-        return {name: (t.float() if t.dim() > 1 else t.double()).contiguous() for name, t in named.items()}
+    def _flat(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield what the file holds, by name: matrices in single precision, which halves what is mostly matrices."""
+        every = {**self.sites, _BLOCKS: self.blocks}
+        names = [(f"{site}/{kind}", site, kind) for site, kinds in every.items() for kind in kinds]
+        for name, site, kind in sorted(names):
+            tensor = every[site][kind]
+            yield name, (tensor.float() if tensor.dim() > 1 else tensor.double()).contiguous()
 
     def save(self, path: Path) -> None:
         """Write the file at once under its name; raise OutputError where that fails."""
         partial = path.with_name(f".{path.name}.writing")
         try:
-            save_file(self._flat(), partial, {_RECORD: self.record.model_dump_json()})
+            save_file(dict(self._flat()), partial, {_RECORD: self.record.model_dump_json()})
             partial.replace(path)
         except (OSError, SafetensorError) as error:
             partial.unlink(missing_ok=True)
             raise OutputError(f"cannot save the scores as '{path}': {error}") from error
 
     @classmethod
-    def load(cls, path: Path) -> Scores:
-        """Read a scores file; raise CheckpointError where it is none."""
+    def load(cls, path: Path, *, low_memory: bool = False) -> Scores:
+        """Read a scores file; with `low_memory`, or where it is large, each statistic only when it is asked for.
+
+        Raises CheckpointError where it is none, or, later, where it has become another file.
+        """
         sites: dict[str, dict[str, torch.Tensor]] = {}
         try:
             with safe_open(path, framework="pt") as file:
                 record = Record.model_validate_json((file.metadata() or {}).get(_RECORD, ""))
+                if low_memory or not fits_in_memory(path.stat().st_size // 2):
+                    return cls(record, *_on_disk(path))
                 for name in file.keys():  # noqa: SIM118 - not a dict
                     site, _, kind = name.rpartition("/")
                     sites.setdefault(site, {})[kind] = file.get_tensor(name).double()
@@ -116,6 +126,34 @@ class Scores:
                 f"the scores were made for another model ('{self.record.source}', a {self.record.model_type}) than "
                 f"'{tensors.location}': its config or weights differ; calibrate this one"
             )
+
+
+class _StatisticsOnDisk(Mapping[str, torch.Tensor]):
+    """The statistics of one site, by kind, read one at a time."""
+
+    def __init__(self, arrays: StoredArrays, names: Mapping[str, str]) -> None:
+        self._arrays, self._names = arrays, names
+
+    def __getitem__(self, kind: str) -> torch.Tensor:
+        return torch.from_numpy(self._arrays[self._names[kind]]).double()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _on_disk(path: Path) -> tuple[dict[str, _StatisticsOnDisk], Mapping[str, torch.Tensor]]:
+    """Return the sites and the blocks of a scores file, unread."""
+    arrays = stored_arrays(path)
+    names: dict[str, dict[str, str]] = {}
+    for name in arrays:
+        site, _, kind = name.rpartition("/")
+        names.setdefault(site, {})[kind] = name
+    sites = {site: _StatisticsOnDisk(arrays, kinds) for site, kinds in names.items()}
+    blocks = sites.pop(_BLOCKS, _StatisticsOnDisk(arrays, {}))
+    return sites, blocks
 
 
 def model_sha256(tensors: TensorSource) -> str:

@@ -114,6 +114,13 @@ NoiseDb = Annotated[float, typer.Option(help="Signal-to-noise ratio of the noisy
 Seed = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
 DtypeName = Annotated[Dtype, typer.Option("--dtype", help="Storage type of the target.")]
 Untie = Annotated[bool, typer.Option("--untie", help="Give a tied head a matrix of its own.")]
+LowMemory = Annotated[
+    bool,
+    typer.Option(
+        "--low-memory",
+        help="Leave weights, scores and what is fitted on disk, whatever fits into memory; the result is the same.",
+    ),
+]
 VerifyName = Annotated[
     Verify,
     typer.Option(

@@ -35,6 +35,7 @@ def plan(
     seed: o.Seed = 0,
     dtype: o.DtypeName = o.Dtype.keep,
     untie: o.Untie = False,
+    low_memory: o.LowMemory = False,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Save the plan here as JSON.")] = None,
     json: o.Json = False,
 ) -> None:
@@ -69,6 +70,7 @@ def plan(
         seed=seed,
         dtype=dtype,
         untie=untie,
+        low_memory=low_memory,
     )
     if output is not None:
         made.save(output)

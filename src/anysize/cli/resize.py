@@ -35,6 +35,7 @@ def resize(
     seed: o.Seed = 0,
     dtype: o.DtypeName = o.Dtype.keep,
     untie: o.Untie = False,
+    low_memory: o.LowMemory = False,
     verify: o.VerifyName = o.Verify.auto,
     max_shard_size: o.MaxShardSize = "5GB",
     overwrite: o.Overwrite = False,
@@ -74,6 +75,7 @@ def resize(
         seed=seed,
         dtype=dtype,
         untie=untie,
+        low_memory=low_memory,
     )
     if plan_only:
         show_plan(made, as_json=json)

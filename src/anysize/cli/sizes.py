@@ -28,6 +28,7 @@ def planned(
     seed: int,
     dtype: str,
     untie: bool,
+    low_memory: bool,
 ) -> Plan:
     """Return the plan for a command's options."""
     from anysize import api  # noqa: PLC0415
@@ -59,5 +60,6 @@ def planned(
             seed=seed,
             dtype=cast("api.DtypeName", dtype),
             untie=untie,
+            low_memory=low_memory,
             progress=progress,
         )

@@ -82,6 +82,17 @@ def new_model(class_name: str, raw: Mapping[str, Any], dtype: torch.dtype) -> Pr
         raise ArchitectureError(f"transformers cannot build a {class_name} of this config: {why}") from error
 
 
+def empty_model(class_name: str, raw: Mapping[str, Any]) -> PreTrainedModel:
+    """Return a model of a config whose parameters are on no device; what it computes for itself is there.
+
+    Raises ArchitectureError where transformers cannot build one.
+    """
+    from accelerate import init_empty_weights  # noqa: PLC0415
+
+    with init_empty_weights():
+        return new_model(class_name, raw, torch.float32).eval()
+
+
 def build_model(
     class_name: str, raw: Mapping[str, Any], tensors: dict[str, torch.Tensor], dtype: torch.dtype
 ) -> PreTrainedModel:

@@ -104,8 +104,8 @@ def _misfit(recipe: Recipe, plan: Plan, tensors: TensorSource, sizes: tuple[dict
     arrow = parse(recipe.arrow)
     if lacking := sorted({recipe.reader, recipe.writer, recipe.value} - plan.dense.keys() - {""}):
         return f"{recipe.name} needs the matrices {', '.join(lacking)}, which do not lie beside the plan"
-    if recipe.value and plan.dense[recipe.value].shape != recipe.shape:
-        return f"{recipe.name} is fitted as {list(plan.dense[recipe.value].shape)}, wanted {list(recipe.shape)}"
+    if recipe.value and plan.dense.place(recipe.value).shape != recipe.shape:
+        return f"{recipe.name} is fitted as {list(plan.dense.place(recipe.value).shape)}, wanted {list(recipe.shape)}"
     unknown = sorted(arrow.axes - sizes[0].keys())
     if unknown:
         return f"{recipe.name} runs along {', '.join(unknown)}, for which the plan has no map"

@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import psutil
 import torch
 
 from anysize.config import understand
@@ -18,6 +17,7 @@ from anysize.io.hub import open_checkpoint
 from anysize.io.models import LoadedModel, build_model
 from anysize.io.provenance import RECORD, read_record
 from anysize.io.reader import Checkpoint, TensorSource, read_bytes, read_header
+from anysize.memory import fits_in_memory
 from anysize.proof.algebra import check_rows, rows_of
 from anysize.proof.coverage import check_source, check_written
 from anysize.proof.parity import Comparison, load
@@ -29,11 +29,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _FLOAT32_BYTES = 4
-
-
-def fits_in_memory(num_parameters: int) -> bool:
-    """Whether models of so many parameters in float32 take at most a quarter of the memory that is free now."""
-    return num_parameters * _FLOAT32_BYTES <= psutil.virtual_memory().available / 4
 
 
 def _coarsest(dtypes: Iterable[str]) -> torch.dtype:

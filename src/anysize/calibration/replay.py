@@ -1,0 +1,138 @@
+"""The layers of one model, called one at a time with a stream of our own: their weights are there only meanwhile.
+
+A model is built without weights. What stands before and after its layers is read to learn how it calls them and what
+the first of them reads; after that a layer is read, called on every batch, and dropped. However many layers there are,
+one of them is in memory, and each is read once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from anysize.calibration.data import Batch
+from anysize.calibration.skipping import layers_of, without
+from anysize.config import SourceConfig
+from anysize.io.models import empty_model, paths_by_disk_name
+from anysize.tensors import Expected, expected_tensors
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# A tensor by its name in the table.
+Read = Callable[[str], torch.Tensor]
+
+
+@dataclass
+class _Call:
+    """How a model called its layers on one batch: everything but the hidden states, which a replay brings."""
+
+    args: list[tuple[Any, ...]]
+    kwargs: list[dict[str, Any]]
+
+
+class Layers:
+    """The layers of one model on the CPU, in single precision. `read` gives a tensor by its name in the table."""
+
+    def __init__(self, config: SourceConfig, read: Read) -> None:
+        self.config, self._read = config, read
+        self.model: PreTrainedModel = empty_model(config.model_class, config.raw)
+        self.expected = expected_tensors(config)
+        self.paths = paths_by_disk_name(self.model)
+        self.layers = layers_of(self.model, config)
+        self.calls: list[_Call] = []
+        self.stream: list[torch.Tensor] = []
+
+    def module(self, name: str) -> torch.nn.Module:
+        """Return a module by its name on disk."""
+        return self.model.get_submodule(self.paths[name])
+
+    @contextmanager
+    def holding(self, tensors: Iterable[Expected]) -> Generator[None]:
+        """While active, these tensors are in memory, in copies of their own."""
+        places = [(self.module(e.name.rpartition(".")[0]), e.name.rpartition(".")[2], e.name) for e in tensors]
+        before = {(module, part): module._parameters[part] for module, part, _ in places}
+        try:
+            for module, part, name in places:
+                # A copy: what is fitted is written into it, and a model in memory hands its own tensors out.
+                values = self._read(name).to(torch.float32, copy=True)
+                module._parameters[part] = torch.nn.Parameter(values, requires_grad=False)
+            yield
+        finally:
+            for (module, part), empty in before.items():
+                module._parameters[part] = empty
+
+    def layer(self, layer: int) -> Any:
+        """While active, the weights of one layer are in memory."""
+        return self.holding(e for e in self.expected.values() if e.layer == layer)
+
+    @torch.no_grad()
+    def start(self, batches: list[Batch]) -> None:
+        """Learn from every batch how layers are called, and what the first of them reads."""
+        base: torch.nn.Module = getattr(self.model, self.model.base_model_prefix, self.model)
+        inside = set(base.modules())
+        outside = [
+            e for e in self.expected.values() if e.layer is None and self.module(e.name.rpartition(".")[0]) in inside
+        ]
+        # Layers hand on what they read: nothing but the stream differs from one to the next.
+        with self.holding(outside), without(self.layers):
+            for batch in batches:
+                self._start(base, batch)
+
+    def _start(self, base: torch.nn.Module, batch: Batch) -> None:
+        call = _Call([], [])
+        first: list[torch.Tensor] = []
+
+        def remember(_m: torch.nn.Module, args: Any, kwargs: Any) -> None:
+            hidden = args[0] if args else kwargs["hidden_states"]
+            first.append(hidden) if not first else None
+            call.args.append(args[1:])
+            call.kwargs.append({k: v for k, v in kwargs.items() if k != "hidden_states"})
+
+        hooks = [layer.register_forward_pre_hook(remember, with_kwargs=True) for layer in self.layers]
+        try:
+            base(**batch, **({"use_cache": False} if "input_ids" in batch else {}))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        self.calls.append(call)
+        self.stream.append(first[0])
+
+    @torch.no_grad()
+    def replay(self, layer: int, batch: int) -> torch.Tensor:
+        """Return the stream after one layer, whose weights are in memory."""
+        call = self.calls[batch]
+        out = self.layers[layer](self.stream[batch], *call.args[layer], **call.kwargs[layer])
+        return out[0] if isinstance(out, tuple) else out
+
+    def skip(self, layers: Iterable[int]) -> None:
+        """Take the stream past these layers."""
+        for layer in layers:
+            with self.layer(layer):
+                self.stream = [self.replay(layer, batch) for batch in range(len(self.calls))]
+
+    @contextmanager
+    def tapped(self, names: list[str], side: str) -> Generator[dict[str, torch.Tensor]]:
+        """While active, what these modules read ("in") or write ("out") is kept, by name."""
+        seen: dict[str, torch.Tensor] = {}
+
+        def tap(name: str) -> Any:
+            def inputs(_m: torch.nn.Module, args: Any) -> None:
+                seen[name] = args[0]
+
+            def outputs(_m: torch.nn.Module, _args: Any, out: Any) -> None:
+                seen[name] = out
+
+            module = self.module(name)
+            return module.register_forward_pre_hook(inputs) if side == "in" else module.register_forward_hook(outputs)
+
+        hooks = [tap(name) for name in names]
+        try:
+            yield seen
+        finally:
+            for hook in hooks:
+                hook.remove()
