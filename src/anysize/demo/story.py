@@ -35,7 +35,7 @@ def _say(line: str) -> None:
 def _data(place: Path) -> dict[str, Any]:
     texts = place / "text"
     return {**{name: str(texts / f"{name}.txt") for name in ("train", "validation", "test")},
-            "sequence_length": CONTEXT, "evaluation_tokens": 16_384}  # fmt: skip
+            "sequence_length": CONTEXT, "evaluation_tokens": 8_192}  # fmt: skip
 
 
 def _training(steps: int) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def _compare(place: Path, name: str, source: str, sizes: Mapping[str, int], step
     """Train every arm, write the report, and return the results and the page."""
     asked = {
         "title": title, "output": str(place / name), "source": str(place / source), "target": dict(sizes),
-        "data": _data(place), "calibration": {"tokens": 65_536, "sequence_length": CONTEXT}, "evaluations": 24,
+        "data": _data(place), "calibration": {"tokens": 65_536, "sequence_length": CONTEXT}, "evaluations": 12,
         "training": _training(steps), "learning_rates": [_RATE], "seeds": [0], "arms": dict(arms),
     }  # fmt: skip
     path = place / f"{name}.yaml"

@@ -95,7 +95,11 @@ def measure_drafting(
     models: tuple[Any, Any] = (source.eval(), draft.eval())
     written = _written(models[0], prompts, new_tokens)
     whole = torch.cat([prompts, written], 1)
-    choices = models[1](input_ids=whole, use_cache=False).logits[:, prompts.shape[1] - 1 : -1].argmax(-1)
+    logits = models[1](input_ids=whole, use_cache=False).logits[:, prompts.shape[1] - 1 : -1].clone()
+    # Texts of one length: nobody may end one, so an end is no choice of the draft's either.
+    ends: Any = models[0].generation_config.eos_token_id
+    logits[..., [ends] if isinstance(ends, int) else list(ends or ())] = float("-inf")
+    choices = logits.argmax(-1)
     runs = [accepted(own, other, num_drafted) for own, other in zip(written, choices, strict=True)]
     alone, together = list[float](), list[float]()
     same = True
