@@ -7,6 +7,7 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from anysize.comparison.records import machine, plan_record, resize_command, ver
 from anysize.comparison.search import ladder, search
 from anysize.comparison.summary import rows_of
 from anysize.config import SourceConfig, understand
-from anysize.errors import InputError
+from anysize.errors import AnysizeError, InputError
 from anysize.io.hub import open_checkpoint
 from anysize.recipe import Plan
 from anysize.report.schema import Arm, Metric, Results, Run, SourceRecord
@@ -42,7 +43,9 @@ def _enter(counter: Any, num_gpus: int) -> None:
         number = counter.value
         counter.value += 1
     if num_gpus:
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(number % num_gpus)
+        given = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        visible = given.split(",") if given else [str(i) for i in range(num_gpus)]
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible[number % num_gpus]
     import torch  # noqa: PLC0415
 
     if not num_gpus:
@@ -61,7 +64,11 @@ class Comparison:
         self.data = self._data()
         self.place = claimed(config, self.tensors.identity)
         write_json(self.place.target, {**self.target.raw, "architectures": [self.target.model_class]})
-        self.calibration_s = {source: self._calibrate(source) for source in self._sources_to_calibrate()}
+        try:
+            self.calibration_s = {source: self._calibrate(source) for source in self._sources_to_calibrate()}
+        except AnysizeError:
+            self.place.withdraw()
+            raise
 
     def _check_vocabularies(self) -> None:
         """Refuse arms whose source or teacher has another vocabulary, before anything is made."""
@@ -141,11 +148,24 @@ class Comparison:
 
     def _carry_out(self, pool: ProcessPoolExecutor, jobs: Sequence[Job]) -> list[Run]:
         """Return the runs of jobs in order; each is in the results as soon as it is there."""
-        waiting = {pool.submit(carry_out, job): job for job in jobs if known(job) is None}
-        for future in as_completed(waiting):
-            future.result()
-            self.write(complete=False)
-            self.progress("runs", len(self.runs()), self.num_runs)
+        # Arms that differ in nothing but their names share a run.
+        missing = {job.folder: job for job in jobs if known(job) is None}
+        waiting = [pool.submit(carry_out, job) for job in missing.values()]
+        try:
+            for future in as_completed(waiting):
+                future.result()
+                self.write(complete=False)
+                self.progress("runs", len(self.runs()), self.num_runs)
+        except BrokenProcessPool as error:
+            raise InputError(
+                "a training process ended without a word, most often for want of memory: give fewer workers or a "
+                "smaller batch; the same command goes on"
+            ) from error
+        except BaseException:
+            # What has not begun is not wanted any more; what runs ends with its own interrupt, or is done soon.
+            for future in waiting:
+                future.cancel()
+            raise
         found = [known(job) for job in jobs]
         return [run for run in found if run is not None]
 
@@ -226,9 +246,7 @@ class Comparison:
         teacher = 0.0
         if arm.distill is not None:
             understood = understand(open_checkpoint(arm.distill.teacher or self.config.source).config)
-            # A teacher that is listened to for a part of the steps costs that part.
-            share = min(1.0, (arm.distill.until_step or job.steps) / job.steps)
-            teacher = forward_flops(understood, length) * share
+            teacher = forward_flops(understood, length)
         settings = arm.model_dump(mode="json", exclude_defaults=True)
         calibration = self.config.calibration.data or self.config.data.train
         start = "a random initialization" if arm.random else f"{resize.preset} from {Path(resize.source).name}"
@@ -238,6 +256,7 @@ class Comparison:
             settings=settings, calibration_s=self.calibration_s.get(resize.source, 0.0) if used else 0.0,
             conversion_s=conversion_s(job) if made else 0.0, flops_a_token=training_flops(target, length),
             teacher_flops_a_token=teacher,
+            teacher_steps=arm.distill.until_step if arm.distill else None,
             calibration_flops=self._calibration_flops(resize.source) if used else 0.0,
             plan=plan_record(plan) if plan else None,
         )  # fmt: skip

@@ -48,7 +48,9 @@ class ArmConfig(Section):
 
     @model_validator(mode="after")
     def _sound(self) -> ArmConfig:
-        if self.random and (given := self.model_fields_set & {"preset", "select", "readers", "layers", "source"}):
+        if self.random and (
+            given := self.model_fields_set & {"preset", "select", "readers", "layers", "source", "untie", "noise_db"}
+        ):
             raise ValueError(f"a random start takes no {joined(sorted(given))}")
         if shared := [name for name in _SHARED if name in self.training]:
             raise ValueError(f"training.{joined(shared)}: all arms share it")

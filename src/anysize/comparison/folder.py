@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,11 @@ class Place:
 
     path: Path
     identity: str
+
+    def withdraw(self) -> None:
+        """Remove the folder of a comparison that could not begin; one that has runs stays."""
+        if not (self.path / "runs").exists():
+            shutil.rmtree(self.path, ignore_errors=True)
 
     @property
     def target(self) -> Path:

@@ -9,7 +9,7 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from anysize.comparison.config import CompareConfig
+from anysize.comparison.config import ArmConfig, CompareConfig
 from anysize.comparison.folder import Place, write_json
 from anysize.report.schema import Run
 
@@ -59,15 +59,16 @@ def known(job: Job) -> Run | None:
 
 
 def evaluation_steps(steps: int, evaluations: int) -> int:
-    """Return how many steps lie between two evaluations, so that the last step is one of them."""
-    wanted = max(1, steps // evaluations)
-    return next(every for every in range(wanted, 0, -1) if steps % every == 0)
+    """Return how many steps lie between two evaluations; after the last step there is one in any case."""
+    return -(-steps // evaluations)
 
 
 def _arguments(job: Job) -> Any:
-    from anysize.training.arguments import DEFAULTS, fixed_arguments, training_arguments  # noqa: PLC0415
+    from anysize.training.arguments import fixed_arguments, training_arguments, with_defaults  # noqa: PLC0415
 
-    given = {**DEFAULTS, **_DEFAULTS, **job.config.training_of(job.arm)}
+    asked = job.config.training_of(job.arm)
+    saved = {"save_strategy": "steps"} if "save_steps" in asked else {}
+    given = with_defaults({**_DEFAULTS, **saved, **asked})
     every = evaluation_steps(job.steps, job.config.evaluations)
     warmup = given["warmup_steps"]
     if isinstance(warmup, int) and job.is_trial:
@@ -79,6 +80,22 @@ def _arguments(job: Job) -> Any:
         "seed": job.seed, "data_seed": job.seed, "logging_steps": every,
     }  # fmt: skip
     return training_arguments({**given, **ours}, f"arm {job.arm}")
+
+
+def in_small(job: Job) -> ArmConfig:
+    """Return an arm as a job trains it: what counts steps is as much shorter in a trial as the run itself."""
+    arm, whole = job.config.arms[job.arm], job.config.steps_of(job.arm)
+
+    def scaled(steps: int) -> int:
+        return steps * job.steps // whole
+
+    distill, recipe = arm.distill, arm.recipe
+    if distill is not None and distill.until_step is not None:
+        distill = distill.model_copy(update={"until_step": max(1, scaled(distill.until_step))})
+    if (new := recipe.new_parameters) is not None:
+        warmups = {"warmup_steps": scaled(new.warmup_steps), "old_warmup_steps": scaled(new.old_warmup_steps)}
+        recipe = recipe.model_copy(update={"new_parameters": new.model_copy(update=warmups)})
+    return arm.model_copy(update={"distill": distill, "recipe": recipe})
 
 
 def prepare(job: Job) -> None:
@@ -128,7 +145,7 @@ def carry_out(job: Job) -> Run:
     from anysize.training.loop import make_teacher, run  # noqa: PLC0415
     from anysize.training.start import load, num_classes, require_same_vocabulary  # noqa: PLC0415
 
-    arm, args = job.config.arms[job.arm], _arguments(job)
+    arm, args = in_small(job), _arguments(job)
     start = _start(job)
     data = datasets_of(job.config.data, start.config, start.tokenizer, args.train_batch_size, quiet)
     teacher = None
@@ -138,18 +155,15 @@ def carry_out(job: Job) -> Run:
         require_same_vocabulary(start.config, understand(tensors.config), location)
         model = load(location, next(start.model.parameters()).dtype)
         classes = num_classes(start.config)
-        teacher = make_teacher(model, arm.distill, f"{location} {tensors.identity}", data, classes, start)
+        teacher = make_teacher(model, arm.distill, location, f"{location} {tensors.identity}", data, classes, start)
     outcome = run(start, data, args, teacher=teacher, recipe=arm.recipe, flip=job.config.data.flip, progress=quiet)
-    # A run that was resumed accounts for its last part: all its steps cost what these did.
-    whole = outcome.step / max(1, outcome.num_steps)
-    train_s, teacher_s = outcome.train_s * whole, outcome.teacher_s * whole
     split = "test" if job.config.data.test else "validation"
     at = tuple(step for step, found in sorted(outcome.curve.items()) if all(map(isfinite, found.values())))
     status = "diverged" if outcome.status == "diverged" else "trial" if job.is_trial else "finished"
     found = Run(
         arm=job.arm, seed=job.seed, learning_rate=job.rate, status=status, steps=job.steps, at=at,
         validation=tuple(outcome.curve[step]["validation"] for step in at),
-        test=tuple(outcome.curve[step][split] for step in at), train_s=train_s, teacher_s=teacher_s,
+        test=tuple(outcome.curve[step][split] for step in at), train_s=outcome.train_s, teacher_s=outcome.teacher_s,
     )  # fmt: skip
     write_json(job.folder / "run.json", found.model_dump(mode="json"))
     for path in job.folder.glob("checkpoint-*"):

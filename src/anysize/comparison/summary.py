@@ -41,17 +41,14 @@ def _reached(
     if len(there) < len(found) or not there:
         return None
     steps, whole = median(there), goal[0].steps
-    train_s, goal_s = (median(run.train_s for run in some) for some in (runs, goal))
-    seconds = arm.calibration_s + arm.conversion_s + train_s * steps / runs[0].steps
-    goal_seconds = goal_arm.calibration_s + goal_arm.conversion_s + goal_s
-    flops = _flops(arm, steps * tokens_a_step)
-    goal_flops = _flops(goal_arm, whole * tokens_a_step)
+    seconds, goal_seconds = _seconds(arm, runs, steps), _seconds(goal_arm, goal, whole)
+    flops, goal_flops = _flops(arm, steps, tokens_a_step), _flops(goal_arm, whole, tokens_a_step)
     # A random start needs no source.
     from_source = source is not None and (arm.plan is not None or arm.teacher_flops_a_token > 0)
     more_s, more_flops = (source.train_s, source.train_flops) if source and from_source else (0.0, 0.0)
     return Reached(
         steps=steps, tokens=steps * tokens_a_step, flops=flops, seconds=seconds, steps_share=steps / whole,
-        flops_share=flops / goal_flops if goal_flops else 0.0, seconds_share=seconds / goal_seconds,
+        flops_share=flops / goal_flops if goal_flops else 0.0, seconds_share=seconds / max(1e-9, goal_seconds),
         flops_share_with_source=None if source is None or source.train_flops is None or more_flops is None
         else (flops + more_flops) / goal_flops,
         seconds_share_with_source=None if source is None or source.train_s is None or more_s is None
@@ -59,8 +56,22 @@ def _reached(
     )  # fmt: skip
 
 
-def _flops(arm: Arm, tokens: float) -> float:
-    return arm.calibration_flops + tokens * (arm.flops_a_token + arm.teacher_flops_a_token)
+def _taught(arm: Arm, steps: float) -> float:
+    """Return in how many of the first steps an arm's teacher is listened to."""
+    return steps if arm.teacher_steps is None else min(steps, arm.teacher_steps)
+
+
+def _flops(arm: Arm, steps: float, tokens_a_step: int) -> float:
+    training = steps * arm.flops_a_token + _taught(arm, steps) * arm.teacher_flops_a_token
+    return arm.calibration_flops + tokens_a_step * training
+
+
+def _seconds(arm: Arm, runs: Sequence[Run], steps: float) -> float:
+    """Return what an arm takes for so many steps: medians over seeds, the teacher's only while it is listened to."""
+    whole = runs[0].steps
+    own = median(run.train_s - run.teacher_s for run in runs) * steps / whole
+    taught = median(run.teacher_s for run in runs) * _taught(arm, steps) / max(1e-9, _taught(arm, whole))
+    return arm.calibration_s + arm.conversion_s + own + taught
 
 
 def rows_of(

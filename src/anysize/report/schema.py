@@ -60,7 +60,7 @@ class Arm(_Record):
 
     start: a sentence. command: what makes the same start by hand; empty where nothing is made. flops_a_token: of
     training (forward and backward) the arm alone; teacher_flops_a_token: of the teacher's forward pass, 0 without one;
-    calibration_flops: of the source's forward passes, once.
+    for teacher_steps steps, or all where it is None. calibration_flops: of the source's forward passes, once.
     """
 
     name: str
@@ -74,6 +74,7 @@ class Arm(_Record):
     flops_a_token: float = 0.0
     teacher_flops_a_token: float = 0.0
     calibration_flops: float = 0.0
+    teacher_steps: int | None = None
     plan: PlanRecord | None = None
 
 

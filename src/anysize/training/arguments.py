@@ -37,6 +37,14 @@ def check_training_arguments(given: Mapping[str, Any], origin: str) -> None:
         raise InputError(f"the config '{origin}' cannot be used: {joined(wrong)}")
 
 
+def with_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a config gives over our defaults; a scheduler of the user's brings its own settings."""
+    made = {**DEFAULTS, **given}
+    if "lr_scheduler_type" in given and "lr_scheduler_kwargs" not in given:
+        del made["lr_scheduler_kwargs"]
+    return made
+
+
 def training_arguments(given: Mapping[str, Any], origin: str) -> Any:
     """Return transformers.TrainingArguments of a config; raise InputError where transformers refuses them."""
     from transformers import TrainingArguments  # noqa: PLC0415

@@ -24,7 +24,8 @@ class Datasets:
     """Training data and held-out data by name ("validation", "test"), and how a list of examples becomes a batch.
 
     tokens_each: of one example (1 for an image). bits_per_byte: what a loss in nats/token is multiplied by to be
-    bits/byte, by name; empty for images. num_sequences: of the training data; None where they are streamed.
+    bits/byte, by name; empty for images. num_sequences: of the training data; None where they are streamed. identity:
+    of the training tokens as they are kept.
     """
 
     train: Dataset[Any]
@@ -32,6 +33,7 @@ class Datasets:
     tokens_each: int
     num_sequences: int | None
     bits_per_byte: dict[str, float] = field(default_factory=dict)
+    identity: str = ""
     collate: Callable[[list[Any]], dict[str, Any]] = stacked
 
 
@@ -46,7 +48,7 @@ def datasets_of(data: Data, config: SourceConfig, tokenizer: str, batch: int, pr
             raise InputError("data.streaming: images are decoded once and kept; leave it out")
         train = Images(data.train, data.label_column, config.full, data.max_tokens, progress, least=batch)
         held_out: dict[str, Dataset[Any]] = {
-            name: Images(path, data.label_column, config.full, data.evaluation_tokens, progress, least=1)
+            name: Images(path, data.label_column, config.full, data.evaluation_tokens, progress, least=1, split=name)
             for name, path in names.items()
         }
         return Datasets(train, held_out, 1, len(train))
@@ -57,12 +59,14 @@ def datasets_of(data: Data, config: SourceConfig, tokenizer: str, batch: int, pr
         raise InputError(f"data.sequence_length is {length}, and the model has positions for {positions}")
     held_out, bits = {}, {}
     for name, path in names.items():
-        tokens = packed(path, data.column, made, vocab, data.evaluation_tokens, progress)
+        tokens = packed(path, data.column, made, vocab, data.evaluation_tokens, progress, split=name)
         held_out[name] = Sequences(tokens, length, least=1, data=path)
         bits[name] = tokens.bits_per_byte
     if data.streaming:
+        if data.max_tokens is not None:
+            raise InputError("data.max_tokens: nobody counts the tokens of a stream; set training.max_steps instead")
         streamed = StreamedSequences(data.train, data.column, made, vocab, length)
         return Datasets(streamed, held_out, length, None, bits)
     tokens = packed(data.train, data.column, made, vocab, data.max_tokens, progress)
     train = Sequences(tokens, length, least=batch, data=data.train)
-    return Datasets(train, held_out, length, len(train), bits)
+    return Datasets(train, held_out, length, len(train), bits, tokens.path.parent.name)

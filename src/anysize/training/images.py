@@ -29,14 +29,14 @@ class Images(Dataset[Example]):
 
     def __init__(
         self, data: str, label_column: str, config: Mapping[str, Any], max_images: int | None, progress: Progress, *,
-        least: int,
+        least: int, split: str = "train",
     ) -> None:  # fmt: skip
         size, channels = config["image_size"], config["num_channels"]
         num_classes = config["num_labels"]
-        key = json.dumps([data_identity(data), label_column, size, channels, max_images, 1])
+        key = json.dumps([data_identity(data), split, label_column, size, channels, max_images, 1])
         self._home = cache_folder() / "images" / hashlib.sha256(key.encode()).hexdigest()[:24]
         if not (self._home / "labels.npy").is_file():
-            self._decode(data, label_column, size, channels, max_images, progress)
+            self._decode(data, split, label_column, size, channels, max_images, progress)
         self._labels = np.load(self._home / "labels.npy")
         shape = (len(self._labels), channels, size, size)
         self._pixels = np.memmap(self._home / "pixels.uint8", np.uint8, "r", shape=shape)
@@ -46,14 +46,21 @@ class Images(Dataset[Example]):
             raise InputError(f"the data '{data}' have the label {worst}, the model has {num_classes} classes")
 
     def _decode(
-        self, data: str, label_column: str, size: int, channels: int, max_images: int | None, progress: Progress
+        self,
+        data: str,
+        split: str,
+        label_column: str,
+        size: int,
+        channels: int,
+        max_images: int | None,
+        progress: Progress,
     ) -> None:
         self._home.mkdir(parents=True, exist_ok=True)
         labels: list[int] = []
         writing = self._home / f"writing.{os.getpid()}"
         try:
             with writing.open("wb") as file:
-                for row in rows(data):
+                for row in rows(data, split=split):
                     label = row.get(label_column)
                     if not isinstance(label, int):
                         columns = joined(row)
@@ -84,8 +91,11 @@ class Images(Dataset[Example]):
         return {"pixel_values": pixels, "labels": torch.tensor(self._labels[index]), "sequence": torch.tensor(index)}
 
 
-def flipped(pixels: torch.Tensor, seed: int) -> torch.Tensor:
-    """Return images of which a seed has mirrored about every second one."""
-    generator = torch.Generator().manual_seed(seed)
-    chosen = (torch.rand(len(pixels), generator=generator) < 0.5).to(pixels.device)
+def flipped(pixels: torch.Tensor, numbers: torch.Tensor, seed: int) -> torch.Tensor:
+    """Return images of which about every second one is mirrored: which, a seed and an image's number alone decide.
+
+    So a resumed run sees the same images, and so do several processes together. numbers: int64 [images].
+    """
+    mixed = (numbers + seed * 7_919) * 2_654_435_761 % (1 << 32)
+    chosen = ((mixed >> 15) & 1).bool().to(pixels.device)
     return torch.where(chosen[:, None, None, None], pixels.flip(-1), pixels)

@@ -32,15 +32,13 @@ _STATE = "trainer_state.json"
 class Outcome:
     """What a run found: the trainer with its model, why and at which step it ended, and what was measured.
 
-    curve: step -> {split: loss or error rate}. num_steps, train_s and teacher_s are of this call alone, without what a
-    run did before it was resumed.
+    curve: step -> {split: loss or error rate}. train_s and teacher_s count what a run did before it was resumed, too.
     """
 
     trainer: AnysizeTrainer
     status: Literal["finished", "diverged"]
     step: int
     curve: dict[int, dict[str, float]]
-    num_steps: int
     train_s: float
     teacher_s: float
 
@@ -87,7 +85,7 @@ def curve_of(history: list[dict[str, Any]], names: list[str], *, image: bool) ->
 
 
 def make_teacher(
-    model: PreTrainedModel, options: Distill, identity: str, data: Datasets, classes: int, start: Start
+    model: PreTrainedModel, options: Distill, location: str, identity: str, data: Datasets, classes: int, start: Start
 ) -> Teacher:
     """Return a teacher as the trainer wants it; raise InputError where its options do not fit the run."""
     model.eval().requires_grad_(False)
@@ -95,14 +93,23 @@ def make_teacher(
     if options.cache and options.top_k:
         if data.num_sequences is None:
             raise InputError("distill.cache: streamed sequences have no numbers to keep targets under")
+        if start.config.architecture.modality == "image":
+            raise InputError("distill.cache: images are flipped at random, so their targets are not always the same")
+        if options.hidden_weight:
+            raise InputError("distill.cache: with hidden_weight the teacher has to run anyway; leave one of them out")
         cache = TargetCache(
-            Path(options.cache), f"{identity} {options.temperature}", num_sequences=data.num_sequences,
+            Path(options.cache), f"{identity} {data.identity} {options.temperature}", num_sequences=data.num_sequences,
             length=data.tokens_each, k=options.top_k, num_classes=classes,
         )  # fmt: skip
     writer = None
     if options.hidden_weight:
         if start.plan is None:
             raise InputError("distill.hidden_weight: needs the writer maps of a plan, and this start has none (resize)")
+        if location != start.plan.source.location:
+            raise InputError(
+                f"distill.hidden_weight: the writer maps are of '{start.plan.source.location}', and the teacher is "
+                f"'{location}'"
+            )
         from anysize.training.stream import stream_writer  # noqa: PLC0415
 
         writer = stream_writer(start.plan)
@@ -139,11 +146,18 @@ def run(
             "training.fsdp: shards are for several accelerators under torchrun or accelerate launch, and this run has "
             f"{args.world_size} process(es) on {args.device.type}; leave it out"
         )
-    trainer = AnysizeTrainer(
-        start.model, args, config=start.config, train=data.train, evaluate=data.held_out or None,  # pyright: ignore[reportArgumentType]
-        collate=data.collate, teacher=teacher, recipe=recipe or Recipe(), plan=start.plan, flip=flip,
-        callbacks=[watch, *callbacks],
-    )  # fmt: skip
+    if data.num_sequences is None and args.max_steps < 1:
+        raise InputError("training.max_steps: a stream has no length, so say how many steps to take")
+    if data.num_sequences is None and args.dataloader_num_workers:
+        raise InputError("training.dataloader_num_workers: every worker would read the whole stream; leave it out")
+    try:
+        trainer = AnysizeTrainer(
+            start.model, args, config=start.config, train=data.train, evaluate=data.held_out or None,  # pyright: ignore[reportArgumentType]
+            collate=data.collate, teacher=teacher, recipe=recipe or Recipe(), plan=start.plan, flip=flip,
+            callbacks=[watch, *callbacks],
+        )  # fmt: skip
+    except (ValueError, ImportError) as error:
+        raise InputError(f"transformers refuses to train: {' '.join(str(error).split())[:300]}") from error
     if image:
         trainer.compute_metrics, trainer.preprocess_logits_for_metrics = _wrong_share, _classes
     for name in ("PrinterCallback", "ProgressCallback"):
@@ -151,10 +165,12 @@ def run(
         if found is not None:
             trainer.remove_callback(type(found))
     checkpoint = last_checkpoint(Path(str(args.output_dir)))
+    if checkpoint is not None:
+        trainer.account.restore(checkpoint)
     with quiet_transformers():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     step = trainer.state.global_step
     status = "diverged" if watch.diverged else "finished"
     curve = curve_of(trainer.state.log_history, list(data.held_out), image=image)
     spent = trainer.account
-    return Outcome(trainer, status, step, curve, spent.num_steps, spent.train_s, spent.teacher_s)
+    return Outcome(trainer, status, step, curve, spent.train_s, spent.teacher_s)

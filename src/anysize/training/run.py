@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from anysize.config import understand
-from anysize.errors import AnysizeError, InputError, OutputError
+from anysize.errors import InputError, OutputError
 from anysize.io.hub import open_checkpoint
 from anysize.io.models import quiet_transformers
 from anysize.io.provenance import companions
 from anysize.target import public_sizes
 from anysize.tensors import num_parameters
-from anysize.training.arguments import DEFAULTS, fixed_arguments, training_arguments
+from anysize.training.arguments import fixed_arguments, training_arguments, with_defaults
 from anysize.training.card import training_card
 from anysize.training.config import TrainConfig
 from anysize.training.data import Datasets, datasets_of
@@ -48,7 +48,7 @@ _RECORD = "anysize-train.json"
 
 def _held_out(config: TrainConfig) -> dict[str, Any]:
     """Return how often the held-out data are measured where the config is silent."""
-    if not config.data.validation or "eval_strategy" in config.training:
+    if not (config.data.validation or config.data.test) or "eval_strategy" in config.training:
         return {}
     return {"eval_strategy": "steps", "eval_steps": config.training.get("eval_steps", 100)}
 
@@ -96,6 +96,22 @@ class _Folder:
         return told
 
 
+def _claimed(folder: _Folder, state: Any) -> dict[str, Any] | None:
+    """Return what the first process finds in the folder, in every process; all raise where it is refused."""
+    from accelerate.utils import broadcast_object_list  # noqa: PLC0415
+
+    told: list[Any] = [None, None]
+    if state.is_main_process:
+        try:
+            told[0] = folder.claim()
+        except InputError as error:
+            told[1] = error
+    broadcast_object_list(told)
+    if told[1] is not None:
+        raise told[1]
+    return told[0]
+
+
 def _start(config: TrainConfig, state: Any, seed: int, progress: Progress, command: str) -> Start:
     """Return what a run starts from; what a plan makes is made by the first process and read by all."""
     dtype = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
@@ -123,7 +139,9 @@ def _teacher(config: TrainConfig, start: Start, data: Datasets) -> Teacher | Non
     understood = understand(tensors.config)
     require_same_vocabulary(start.config, understood, location)
     model = load(location, next(start.model.parameters()).dtype)
-    return make_teacher(model, config.distill, f"{location} {tensors.identity}", data, num_classes(start.config), start)
+    return make_teacher(
+        model, config.distill, location, f"{location} {tensors.identity}", data, num_classes(start.config), start
+    )
 
 
 def _save(outcome: Outcome, start: Start, found: Mapping[str, Any], folder: Path, command: str) -> None:
@@ -150,13 +168,12 @@ def train(
     """
     from accelerate import PartialState  # noqa: PLC0415
 
-    given = {**DEFAULTS, **_held_out(config), **config.training, **fixed_arguments(config.output)}
-    args = training_arguments(given, origin)
+    given = with_defaults({**_held_out(config), **config.training})
+    args = training_arguments({**given, **fixed_arguments(config.output)}, origin)
     folder = _Folder(config)
     state = PartialState()
-    if state.is_main_process and (known := folder.claim()) is not None:
+    if (known := _claimed(folder, state)) is not None:
         return known
-    state.wait_for_everyone()
     try:
         start = _start(config, state, args.seed, progress, command)
         with state.main_process_first():
@@ -165,7 +182,7 @@ def train(
             start, data, args, teacher=_teacher(config, start, data), recipe=config.recipe, flip=config.data.flip,
             progress=progress, callbacks=callbacks,
         )  # fmt: skip
-    except AnysizeError:
+    except Exception:
         if state.is_main_process:
             folder.withdraw()
         raise
@@ -202,7 +219,7 @@ def foreseen(config: TrainConfig, origin: str) -> dict[str, Any]:
 
     The target of a resize that shrinks is planned without its calibration, which chooses coordinates but no sizes.
     """
-    args = training_arguments({**DEFAULTS, **config.training, **fixed_arguments(config.output)}, origin)
+    args = training_arguments({**with_defaults(config.training), **fixed_arguments(config.output)}, origin)
     if config.resize is not None:
         plain = config.resize.model_copy(update={"preset": "auto", "select": "auto", "readers": "auto"})
         understood = understand(plan_of(plain, None, _silent).target_config)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,11 @@ class TargetCache:
 def _array(path: Path, dtype: str, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
     """Return a file as an array; a new one is sparse and takes room as it is filled."""
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    if not path.is_file() or path.stat().st_size != size:
-        with path.open("wb") as file:
-            file.truncate(size)
+    # Never emptied: another process may have it mapped already, or be about to.
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        if os.fstat(file).st_size != size:
+            os.ftruncate(file, size)
+    finally:
+        os.close(file)
     return np.memmap(path, dtype, "r+", shape=shape)

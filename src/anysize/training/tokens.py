@@ -44,11 +44,10 @@ def data_identity(data: str) -> str:
         files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
         return json.dumps([(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files])
     from huggingface_hub import HfApi  # noqa: PLC0415
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled  # noqa: PLC0415
 
     try:
         return f"{data}@{HfApi().dataset_info(data).sha}"
-    except (HfHubHTTPError, OfflineModeIsEnabled, HFValidationError, OSError):
+    except Exception:  # whatever the network or the Hub does, the name alone has to do
         return data
 
 
@@ -72,7 +71,7 @@ class Packed:
         return self.num_tokens / self.num_bytes / math.log(2)
 
 
-def _encoded(data: str, column: str, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[list[int], int]]:
+def _encoded(data: str, column: str, tokenizer: PreTrainedTokenizerBase, split: str) -> Iterator[tuple[list[int], int]]:
     """Yield (ids, bytes) of one document after the other, an end token after each."""
     end: Any = tokenizer.eos_token_id
     waiting: list[tuple[str, bool]] = []
@@ -84,7 +83,7 @@ def _encoded(data: str, column: str, tokenizer: PreTrainedTokenizerBase) -> Iter
             yield [*ids, end] if last and end is not None else list(ids), len(text.encode("utf-8", "replace"))
         waiting.clear()
 
-    for text in documents(data, column):
+    for text in documents(data, column, split=split):
         for start in range(0, max(1, len(text)), _LONGEST):
             waiting.append((text[start : start + _LONGEST], start + _LONGEST >= len(text)))
             if len(waiting) == _DOCUMENTS_AT_ONCE or start:
@@ -103,17 +102,19 @@ def _refuse_foreign(ids: list[int], vocab_size: int) -> None:
 
 def packed(
     data: str, column: str, tokenizer: PreTrainedTokenizerBase, vocab_size: int, max_tokens: int | None,
-    progress: Progress,
+    progress: Progress, *, split: str = "train",
 ) -> Packed:  # fmt: skip
     """Return the data as tokens on disk, at most so many; what was tokenized before is found again.
+
+    split: the part of a Hub data set; files have none.
 
     Raises InputError where there are no data, or where the tokenizer gives ids that the model does not have.
     """
     backend: Any = getattr(tokenizer, "backend_tokenizer", None)
     spelled = backend.to_str() if backend is not None else repr(tokenizer)
-    key = json.dumps([data_identity(data), column, spelled, tokenizer.eos_token_id, max_tokens, 1])
-    home = cache_folder() / "tokens" / hashlib.sha256(key.encode()).hexdigest()[:24]
     dtype = "uint16" if vocab_size <= 1 << 16 else "uint32"
+    key = json.dumps([data_identity(data), split, column, spelled, tokenizer.eos_token_id, max_tokens, dtype, 1])
+    home = cache_folder() / "tokens" / hashlib.sha256(key.encode()).hexdigest()[:24]
     record, place = home / "made.json", home / f"ids.{dtype}"
     if record.is_file():
         made = json.loads(record.read_text())
@@ -125,7 +126,7 @@ def packed(
     num_tokens = num_bytes = max_id = 0
     try:
         with writing.open("wb") as file:
-            for ids, size in _encoded(data, column, tokenizer):
+            for ids, size in _encoded(data, column, tokenizer, split):
                 _refuse_foreign(ids, vocab_size)
                 if max_tokens is not None and num_tokens + len(ids) >= max_tokens:
                     kept = max_tokens - num_tokens
@@ -182,7 +183,7 @@ class StreamedSequences(IterableDataset[Example]):
 
     def __iter__(self) -> Iterator[Example]:
         waiting: list[int] = []
-        for ids, _ in _encoded(self.data, self.column, self.tokenizer):
+        for ids, _ in _encoded(self.data, self.column, self.tokenizer, "train"):
             _refuse_foreign(ids, self.vocab_size)
             waiting += ids
             while len(waiting) >= self.length:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, TrainingArguments
 
     from anysize.recipe import Plan
+
+
+_ACCOUNT = "anysize-account.json"
 
 
 @dataclass
@@ -44,6 +49,31 @@ class Account:
     teacher_s: float = 0.0
     clock: Callable[[], float] = field(default=time.process_time)
 
+    def save(self, checkpoint: Path) -> None:
+        """Keep what was spent beside a checkpoint, so that a resumed run goes on counting."""
+        told = {"num_steps": self.num_steps, "train_s": self.train_s, "teacher_s": self.teacher_s}
+        (checkpoint / _ACCOUNT).write_text(json.dumps(told), encoding="utf-8")
+
+    def restore(self, checkpoint: Path) -> None:
+        """Take up what was spent until a checkpoint; nothing where a kill came before it was written."""
+        place = checkpoint / _ACCOUNT
+        if place.is_file():
+            for name, value in json.loads(place.read_text(encoding="utf-8")).items():
+                setattr(self, name, value)
+
+
+def _clock_of(device: torch.device) -> Callable[[], float]:
+    """Return a clock: of the processor for a CPU, of the wall once all work is done for an accelerator."""
+    if device.type == "cpu":
+        return time.process_time
+
+    def wall() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    return wall
+
 
 class _Clock(TrainerCallback):
     """Accounts for whole steps: forward, backward and optimizer, without evaluation and saving."""
@@ -59,6 +89,11 @@ class _Clock(TrainerCallback):
         del args, state, control, kwargs
         self.account.train_s += self.account.clock() - self.begin
         self.account.num_steps += 1
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        del control, kwargs
+        if state.is_world_process_zero:
+            self.account.save(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
 
 class AnysizeTrainer(Trainer):
@@ -84,8 +119,7 @@ class AnysizeTrainer(Trainer):
         )
         self.source_config, self.teacher, self.recipe, self.plan = config, teacher, recipe, plan
         self.flip = flip and config.architecture.modality == "image"
-        on_cpu = self.args.device.type == "cpu"
-        self.account = Account(clock=time.process_time if on_cpu else time.perf_counter)
+        self.account = Account(clock=_clock_of(self.args.device))
         self.add_callback(_Clock(self.account))
         # The loss is a mean over what a batch holds, and all batches hold alike.
         self.model_accepts_loss_kwargs = False
@@ -104,9 +138,9 @@ class AnysizeTrainer(Trainer):
         sequence = inputs.pop("sequence", None)
         training = model.training
         if training and self.flip:
-            # Of the step alone, so that a resumed run sees the same images.
-            seed = self.args.seed * 1_000_003 + self.state.global_step * 1_009 + self.args.process_index
-            inputs["pixel_values"] = flipped(inputs["pixel_values"], seed)
+            assert sequence is not None
+            epoch = int(self.state.epoch or 0)
+            inputs["pixel_values"] = flipped(inputs["pixel_values"], sequence, self.args.seed * 1_009 + epoch)
         teacher = self.teacher if training else None
         if teacher is not None and self.state.global_step >= (teacher.options.until_step or self.state.max_steps):
             teacher = None
