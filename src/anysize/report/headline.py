@@ -29,9 +29,13 @@ class Headline:
     tiles: tuple[Tile, ...]
 
 
+# Below this a share is nothing, and its inverse more than a float may hold.
+_NOTHING = 1e-12
+
+
 def fraction(share: float) -> str:
     """Return a share as `1/9`, `72 %` or `1.4 times`, never better than it is."""
-    if share <= 0:
+    if share < _NOTHING:
         return "0"
     if share <= 0.5:
         return f"1/{floor(1 / share + _ROUNDING):,}"
