@@ -16,7 +16,10 @@ from anysize.comparison import compare as engine
 from anysize.comparison.compare import compare
 from anysize.comparison.config import compare_config
 from anysize.comparison.flops import forward_flops
+from anysize.comparison.folder import claimed
 from anysize.config import understand
+from anysize.errors import OutputError
+from anysize.io.lock import FolderLock
 from anysize.io.reader import Checkpoint
 from anysize.report.schema import Results
 from tests import tiny
@@ -234,3 +237,14 @@ def test_operations_are_those_that_a_profiler_counts(family: str) -> None:
         model(**asked)
     rows = batch if family == "vit" else batch * length
     assert forward_flops(config, length) == pytest.approx(counter.get_total_flops() / rows, rel=0.15)
+
+
+def test_one_process_at_a_time_works_in_a_folder(llama: Path, story: Path, tmp_path: Path) -> None:
+    raw = config_of(llama, story, tmp_path / "out")
+    config = compare_config(raw, "c.yaml")
+    (tmp_path / "out").mkdir()
+    claimed(config, Checkpoint(llama).identity)
+    before = sorted(p.name for p in (tmp_path / "out").iterdir())
+    with FolderLock(tmp_path / "out"), pytest.raises(OutputError, match="another process is at work in"):
+        compare(config, text="", command="", progress=lambda *_: None)
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == before

@@ -15,6 +15,8 @@ import pytest
 import torch
 import yaml
 
+from anysize.training.config import train_config
+from anysize.training.run import _Folder
 from tests.conftest import Ran
 
 Run = Callable[..., Ran]
@@ -153,7 +155,7 @@ def test_a_plan_is_applied_on_the_fly_and_its_source_teaches(
         ({"distill": {"teacher": "TEACHER"}}, "has 47 tokens or classes and the student 61"),
         ({"recipe": {"new_parameters": {"warmup_steps": 3}}}, "only a start that a plan makes (resize) has new"),
         ({"distill": {"teacher": "SOURCE", "hidden_weight": 1}}, "needs the writer maps of a plan"),
-        ({"training": {"optim": "adafactor"}, "recipe": {"learning_rate_factors": {"norm": 2}}}, "need AdamW"),
+        ({"training": {"optim": "adafactor"}, "recipe": {"learning_rate_factors": {"norm": 2}}}, "needs AdamW"),
         ({"training": {"fsdp": True}}, "training.fsdp: shards are for several accelerators"),
         ({"model": "nowhere/at/all"}, "nowhere/at/all"),
         ({"training": {"lr_scheduler_type": "cosin"}}, "transformers refuses training"),
@@ -186,3 +188,16 @@ def test_a_folder_with_something_else_is_refused(llama: Path, story: Path, tmp_p
     assert done.code == 2
     assert "holds no run" in done.err
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["letter.txt"]
+
+
+def test_two_processes_do_not_train_in_one_folder(llama: Path, story: Path, tmp_path: Path, cli: Run) -> None:
+    output = tmp_path / "out"
+    path = written(tmp_path / "c.yaml", config_of(llama, story, output))
+    first = _Folder(train_config(yaml.safe_load(path.read_text()), "c.yaml"))
+    assert first.claim() is None
+    done = cli("train", path)
+    assert done.code == 2
+    assert "another process is at work in" in done.err
+    assert sorted(p.name for p in output.iterdir()) == [".lock", "anysize-train.json"]
+    first.release()
+    assert [p.name for p in output.iterdir()] == ["anysize-train.json"]

@@ -22,6 +22,7 @@ from anysize.comparison.summary import rows_of
 from anysize.config import SourceConfig, understand
 from anysize.errors import AnysizeError, InputError
 from anysize.io.hub import open_checkpoint
+from anysize.io.lock import FolderLock
 from anysize.recipe import Plan
 from anysize.report.schema import Arm, Metric, Results, Run, SourceRecord
 from anysize.target import public_sizes
@@ -63,10 +64,12 @@ class Comparison:
         self.target = self._target()
         self.data = self._data()
         self.place = claimed(config, self.tensors.identity)
+        self.lock = FolderLock(self.place.path)
         write_json(self.place.target, {**self.target.raw, "architectures": [self.target.model_class]})
         try:
             self.calibration_s = {source: self._calibrate(source) for source in self._sources_to_calibrate()}
         except AnysizeError:
+            self.lock.release()
             self.place.withdraw()
             raise
 
@@ -161,10 +164,13 @@ class Comparison:
                 "a training process ended without a word, most often for want of memory: give fewer workers or a "
                 "smaller batch; the same command goes on"
             ) from error
-        except BaseException:
-            # What has not begun is not wanted any more; what runs ends with its own interrupt, or is done soon.
+        except BaseException as error:
             for future in waiting:
                 future.cancel()
+            if isinstance(error, KeyboardInterrupt):
+                # Runs are recorded whole or not at all, so nothing but their time is lost.
+                for process in multiprocessing.active_children():
+                    process.terminate()
             raise
         found = [known(job) for job in jobs]
         return [run for run in found if run is not None]
@@ -302,4 +308,6 @@ def compare(config: CompareConfig, *, text: str, command: str, progress: Progres
 
     Raises InputError or OutputError before any training for everything that can be known by then.
     """
-    return Comparison(config, text, command, progress).run()
+    comparison = Comparison(config, text, command, progress)
+    with comparison.lock:
+        return comparison.run()

@@ -98,10 +98,13 @@ class Recipe(Section):
     """Departures from one learning rate for all.
 
     learning_rate_factors: by role. new_parameters: see NewParameters; needs a start that a plan makes.
+    optimizer_state: "carried" takes the moments of AdamW that lie beside the source (keep_optimizer) through the plan;
+    those of new elements are zero.
     """
 
     learning_rate_factors: dict[str, float] = Field(default_factory=dict)
     new_parameters: NewParameters | None = None
+    optimizer_state: Literal["new", "carried"] = "new"
 
     @model_validator(mode="after")
     def _known_roles(self) -> Recipe:
@@ -150,6 +153,7 @@ class TrainConfig(Section):
 
     Exactly one of model (a folder or Hub id to go on with), resize (a plan applied on the fly) and random (a folder or
     Hub id whose config is initialized at random). training: options of transformers.TrainingArguments by their names.
+    keep_optimizer: the moments of AdamW are written beside the trained model, for a growth that carries them on.
     """
 
     output: str
@@ -161,6 +165,7 @@ class TrainConfig(Section):
     recipe: Recipe = Field(default_factory=Recipe)
     training: dict[str, Any] = Field(default_factory=dict)
     dtype: Literal["float32", "bfloat16"] = "float32"
+    keep_optimizer: bool = False
 
     @model_validator(mode="after")
     def _one_start(self) -> TrainConfig:

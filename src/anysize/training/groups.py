@@ -110,15 +110,13 @@ class ElementwiseAdamW(torch.optim.AdamW):
         super().__init__(groups, betas=betas, eps=eps)
         self.new, self.rates = new, rates
 
-    def _steps_done(self) -> int:
-        # Kept by AdamW itself, so that a resumed run goes on where it was.
-        state = next(iter(self.state.values()), None)
-        return int(state["step"]) if state else 0
-
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Take one step of AdamW, then pull back each element to its own share of it."""
-        done = self._steps_done()
+        # Kept among the groups, so that a resumed run goes on where it was. What AdamW itself counts may have begun in
+        # another run (see optimizer_state).
+        done: int = self.param_groups[0].get("num_steps", 0)
+        self.param_groups[0]["num_steps"] = done + 1
         rates = self.rates
         fresh = rates.learning_rate_factor * _warmed(done, rates.warmup_steps)
         old = rates.old_learning_rate_factor * _warmed(done, rates.old_warmup_steps)

@@ -14,6 +14,7 @@ import torch
 from anysize.config import understand
 from anysize.errors import InputError, OutputError
 from anysize.io.hub import open_checkpoint
+from anysize.io.lock import FolderLock
 from anysize.io.models import quiet_transformers
 from anysize.io.provenance import companions
 from anysize.target import public_sizes
@@ -24,6 +25,7 @@ from anysize.training.config import TrainConfig
 from anysize.training.data import Datasets, datasets_of
 from anysize.training.loop import Outcome, last_checkpoint, make_teacher, run
 from anysize.training.memory import training_memory
+from anysize.training.optimizer_state import save_state
 from anysize.training.start import (
     Start,
     at_random,
@@ -59,6 +61,7 @@ class _Folder:
     def __init__(self, config: TrainConfig) -> None:
         self.path = Path(config.output).expanduser()
         self._is_new = False
+        self._lock: FolderLock | None = None
         self._config = json.loads(config.model_dump_json(exclude={"output"}))
 
     def claim(self) -> dict[str, Any] | None:
@@ -75,11 +78,20 @@ class _Folder:
                 raise InputError(
                     f"the output '{self.path}' is of another config ({', '.join(changed)} differ): choose another one"
                 )
-            return known if known["finished"] else None
+            if known["finished"]:
+                return known
+            self._lock = FolderLock(self.path)
+            return None
         if self.path.is_dir() and any(self.path.iterdir()):
             raise OutputError(f"the output folder '{self.path}' is not empty and holds no run: choose another one")
         self.write(finished=False, found={})
+        self._lock = FolderLock(self.path)
         return None
+
+    def release(self) -> None:
+        """Let another process take the folder."""
+        if self._lock is not None:
+            self._lock.release()
 
     def withdraw(self) -> None:
         """Remove what a run that could not begin has made."""
@@ -144,7 +156,16 @@ def _teacher(config: TrainConfig, start: Start, data: Datasets) -> Teacher | Non
     )
 
 
-def _save(outcome: Outcome, start: Start, found: Mapping[str, Any], folder: Path, command: str) -> None:
+def _keep_optimizer(trainer: Any, folder: Path) -> None:
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        raise InputError("keep_optimizer: needs whole tensors, and this run shards them; leave it out")
+    optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
+    save_state(trainer.accelerator.unwrap_model(trainer.model), optimizer, folder)
+
+
+def _save(
+    config: TrainConfig, outcome: Outcome, start: Start, found: Mapping[str, Any], folder: Path, command: str
+) -> None:
     """Write the trained model with what lies beside a checkpoint, as a folder that any loader takes."""
     trainer = outcome.trainer
     with quiet_transformers():
@@ -156,6 +177,8 @@ def _save(outcome: Outcome, start: Start, found: Mapping[str, Any], folder: Path
             place = folder / name
             place.parent.mkdir(parents=True, exist_ok=True)
             place.write_bytes(content)
+        if config.keep_optimizer:
+            _keep_optimizer(trainer, folder)
         (folder / "README.md").write_text(training_card(start, found, command), encoding="utf-8")
 
 
@@ -175,6 +198,18 @@ def train(
     if (known := _claimed(folder, state)) is not None:
         return known
     try:
+        found = _trained(config, folder, args, state, command, progress, callbacks)
+        return folder.write(finished=True, found=found) if state.is_main_process else {}
+    finally:
+        folder.release()
+
+
+def _trained(
+    config: TrainConfig, folder: _Folder, args: Any, state: Any, command: str, progress: Progress,
+    callbacks: tuple[TrainerCallback, ...],
+) -> dict[str, Any]:  # fmt: skip
+    """Train, write the model into the folder and return what was found."""
+    try:
         start = _start(config, state, args.seed, progress, command)
         with state.main_process_first():
             data = datasets_of(config.data, start.config, start.tokenizer, args.train_batch_size, progress)
@@ -192,8 +227,8 @@ def train(
             f"training.warmup_steps (the run is in '{folder.path}')"
         )
     found = _found(outcome, start, data)
-    _save(outcome, start, found, folder.path, command)
-    return folder.write(finished=True, found=found) if state.is_main_process else {}
+    _save(config, outcome, start, found, folder.path, command)
+    return found
 
 
 def _found(outcome: Outcome, start: Start, data: Datasets) -> dict[str, Any]:

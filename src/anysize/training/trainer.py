@@ -14,10 +14,13 @@ from transformers import Trainer, TrainerCallback
 
 from anysize.config import SourceConfig
 from anysize.errors import InputError
+from anysize.io.hub import open_checkpoint
 from anysize.training.config import Distill, Recipe
 from anysize.training.distill import distilled, kl_divergence, kl_of_top, stream_distance, top_targets
 from anysize.training.groups import ElementwiseAdamW, grouped, new_elements, roles
 from anysize.training.images import flipped
+from anysize.training.optimizer_state import carried_state, set_state
+from anysize.training.start import folder_of
 from anysize.training.targets import TargetCache
 
 if TYPE_CHECKING:
@@ -198,28 +201,45 @@ class AnysizeTrainer(Trainer):
         return torch.stack([stream_distance(ours, theirs, writer) for ours, theirs in pairs]).mean()
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """Return the optimizer of the arguments, or AdamW with rates by role and by age where a recipe asks for it."""
+        """Return the optimizer of the arguments, or AdamW with rates by role and by age where a recipe asks for it.
+
+        It starts with the state that the source's has left, where the recipe carries it.
+        """
         recipe, args = self.recipe, self.args
         made: Any = self.optimizer
-        if made is not None or not (recipe.learning_rate_factors or recipe.new_parameters):
+        if made is not None or recipe == Recipe():
             return super().create_optimizer(model)
         optim = str(getattr(args.optim, "value", args.optim))
         if optim not in ("adamw_torch", "adamw_torch_fused"):
-            raise InputError(f"recipe: rates of their own need AdamW, and training.optim is {optim}")
+            raise InputError(f"recipe: needs AdamW, and training.optim is {optim}")
         trained: Any = self.model if model is None else model
         plain = self.accelerator.unwrap_model(trained)
+        if recipe.learning_rate_factors or recipe.new_parameters:
+            self.optimizer = self._with_rates_of_their_own(plain)
+        else:
+            super().create_optimizer(model)
+        assert self.optimizer is not None
+        if recipe.optimizer_state == "carried":
+            if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+                raise InputError("recipe.optimizer_state: needs whole tensors, and this run shards them")
+            if self.plan is None:
+                raise InputError("recipe.optimizer_state: only a start that a plan makes (resize) has a source")
+            state, steps = carried_state(self.plan, Path(folder_of(open_checkpoint(self.plan.source.location))), plain)
+            set_state(self.optimizer, plain, state, steps)
+        return self.optimizer
+
+    def _with_rates_of_their_own(self, plain: PreTrainedModel) -> torch.optim.Optimizer:
+        recipe, args = self.recipe, self.args
         role_of = roles(plain, self.source_config)
         decayed = self.get_decay_parameter_names(plain)
         groups = grouped(plain, role_of, recipe.learning_rate_factors, args.learning_rate, args.weight_decay, decayed)
         betas = (args.adam_beta1, args.adam_beta2)
         if recipe.new_parameters is None:
-            self.optimizer = torch.optim.AdamW(groups, lr=args.learning_rate, betas=betas, eps=args.adam_epsilon)
-            return self.optimizer
+            return torch.optim.AdamW(groups, lr=args.learning_rate, betas=betas, eps=args.adam_epsilon)
         if self.is_fsdp_enabled:
             raise InputError("recipe.new_parameters: needs whole tensors, and FSDP shards them")
         if self.plan is None:
             raise InputError("recipe.new_parameters: only a start that a plan makes (resize) has new parameters")
         parameters = dict(plain.named_parameters())
         new = {parameters[n]: mask.to(args.device) for n, mask in new_elements(self.plan, plain).items()}
-        self.optimizer = ElementwiseAdamW(groups, new, recipe.new_parameters, betas=betas, eps=args.adam_epsilon)
-        return self.optimizer
+        return ElementwiseAdamW(groups, new, recipe.new_parameters, betas=betas, eps=args.adam_epsilon)

@@ -1,0 +1,155 @@
+"""The state of AdamW: kept beside a trained model, and carried through the maps of a plan that grows it.
+
+A target that computes what its source does has gradients that follow from the source's. An element of the source with
+value w stands in the target as a_1 w, a_2 w, ... (copies, shares, scales); every one of them has the gradient g / A,
+A = a_1 + a_2 + ..., as dL/dw = sum a_i dL/dw_i says where these gradients are alike: copies with equal shares and fresh
+capacity are exact, copies with unequal shares get the mean of theirs. So Adam's first moment is divided by
+A and its second by A^2 (Ma et al. 2026, 2602.10545, have this for whole copies). What a plan adds has no past: both
+moments are zero there, which is the asymmetric reset of Yu et al. (2026, 2602.02472).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from anysize.config import understand
+from anysize.dims import DimMap, Fill
+from anysize.errors import InputError
+from anysize.executor import DimMaps, as_matrix
+from anysize.notation import parse
+from anysize.recipe import Plan, Recipe
+from anysize.tensors import expected_tensors
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+FILE = "optimizer.safetensors"
+_MOMENTS = {"exp_avg": 1, "exp_avg_sq": 2}
+
+
+def save_state(model: PreTrainedModel, optimizer: torch.optim.Optimizer, folder: Path) -> None:
+    """Write the moments of AdamW beside a model, as `<moment>.<parameter>`, whole or not at all.
+
+    Raises InputError where an optimizer has no such moments.
+    """
+    from safetensors.torch import save_file  # noqa: PLC0415
+
+    state: Mapping[Any, Mapping[str, torch.Tensor]] = optimizer.state
+    tensors: dict[str, torch.Tensor] = {}
+    steps = 0
+    for name, parameter in model.named_parameters():
+        if parameter not in state:
+            continue
+        known = state[parameter]
+        if missing := _MOMENTS.keys() - known.keys():
+            raise InputError(f"keep_optimizer: '{name}' has no {sorted(missing)[0]}: only the state of AdamW is kept")
+        steps = max(steps, int(known["step"]))
+        tensors |= {f"{moment}.{name}": known[moment].detach().cpu().contiguous() for moment in _MOMENTS}
+    partial = folder / f".{FILE}.partial"
+    save_file(tensors, partial, {"steps": str(steps)})
+    partial.replace(folder / FILE)
+
+
+def load_state(folder: Path) -> tuple[dict[str, dict[str, torch.Tensor]], int]:
+    """Return the moments beside a model, by parameter, and the steps that they have seen.
+
+    Raises InputError where there are none.
+    """
+    from safetensors import safe_open  # noqa: PLC0415
+
+    place = folder / FILE
+    if not place.is_file():
+        raise InputError(
+            f"recipe.optimizer_state: the source '{folder}' has no {FILE}; train it with keep_optimizer: true, or "
+            "leave the option out"
+        )
+    found: dict[str, dict[str, torch.Tensor]] = {}
+    with safe_open(place, framework="pt") as file:
+        for key in file.keys():  # noqa: SIM118 (not a mapping)
+            moment, _, name = key.partition(".")
+            found.setdefault(name, {})[moment] = file.get_tensor(key)
+        return found, int((file.metadata() or {}).get("steps", 0))
+
+
+def _total(dim: DimMap, *, shared: bool) -> NDArray[np.float64]:
+    """Return, of every source coordinate, what its copies add up to; 1 where they share it out."""
+    if shared:
+        return np.ones(dim.source_size)
+    copied = dim.fill == Fill.COPY
+    total = np.zeros(dim.source_size)
+    np.add.at(total, dim.index[copied], dim.factor[copied])
+    return total
+
+
+def carried(recipe: Recipe, maps: DimMaps, moment: torch.Tensor, power: int) -> torch.Tensor:
+    """Return a moment of a source tensor as the target tensor's: divided by A^power, zero where an element is new."""
+    composed = maps.of(recipe)
+    rows, columns = as_matrix(composed, tuple(recipe.shape))
+    reads_first = parse(recipe.arrow).reads_first
+    shared = recipe.share != "none"
+    total = np.outer(
+        _total(rows, shared=shared and reads_first), _total(columns, shared=shared and not reads_first)
+    ) * recipe.factor  # fmt: skip
+    # Coordinates that nothing inherits are not divided by.
+    total[total == 0] = 1.0
+    source = moment.double().reshape(rows.source_size, columns.source_size) / torch.from_numpy(total) ** power
+    old = torch.from_numpy(np.outer(rows.fill == Fill.COPY, columns.fill == Fill.COPY))
+    at_rows, at_columns = (torch.from_numpy(np.where(d.fill == Fill.COPY, d.index, 0)) for d in (rows, columns))
+    made = torch.where(old, source[at_rows][:, at_columns], 0.0)
+    return (torch.zeros_like(made) if recipe.silent else made).reshape(recipe.shape).to(moment.dtype)
+
+
+def carried_state(plan: Plan, source: Path, model: PreTrainedModel) -> tuple[dict[str, dict[str, torch.Tensor]], int]:
+    """Return the state of a target's AdamW, by parameter, from that beside the source, and the steps it has seen.
+
+    Raises InputError where the source has no state, where the plan is not exact, so that gradients do not carry over,
+    and where transformers fuses tensors in memory.
+    """
+    if plan.dense or not plan.keeps_logits:
+        raise InputError("recipe.optimizer_state: gradients carry over to what computes the same, and this plan cuts")
+    before, steps = load_state(source)
+    maps = DimMaps(plan.axes, plan.dense)
+    expected = expected_tensors(understand(plan.target_config))
+    identities = {number for number, step in enumerate(plan.layers) if step.silent}
+    parameters = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    found: dict[str, dict[str, torch.Tensor]] = {}
+    for recipe in plan.recipes:
+        if parameters.get(recipe.name) != tuple(recipe.shape) or recipe.source not in before:
+            raise InputError(
+                f"recipe.optimizer_state: '{recipe.name}' is not a tensor of its own in memory, or "
+                f"'{recipe.source}' has no state beside the source"
+            )
+        known = before[recipe.source]
+        if any(tuple(known[moment].shape) != tuple(recipe.source_shape) for moment in _MOMENTS):
+            raise InputError(f"recipe.optimizer_state: the state of '{recipe.source}' is of another shape than it")
+        found[recipe.name] = {m: carried(recipe, maps, known[m], power) for m, power in _MOMENTS.items()}
+        if expected[recipe.name].layer in identities:
+            # Behind a silent branch there is no gradient yet, whatever the layer that it copies has seen.
+            found[recipe.name] = {m: torch.zeros_like(value) for m, value in found[recipe.name].items()}
+    return found, steps
+
+
+def set_state(
+    optimizer: torch.optim.Optimizer,
+    model: PreTrainedModel,
+    state: Mapping[str, Mapping[str, torch.Tensor]],
+    steps: int,
+) -> None:
+    """Give an optimizer of a model a state that another run has left."""
+    parameters = dict(model.named_parameters())
+    on_device = {
+        parameter for group in optimizer.param_groups if group.get("fused") or group.get("capturable")
+        for parameter in group["params"]
+    }  # fmt: skip
+    for name, moments in state.items():
+        parameter = parameters[name]
+        step = torch.tensor(float(steps), device=parameter.device if parameter in on_device else "cpu")
+        optimizer.state[parameter] = {
+            "step": step, **{m: value.to(parameter.device, parameter.dtype) for m, value in moments.items()}
+        }  # fmt: skip
