@@ -252,7 +252,9 @@ class Comparison:
         teacher = 0.0
         if arm.distill is not None:
             understood = understand(open_checkpoint(arm.distill.teacher or self.config.source).config)
-            teacher = forward_flops(understood, length)
+            # A sequence that the teacher writes goes through it once more.
+            passes = bool(arm.distill.weight or arm.distill.hidden_weight) + bool(arm.distill.self_data)
+            teacher = passes * forward_flops(understood, length)
         settings = arm.model_dump(mode="json", exclude_defaults=True)
         calibration = self.config.calibration.data or self.config.data.train
         start = "a random initialization" if arm.random else f"{resize.preset} from {Path(resize.source).name}"

@@ -55,28 +55,42 @@ class Calibration(Section):
     column: str = ""
 
 
+class SelfData(Section):
+    """The teacher's own words instead of the data's.
+
+    prompt_tokens: of each sequence stay. temperature: at which the rest is sampled; 0 takes the likeliest token.
+    """
+
+    prompt_tokens: int = Field(default=16, ge=1)
+    temperature: float = Field(default=1.0, ge=0)
+
+
 class Distill(Section):
     """Distillation from a teacher with the same vocabulary.
 
     teacher: a folder or Hub id; the source of the resize where empty. weight: of the KL to the teacher, the rest is
-    the plain loss. temperature: of both distributions. until_step: afterwards the plain loss alone. top_k: of each
-    distribution keep so many tokens and the rest as one; None keeps all. cache: a folder where the top-k targets of
-    every sequence are kept for the next run. hidden_weight: of the distance between the residual streams, which the
-    writer maps of the plan make comparable.
+    the plain loss; 0 where only hidden_weight or self_data is wanted. temperature: of both distributions. until_step:
+    afterwards the plain loss alone. top_k: of each distribution keep so many tokens and the rest as one; None keeps
+    all. cache: a folder where the top-k targets of every sequence are kept for the next run. hidden_weight: of the
+    distance between the residual streams, which the writer maps of the plan make comparable. self_data: the student
+    learns what the teacher says after the beginning of each sequence; `cache` keeps that as well.
     """
 
     teacher: str = ""
-    weight: float = Field(default=0.5, gt=0, le=1)
+    weight: float = Field(default=0.5, ge=0, le=1)
     temperature: float = Field(default=1.0, gt=0)
     until_step: int | None = Field(default=None, ge=1)
     top_k: int | None = Field(default=None, ge=1)
     cache: str = ""
     hidden_weight: float = Field(default=0.0, ge=0)
+    self_data: SelfData | None = None
 
     @model_validator(mode="after")
-    def _cache_holds_top_k(self) -> Distill:
-        if self.cache and self.top_k is None:
+    def _sound(self) -> Distill:
+        if self.cache and self.weight and self.top_k is None:
             raise ValueError("cache keeps top-k targets: give top_k as well")
+        if not (self.weight or self.hidden_weight or self.self_data):
+            raise ValueError("weight is 0: nothing would be learned from the teacher")
         return self
 
 

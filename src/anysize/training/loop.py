@@ -17,6 +17,7 @@ from anysize.errors import InputError
 from anysize.io.models import quiet_transformers
 from anysize.training.config import Distill, Recipe
 from anysize.training.data import Datasets
+from anysize.training.self_data import Continuations
 from anysize.training.start import Start
 from anysize.training.targets import TargetCache
 from anysize.training.trainer import AnysizeTrainer, Teacher
@@ -89,8 +90,16 @@ def make_teacher(
 ) -> Teacher:
     """Return a teacher as the trainer wants it; raise InputError where its options do not fit the run."""
     model.eval().requires_grad_(False)
-    cache = None
-    if options.cache and options.top_k:
+    cache = words = None
+    if options.self_data is not None:
+        if start.config.architecture.modality == "image":
+            raise InputError("distill.self_data: a teacher goes on from words, and these are images")
+        words = Continuations(
+            model, options.self_data, folder=options.cache, identity=f"{identity} {data.identity}",
+            num_sequences=data.num_sequences, length=data.tokens_each, num_classes=classes,
+        )  # fmt: skip
+        identity = f"{identity} {options.self_data.model_dump_json()}"
+    if options.cache and options.top_k and options.weight:
         if data.num_sequences is None:
             raise InputError("distill.cache: streamed sequences have no numbers to keep targets under")
         if start.config.architecture.modality == "image":
@@ -113,7 +122,7 @@ def make_teacher(
         from anysize.training.stream import stream_writer  # noqa: PLC0415
 
         writer = stream_writer(start.plan)
-    return Teacher(model, options, cache, writer)
+    return Teacher(model, options, cache, writer, words)
 
 
 def _wrong_share(prediction: Any) -> dict[str, float]:

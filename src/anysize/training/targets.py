@@ -35,9 +35,9 @@ class TargetCache:
         home = folder.expanduser() / hashlib.sha256(key.encode()).hexdigest()[:24]
         try:
             home.mkdir(parents=True, exist_ok=True)
-            self.classes = _array(home / "classes", dtype, shape)
-            self.logs = _array(home / "logs", "float16", shape)
-            self.there = _array(home / "there", "uint8", (num_sequences,))
+            self.classes = stored_array(home / "classes", dtype, shape)
+            self.logs = stored_array(home / "logs", "float16", shape)
+            self.there = stored_array(home / "there", "uint8", (num_sequences,))
         except OSError as error:
             raise InputError(f"distill.cache: '{folder}' cannot hold the targets: {error}") from error
 
@@ -59,7 +59,7 @@ class TargetCache:
         return classes, torch.from_numpy(self.logs[rows].astype(np.float32))
 
 
-def _array(path: Path, dtype: str, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+def stored_array(path: Path, dtype: str, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
     """Return a file as an array; a new one is sparse and takes room as it is filled."""
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     # Never emptied: another process may have it mapped already, or be about to.

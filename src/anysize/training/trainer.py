@@ -20,6 +20,7 @@ from anysize.training.distill import distilled, kl_divergence, kl_of_top, stream
 from anysize.training.groups import ElementwiseAdamW, grouped, new_elements, roles
 from anysize.training.images import flipped
 from anysize.training.optimizer_state import carried_state, set_state
+from anysize.training.self_data import Continuations
 from anysize.training.start import folder_of
 from anysize.training.targets import TargetCache
 
@@ -35,12 +36,13 @@ _ACCOUNT = "anysize-account.json"
 
 @dataclass
 class Teacher:
-    """What is distilled from: a model in evaluation, what to take of it, and the writer map [m, n] of its stream."""
+    """What is distilled from: a model, what to take of it, the writer map [m, n] of its stream, and its words."""
 
     model: PreTrainedModel
     options: Distill
     cache: TargetCache | None = None
     writer: torch.Tensor | None = None
+    words: Continuations | None = None
 
 
 @dataclass
@@ -148,11 +150,18 @@ class AnysizeTrainer(Trainer):
         if teacher is not None and self.state.global_step >= (teacher.options.until_step or self.state.max_steps):
             teacher = None
         more = {"use_cache": False} if "input_ids" in inputs else {}
+        if teacher is not None and teacher.words is not None:
+            begin = self.account.clock()
+            first = int(sequence[0]) if sequence is not None else self.args.process_index
+            seed = self.args.seed * 1_000_003 + self.state.global_step * 7_919 + first
+            ids = teacher.words.of(inputs["input_ids"], sequence, seed)
+            inputs |= {"input_ids": ids, "labels": ids}
+            self.account.teacher_s += self.account.clock() - begin
         if teacher is not None and teacher.options.hidden_weight:
             more["output_hidden_states"] = True
         outputs = model(**inputs, **more)
         loss = outputs.loss
-        if teacher is not None:
+        if teacher is not None and (teacher.options.weight or teacher.options.hidden_weight):
             loss = self._with_teacher(teacher, loss, outputs, inputs, sequence)
         return (loss, outputs) if return_outputs else loss
 
@@ -172,7 +181,10 @@ class AnysizeTrainer(Trainer):
                 found = teacher.model(**asked, **more, **({"output_hidden_states": True} if hidden else {}))
             return found.logits
 
-        if options.top_k is None:
+        if not options.weight:
+            run()
+            kl = torch.zeros_like(plain)
+        elif options.top_k is None:
             kl = kl_divergence(run(), outputs.logits, options.temperature)
         else:
 
