@@ -129,6 +129,7 @@ class TensorJob:
         self.noise = 0.0 if recipe.noise_db is None else rms(source) * 10 ** (-recipe.noise_db / 20)
         # Noise follows the channels' own scale, so that widened heads keep the ratio that was asked for.
         self.noise *= rms(torch.from_numpy(rows.factor[rows.fill == Fill.COPY]))
+        self.fresh_std = self._fresh_std(source)
         self.rows_per_block = rows_per_block(columns.target_size)
         self.means = self._mean_row()
 
@@ -149,6 +150,13 @@ class TensorJob:
     def stored_rows(self) -> int:
         """Rows of the stored matrix."""
         return self.columns.target_size if self.transposed else self.rows.target_size
+
+    def _fresh_std(self, source: torch.Tensor) -> float:
+        """Return the standard deviation of new values: as large as the copied ones, if the recipe says so."""
+        new = bool((self.rows.fill == Fill.FRESH).any() or (self.columns.fill == Fill.FRESH).any())
+        if not (new and self.recipe.fresh_scale):
+            return self.recipe.fresh_std
+        return rms(source) * abs(self.recipe.factor) * self.recipe.fresh_scale or self.recipe.fresh_std
 
     def _mean_row(self) -> torch.Tensor | None:
         if not (self.rows.fill == Fill.MEAN).any():
@@ -242,7 +250,7 @@ class TensorJob:
         self, kind: Fill, values: torch.Tensor, shape: tuple[int, int], generator: np.random.Generator
     ) -> torch.Tensor:
         if kind == Fill.FRESH:
-            return normal(shape, self.recipe.fresh_std, self.dtype, generator)
+            return normal(shape, self.fresh_std, self.dtype, generator)
         if kind == Fill.MEAN:
             return values.to(torch.float64).mean(dim=1, keepdim=True).to(self.dtype).expand(shape)
         return torch.full(shape, self._one if kind == Fill.ONE else 0.0, dtype=self.dtype)
@@ -264,7 +272,7 @@ class TensorJob:
             out[_selector(one)] = self._one
         if fresh.size:
             # A bias (one column, nothing read) of a new unit starts at zero, as a fresh layer's does.
-            std = self.recipe.fresh_std if len(self.recipe.shape) > 1 else 0.0
+            std = self.fresh_std if len(self.recipe.shape) > 1 else 0.0
             drawn = normal((fresh.size, out.shape[1]), std, self.dtype, generator)
             drawn[:, torch.from_numpy(self.columns.fill == Fill.ZERO)] = 0
             out[_selector(fresh)] = drawn

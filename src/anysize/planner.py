@@ -29,7 +29,7 @@ from anysize.io.reader import TensorSource
 from anysize.layers import LayerStep, layer_plan
 from anysize.memory import fits_in_memory
 from anysize.notation import Dim
-from anysize.presets import Preset, axis_maps, has_layer_norm, preset_named
+from anysize.presets import FRESH_SCALE, Preset, axis_maps, has_layer_norm, preset_named
 from anysize.proof.coverage import account, check_source
 from anysize.recipe import BYTES, Dtype, Options, Pad, Plan, Recipe, Share, Source
 from anysize.shrink import (
@@ -168,7 +168,8 @@ class _Planner:
         if any("hidden" in dim.axes for dim in arrow.writes):
             factor *= self.embedding_scale if parameter.times else self.stream
         factor *= self._fan_in(*(axis for dim in arrow.reads for axis in dim.axes)) / self._read_scale(expected)
-        fields: dict[str, Any] = {"factor": factor, "pad": self.pad, "fresh_std": self.config.init_std}
+        fields: dict[str, Any] = {"factor": factor, "pad": self.pad, "fresh_scale": FRESH_SCALE,
+                                  "fresh_std": self.config.init_std}  # fmt: skip
         share: Share = self.preset.share if any(self._repeats(dim) for dim in arrow.reads) else "none"
         fields["share"] = share
         if self.preset.noisy and share != "none":

@@ -39,6 +39,8 @@ PRESETS = {
     )
 }
 AUTO = "fresh"
+# New values as large as those beside them train better than a fresh layer's small ones (docs/log.md).
+FRESH_SCALE = 1.0
 
 
 def preset_named(name: str) -> Preset:
