@@ -13,11 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from anysize.demo.material import source_config
+from anysize.report.schema import Results, Row
 from benchmarks.checkpoints import hollow_checkpoint
 from benchmarks.conversion.run import ASKED
 from benchmarks.measure import anysize
 
 ROOT = Path(__file__).parent.parent
+# The comparisons of benchmarks/train, and the arm of growing that is not to get worse on the way.
+SUITES = ("shrink", "grow")
+NO_DIP = "fresh, old parameters slower"
 
 
 def results(suite: str) -> dict[str, Any]:
@@ -117,9 +121,6 @@ _SHARES: tuple[tuple[str, str, str, float | None], ...] = (
     ("subspace", "random", "steps", 1 / 8),
     ("subspace", "random", "seconds", None),
     ("subspace", "subcloning", "steps", 1 / 2),
-    ("subspace + distillation", "random", "steps", 1 / 18),
-    ("subspace + distillation", "random", "seconds", 1 / 9),
-    ("subspace + distillation", "subcloning", "steps", 3 / 10),
 )
 
 
@@ -184,6 +185,89 @@ def shrink_section() -> str:
     return "\n\n".join(parts)
 
 
+# Suite, arm, goal, what is counted, the share that is asked for.
+_COMPARED: tuple[tuple[str, str, str, str, float], ...] = (
+    ("shrink", "subspace + distillation", "random", "steps", 1 / 18),
+    ("shrink", "subspace + distillation", "random", "seconds", 1 / 9),
+    ("shrink", "subspace + distillation, 3/10 of the steps", "subcloning", "steps", 3 / 10),
+    ("grow", "fresh, half the steps", "random", "steps", 1 / 2),
+    ("grow", "fresh, 2/5 of the steps", "hypercloning", "steps", 2 / 5),
+)
+_COUNTED = {
+    "steps": "the steps", "seconds": "the seconds, calibration, conversion and teacher included,"
+}  # fmt: skip
+
+
+def compared(suite: str) -> Results | None:
+    """Return what a suite of comparisons found last, None where it has not been run."""
+    place = ROOT / "benchmarks" / "train" / "results" / f"{suite}.json"
+    return Results.load(place) if place.is_file() else None
+
+
+def _compared_rows() -> list[list[str]]:
+    rows: list[list[str]] = []
+    for suite, arm, goal, kind, asked in _COMPARED:
+        found = compared(suite)
+        row = next((row for row in found.rows if row.arm == arm), None) if found else None
+        if found is None or row is None:
+            continue
+        reached = row.reached.get(goal)
+        share = getattr(reached, f"{kind}_share") if reached else None
+        label = f"{found.title}, {arm}: share of {_COUNTED[kind]} of {goal} to its final loss"
+        seeds = f" ({len(found.seeds)} seeds, rates tuned)"
+        rows.append([label + seeds, _share(share), f"≤ {asked:.3g}", _verdict(share is not None and share <= asked)])
+    grown = compared("grow")
+    if grown is not None:
+        row = next((row for row in grown.rows if row.arm == NO_DIP), None)
+        if row is not None:
+            label = f"{grown.title}, {row.arm}: most that the loss stands above where it started, nats/token"
+            rows.append([label, f"{row.rise:.3f}", "≤ 0.02", _verdict(row.rise <= 0.02)])
+    return rows
+
+
+def _shares_of(row: Row, goal: str, kinds: tuple[str, ...]) -> list[str]:
+    if row.arm == goal:
+        return ["1"] * len(kinds)
+    reached = row.reached.get(goal)
+    return [_share(getattr(reached, kind) if reached else None) for kind in kinds]
+
+
+def compared_section(suite: str) -> str:
+    """Return what a comparison found, arm by arm, with everything that it cost."""
+    found = compared(suite)
+    if found is None:
+        return "Not measured yet."
+    first, *others = found.goals
+    kinds = ("steps_share", "seconds_share", "flops_share", "seconds_share_with_source")
+    columns = ["arm", "rate", "steps", "before", "after", "of each seed", "rise"]
+    columns += [f"{what} to {first}'s loss" for what in ("steps", "seconds", "FLOPs")] + ["seconds with the source's"]
+    columns += [f"steps to {goal}'s" for goal in others]
+    steps = {run.arm: run.steps for run in found.runs if run.status == "finished"}
+    lines = [
+        [
+            row.arm, f"{row.learning_rate:g}", f"{steps[row.arm]:,}", f"{row.before:.3f}", f"{row.after:.3f}",
+            ", ".join(f"{loss:.3f}" for loss in row.after_of_seeds), f"{row.rise:.3f}",
+            *_shares_of(row, first, kinds), *(_shares_of(row, goal, ("steps_share",))[0] for goal in others),
+        ]
+        for row in found.rows
+    ]  # fmt: skip
+    source = found.source
+    about = "" if source is None else f"Source: {source.num_parameters:,} parameters, test loss {source.test:.3f}"
+    if source is not None and source.train_s is not None:
+        about += f", its own training {source.train_s:,.0f} s ({source.train_tokens or 0:,.0f} tokens)"
+    rates = ", ".join(f"{rate:g}" for rate in found.learning_rates)
+    notes = " ".join(f"{note[0].upper()}{note[1:]}." for note in found.notes)
+    where = (
+        f"{found.steps:,} steps of {found.tokens_a_step:,} tokens, the same for every arm; an arm with fewer steps "
+        f"ends its own schedule there. Rates {rates}, halved by short runs and chosen on the validation books with the "
+        f"first of {len(found.seeds)} seeds; test books, medians over seeds. Shares are of the named arm's whole run; "
+        "seconds (of the processor) and FLOPs count calibration, conversion and teacher. Rise: the most that a seed stood "
+        f"above its step 0. {notes} {found.date}, {found.machine['num_cores']} cores, written by `python -m "
+        f"benchmarks.publish` from the results of `{found.command}`."
+    )
+    return f"**{found.title}.** {about}.\n\n{_table(columns, lines)}\n\n{where}"
+
+
 def memory_section() -> str:
     """Return what fitting readers holds beside a model of two layers, for few layers and for many."""
     record = results("fitting")
@@ -207,7 +291,14 @@ def measured_section() -> str:
     """Return the README's measured table and the line that says where it was measured."""
     record = results("conversion")
     machine, versions = record["machine"], record["versions"]
-    rows = [*_exactness_rows(), *_shrink_rows(), *_conversion_rows(), *_planning_rows(), *_startup_rows()]
+    rows = [
+        *_exactness_rows(),
+        *_shrink_rows(),
+        *_compared_rows(),
+        *_conversion_rows(),
+        *_planning_rows(),
+        *_startup_rows(),
+    ]
     where = (
         f"{record['date']}, {machine['num_cores']} cores, {machine['memory_bytes'] / 2**30:.0f} GiB, no GPU, torch "
         f"{versions['torch']}, transformers {versions['transformers']}. Written by `python -m benchmarks.publish` from "
@@ -253,6 +344,7 @@ def main() -> None:
         ("docs/exactness.md", "exactness", exactness_section()),
         ("docs/shrinking.md", "shrink", shrink_section()),
         ("docs/shrinking.md", "memory", memory_section()),
+        *(("docs/training.md", f"compared {suite}", compared_section(suite)) for suite in SUITES),
     ):
         path = ROOT / name
         path.write_text(replaced(path.read_text(encoding="utf-8"), section, body), encoding="utf-8")

@@ -59,12 +59,35 @@ def config(settings: Settings) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _text(split: str, characters: int) -> str:
+def _rows(split: str) -> list[str]:
+    """Return the pieces of a split, from all books in one shuffled order that is always the same."""
     import pyarrow.parquet as parquet
 
     rows = parquet.read_table(NOVELS / f"{split}.parquet", columns=["text"]).column("text").to_pylist()
-    order = np.random.default_rng(0).permutation(len(rows))
-    return "\n\n".join(rows[i] for i in order)[:characters]
+    return [rows[i] for i in np.random.default_rng(0).permutation(len(rows))]
+
+
+def _text(split: str, characters: int) -> str:
+    return "\n\n".join(_rows(split))[:characters]
+
+
+def write_unseen(folder: Path, settings: Settings) -> None:
+    """Write train.parquet, of text that no source has been trained on, and validation.parquet and test.parquet."""
+    import pyarrow
+    import pyarrow.parquet as parquet
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for split in ("train", "validation", "test"):
+        rows = _rows(split)
+        if split == "train":
+            ends = np.cumsum([len(row) + 2 for row in rows])
+            rows = [row for row, end in zip(rows, ends, strict=True) if end - len(row) > settings.train_characters]
+        # Written once: a comparison knows its data by their times, too.
+        place = folder / f"{split}.parquet"
+        if not place.is_file():
+            partial = place.with_suffix(".partial")
+            parquet.write_table(pyarrow.table({"text": rows}), partial)
+            partial.replace(place)
 
 
 def _tokenizer(text: str, vocab_size: int) -> Tokenizer:

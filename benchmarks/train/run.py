@@ -22,14 +22,14 @@ from anysize.comparison.config import compare_config
 from anysize.report.schema import Results
 from anysize.training.config_file import overridden, read_yaml, spelled
 from benchmarks.race import CACHE
-from benchmarks.shrink.source import NOVELS, Settings, source
+from benchmarks.shrink.source import NOVELS, Settings, source, write_unseen
 
 HERE = Path(__file__).parent
 SOURCES = {
     "shrink": Settings(),
     # Young and small: what trains beside it ends far below it.
     "grow": Settings(
-        hidden_size=64, intermediate_size=172, num_attention_heads=4, num_key_value_heads=2, steps=600
+        hidden_size=64, intermediate_size=172, num_attention_heads=4, num_key_value_heads=2, steps=1500
     ),
 }  # fmt: skip
 _QUICK = {"learning_rates": [2e-3, 4e-3], "seeds": [0], "halving": True}
@@ -47,20 +47,21 @@ def config_of(suite: str, made: dict[str, Any], *, quick: bool) -> dict[str, Any
     return raw
 
 
-def run(suite: str, *, quick: bool) -> Results:
+def run(suite: str, *, quick: bool, workers: int | None) -> Results:
     """Carry out a suite in the cache, where it is resumed, and write its results beside this script."""
     home, made = source(replace(SOURCES[suite], steps=800) if quick and suite == "shrink" else SOURCES[suite])
     # Paths in results are those of a place that looks alike everywhere.
     place = CACHE / "train" / f"{suite}-{home.name}"
     place.mkdir(parents=True, exist_ok=True)
-    for name, there in (("source", home), ("novels", NOVELS)):
-        if not (place / name).exists():
-            (place / name).symlink_to(there)
+    if not (place / "source").exists():
+        (place / "source").symlink_to(home)
+    write_unseen(place / "novels", SOURCES[suite])
     os.chdir(place)
     raw = config_of(suite, made, quick=quick)
     with progress_bars(enabled=True) as progress:
         command = f"python -m benchmarks.train.run {suite}{' --quick' if quick else ''}"
-        results = compare(compare_config(raw, f"{suite}.yaml"), text=spelled(raw), command=command, progress=progress)
+        config = compare_config({**raw, "workers": workers}, f"{suite}.yaml")
+        results = compare(config, text=spelled(raw), command=command, progress=progress)
     target = HERE / "results" / f"{raw['output']}.json"
     target.parent.mkdir(exist_ok=True)
     results.save(target)
@@ -73,12 +74,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("suites", nargs="*", choices=[[], *SOURCES], help="all where none is named")
     parser.add_argument("--quick", action="store_true", help="one seed, two rates, half the steps")
+    parser.add_argument("--workers", type=int, default=None, help="runs at a time (default: one a core)")
     asked = parser.parse_args()
     if not NOVELS.is_dir():
         raise SystemExit(f"the novels are not here ({NOVELS.name}): these suites need them")
     for suite in asked.suites or SOURCES:
         begin = time.perf_counter()
-        run(suite, quick=asked.quick)
+        run(suite, quick=asked.quick, workers=asked.workers)
         print(f"{suite}: {time.perf_counter() - begin:.0f} s")
 
 

@@ -127,3 +127,26 @@ print("imported", *(n for n in ("torch", "transformers", "matplotlib.pyplot", "m
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "imported matplotlib"
+
+
+def test_a_model_gets_the_table_and_the_picture(
+    cli: Run, results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(write, "draw", drawn_at_once)
+    model = tmp_path / "model"
+    model.mkdir()
+    ran = cli("report", results, "--card", model)
+    assert ran.code == 2
+    assert "holds no model" in ran.err
+    assert not list(model.iterdir())
+    assert not (results.parent / "report.html").exists()
+    (model / "config.json").write_text("{}")
+    (model / "README.md").write_text("---\ntags: [mine]\n---\n\n# Mine\n\nKept.\n")
+    for _ in range(2):
+        ran = cli("report", results, "--card", model)
+        assert ran.code == 0, ran.err
+    text = (model / "README.md").read_text()
+    assert text.startswith("---\ntags: [mine]\n---\n\n# Mine\n\nKept.\n\n<!-- begin comparison -->")
+    assert text.count("ours reaches the final loss of random in 1/9 of its steps.") == 1
+    assert "](comparison.png)" in text
+    assert (model / "comparison.png").read_bytes() == drawn_at_once(None)["curves.png"]

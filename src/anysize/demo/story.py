@@ -115,7 +115,7 @@ def _shrink(output: Path, seconds: float) -> dict[str, Any]:
     _say(f"3. shrink it to half its width and train that and a random one for about {budget:.0f} s each")
     # A model of half the width takes about a third of the time.
     steps = 3 * steps_in(budget, output / "source", threads=1)
-    arms = {"random": {"random": True}, "subspace + distillation": {"preset": "subspace", "distill": {"weight": 0.5}}}
+    arms = {"random": {"random": True}, "subspace + distillation": {"preset": "subspace", "distill": {"weight": 0.9}}}
     results, page = _compare(output, "shrink", "source", _SHRUNK, steps, arms, "Half the width")
     return _told(results, page)
 

@@ -1,12 +1,17 @@
-"""The comparison in a few lines of markdown, for the card of a model."""
+"""The comparison in a few lines of markdown, and where they go in the card of a model."""
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
+from anysize.errors import InputError, OutputError
 from anysize.report.headline import headline, number
 from anysize.report.schema import Results
 from anysize.report.tables import NOT_REACHED, share
+
+CARD, PICTURE = "README.md", "comparison.png"
+_BEGIN, _END = "<!-- begin comparison -->", "<!-- end comparison -->"
 
 
 def _plain(text: str) -> str:
@@ -43,3 +48,31 @@ def card_table(results: Results, *, picture: str = "figures/curves.png") -> str:
     if picture:
         parts.append(f"![Held-out {_plain(metric.name)} of every arm]({picture})")
     return "\n\n".join(parts) + "\n"
+
+
+def card_of(model: Path) -> Path:
+    """Return where the card of a model lies; raise InputError where a folder holds no model."""
+    if not (model / "config.json").is_file():
+        raise InputError(f"'{model}' holds no model: there is no config.json in it, so it has no card")
+    return model / CARD
+
+
+def write_card(results: Results, curves: bytes, model: Path) -> Path:
+    """Put the table and the picture of the curves into the card of a model, in place of those of an earlier time.
+
+    curves: the picture as PNG, which comes to lie beside the card. A folder without a card gets one. Returns the card.
+    Raises InputError where the folder holds no model, OutputError where it cannot be written.
+    """
+    card = card_of(model)
+    try:
+        text = card.read_text(encoding="utf-8") if card.is_file() else f"# {model.resolve().name}\n"
+        section = f"{_BEGIN}\n## {_plain(results.title)}\n\n{card_table(results, picture=PICTURE)}{_END}\n"
+        known = re.compile(rf"{_BEGIN}.*?{_END}\n?", re.DOTALL)
+        made = known.sub(lambda _: section, text) if known.search(text) else f"{text.rstrip()}\n\n{section}"
+        for place, content in ((model / PICTURE, curves), (card, made.encode())):
+            partial = place.with_name(f".{place.name}.partial")
+            partial.write_bytes(content)
+            partial.replace(place)
+    except (OSError, UnicodeDecodeError) as error:
+        raise OutputError(f"the card of '{model}' cannot be written: {error}") from error
+    return card

@@ -77,7 +77,7 @@ class Distill(Section):
     """
 
     teacher: str = ""
-    weight: float = Field(default=0.5, ge=0, le=1)
+    weight: float = Field(default=0.9, ge=0, le=1)
     temperature: float = Field(default=1.0, gt=0)
     until_step: int | None = Field(default=None, ge=1)
     top_k: int | None = Field(default=None, ge=1)
