@@ -261,8 +261,8 @@ def compared_section(suite: str) -> str:
         f"{found.steps:,} steps of {found.tokens_a_step:,} tokens, the same for every arm; an arm with fewer steps "
         f"ends its own schedule there. Rates {rates}, halved by short runs and chosen on the validation books with the "
         f"first of {len(found.seeds)} seeds; test books, medians over seeds. Shares are of the named arm's whole run; "
-        "seconds (of the processor) and FLOPs count calibration, conversion and teacher. Rise: the most that a seed stood "
-        f"above its step 0. {notes} {found.date}, {found.machine['num_cores']} cores, written by `python -m "
+        "seconds (of the processor) and FLOPs count calibration, conversion and teacher. Rise: the most that a seed "
+        f"stood above its step 0. {notes} {found.date}, {found.machine['num_cores']} cores, written by `python -m "
         f"benchmarks.publish` from the results of `{found.command}`."
     )
     return f"**{found.title}.** {about}.\n\n{_table(columns, lines)}\n\n{where}"
