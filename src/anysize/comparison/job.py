@@ -69,7 +69,9 @@ def _arguments(job: Job) -> Any:
     asked = job.config.training_of(job.arm)
     saved = {"save_strategy": "steps"} if "save_steps" in asked else {}
     given = with_defaults({**_DEFAULTS, **saved, **asked})
-    every = evaluation_steps(job.steps, job.config.evaluations)
+    # A trial is judged by where it ends, and measuring it on the way would cost more than the trial.
+    every = job.steps if job.is_trial else evaluation_steps(job.steps, job.config.evaluations)
+    begin = {"eval_on_start": False} if job.is_trial else {}
     warmup = given["warmup_steps"]
     if isinstance(warmup, int) and job.is_trial:
         # A trial is the whole run in small; a share of the steps is one already.
@@ -77,7 +79,7 @@ def _arguments(job: Job) -> Any:
     ours = {
         "max_steps": job.steps,
         **fixed_arguments(str(job.folder)), "eval_strategy": "steps", "eval_steps": every, "learning_rate": job.rate,
-        "seed": job.seed, "data_seed": job.seed, "logging_steps": every,
+        "seed": job.seed, "data_seed": job.seed, "logging_steps": every, **begin,
     }  # fmt: skip
     return training_arguments({**given, **ours}, f"arm {job.arm}")
 
