@@ -29,11 +29,11 @@ class Recipe(BaseModel):
     arrow: what it reads and writes; the axis maps of the plan do the rest. factor: multiplies every copied value.
     stored_as: "1+w" where the file holds the gain minus one. share: how reader columns divide over copies. noise_db:
     signal-to-noise ratio of the +-noise in the null space of the copies. pad: what new coordinates of `hidden` hold.
-    fresh_scale: standard deviation of new values over the root mean square of the copied ones; fresh_std: the same as
-    such, where that gives 0. score_power: see `dims`. silent: the tensor ends a branch of an identity layer and is
-    zero. layer, expert: whose own axis maps ("ffn.3", "ffn.3.5") apply, in target numbers. reader, writer: names of
-    the dense maps that stand for the axis maps of what is read or written. value: name of the fitted array that is the
-    target tensor.
+    fresh_scale: standard deviation of new values over the root mean square of the source's, scaled by factor;
+    fresh_std: the same as such, where that gives 0. score_power: see `dims`. silent: the tensor ends a branch of an
+    identity layer and is zero. layer, expert: whose own axis maps ("ffn.3", "ffn.3.5") apply, in target numbers.
+    reader, writer: names of the dense maps that stand for the axis maps of what is read or written. value: name of
+    the fitted array that is the target tensor.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

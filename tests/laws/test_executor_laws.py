@@ -129,6 +129,7 @@ CHANGES: list[tuple[str, dict[str, Any]]] = [
     ("ffn -> hidden", {"pad": "mean"}),
     ("ffn -> hidden", {"silent": True}),
     ("norm(hidden) -> ffn", {"fresh_std": 0.25}),
+    ("norm(hidden) -> ffn", {"fresh_scale": 1.0}),
     ("-> norm(hidden)", {"stored_as": "1+w", "factor": 2.0}),
     ("-> norm(hidden)", {"pad": "one"}),
 ]
@@ -140,6 +141,20 @@ def test_every_field_of_a_recipe_changes_the_weights(text: str, change: dict[str
     source = weights(recipe(text, axes).source_shape)
     plain, changed = (made(recipe(text, axes, **{**BASE, **more}), axes, source) for more in ({}, change))
     assert not torch.equal(plain, changed)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_fresh_values_are_as_large_as_the_sources(scale: float) -> None:
+    axes = {**PADDED, "ffn": extend(7, 4000)}
+    source = 3 * weights((7, 5))
+    wanted = recipe("norm(hidden) -> ffn", axes, share="equal", factor=2.0, fresh_scale=scale)
+    new = made(wanted, axes, source)[7:]
+    assert float(new.square().mean().sqrt()) == pytest.approx(
+        scale * 2 * float(source.square().mean().sqrt()), rel=0.02
+    )
+    # A tensor of zeros says nothing about size.
+    nothing = made(wanted, axes, torch.zeros(7, 5))[7:]
+    assert float(nothing.square().mean().sqrt()) == pytest.approx(0.5, rel=0.02)
 
 
 def test_noise_levels_and_score_powers_change_the_weights() -> None:

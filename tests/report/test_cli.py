@@ -148,5 +148,11 @@ def test_a_model_gets_the_table_and_the_picture(
     text = (model / "README.md").read_text()
     assert text.startswith("---\ntags: [mine]\n---\n\n# Mine\n\nKept.\n\n<!-- begin comparison -->")
     assert text.count("ours reaches the final loss of random in 1/9 of its steps.") == 1
-    assert "](comparison.png)" in text
-    assert (model / "comparison.png").read_bytes() == drawn_at_once(None)["curves.png"]
+    assert "](anysize-comparison.png)" in text
+    assert (model / "anysize-comparison.png").read_bytes() == drawn_at_once(None)["curves.png"]
+    broken = text.replace("<!-- end comparison -->", "") + "\n## License\n"
+    (model / "README.md").write_text(broken)
+    ran = cli("report", results, "--card", model)
+    assert ran.code == 2
+    assert "and not one pair of them" in ran.err
+    assert (model / "README.md").read_text() == broken

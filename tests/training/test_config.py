@@ -32,7 +32,7 @@ COMPARE: dict[str, Any] = {
         ({"model": ""}, "exactly one of model, random and resize, got none"),
         ({"distill": {"weight": 0.5}}, "distill.teacher: only a resize has a source to distil from"),
         ({"distill": {"teacher": "x", "weight": 1.5}}, "distill.weight"),
-        ({"distill": {"teacher": "x", "cache": "c"}}, "cache keeps top-k targets: give top_k as well"),
+        ({"distill": {"teacher": "x", "cache": "c"}}, "cache keeps top-k targets, and the words of"),
         ({"distill": {"teacher": "x", "temperature": float("nan")}}, "distill.temperature"),
         ({"recipe": {"learning_rate_factors": {"norms": 2}}}, "unknown role 'norms' (did you mean 'norm'?)"),
         ({"recipe": {"learning_rate_factors": {"norm": -1}}}, "wanted 0 or more"),

@@ -12,7 +12,7 @@ from anysize.errors import InputError
 from anysize.executor import DimMaps
 from anysize.training.config import train_config
 from anysize.training.groups import new_elements
-from anysize.training.optimizer_state import carried, carried_state, load_state, save_state, set_state
+from anysize.training.optimizer_state import FILE, carried, carried_state, load_state, save_state, set_state
 from anysize.training.run import train
 from anysize.training.start import load
 from tests.conftest import make_llama
@@ -77,7 +77,7 @@ def _with_state(folder: Path) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
 def test_a_state_is_kept_and_found_again(llama: Path, tmp_path: Path) -> None:
     model, optimizer = _with_state(llama)
     save_state(model, optimizer, tmp_path)  # type: ignore[arg-type]
-    found, steps = load_state(tmp_path)
+    found, steps = load_state(tmp_path / FILE)
     assert steps == 3
     parameters = dict(model.named_parameters())
     assert found.keys() == parameters.keys()
@@ -91,7 +91,7 @@ def test_a_target_goes_on_with_it(llama: Path, tmp_path: Path) -> None:
     save_state(model, optimizer, tmp_path)  # type: ignore[arg-type]
     plan = anysize.plan(llama, preset="fresh", num_hidden_layers=3, **SIZES)
     target = anysize.apply(plan, verify="off")
-    state, steps = carried_state(plan, tmp_path, target)
+    state, steps = carried_state(plan, tmp_path / FILE, target)
     fused = torch.optim.AdamW(target.parameters(), lr=1e-3, fused=True)
     set_state(fused, target, state, steps)
     # The layer that starts as an identity has no past.
@@ -105,20 +105,20 @@ def test_a_target_goes_on_with_it(llama: Path, tmp_path: Path) -> None:
 
 
 def test_what_does_not_fit_is_refused(llama: Path, tmp_path: Path) -> None:
-    plan = anysize.plan(llama, preset="fresh", **SIZES)
-    target = anysize.apply(plan, verify="off")
-    with pytest.raises(InputError, match=r"has no optimizer\.safetensors"):
-        carried_state(plan, llama, target)
     cut = anysize.plan(llama, intermediate_size=24, preset="weight-selection")
-    with pytest.raises(InputError, match="this plan cuts"):
-        carried_state(cut, llama, anysize.apply(cut, verify="off"))
+    with pytest.raises(InputError, match="this target does not: "):
+        carried_state(cut, tmp_path / FILE, anysize.apply(cut, verify="off"))
+    tied = make_llama(tmp_path / "tied", tie_word_embeddings=True)
+    parted = anysize.plan(tied, intermediate_size=96, untie=True)
+    with pytest.raises(InputError, match="untie parts them"):
+        carried_state(parted, tmp_path / FILE, anysize.apply(parted, verify="off"))
     model = load(str(llama), torch.float32)
     plain = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     _gradients(model)
     plain.step()
     with pytest.raises(InputError, match="only the state of AdamW"):
         save_state(model, plain, tmp_path)
-    assert not list(tmp_path.iterdir())
+    assert not (tmp_path / FILE).exists()
 
 
 def test_a_run_keeps_it_and_the_next_one_carries_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,18 +130,23 @@ def test_a_run_keeps_it_and_the_next_one_carries_it(tmp_path: Path, monkeypatch:
     training = {"max_steps": 4, "per_device_train_batch_size": 4, "save_strategy": "no", "learning_rate": 1e-3}
 
     def run(raw: dict[str, object]) -> dict[str, object]:
-        config = train_config({**common, "training": training, **raw}, "c.yaml")
+        config = train_config({**common, "training": training} | raw, "c.yaml")
         return train(config, command="c", origin="c.yaml", progress=lambda *_: None)
 
     run({"output": "older", "model": str(source), "keep_optimizer": True})
     grown = {"resize": {"source": "older", "intermediate_size": 96, "preset": "fresh"}}
     carried_run = run({"output": "a", **grown, "recipe": {"optimizer_state": "carried"}})
     plain_run = run({"output": "b", **grown})
-    first, second = (found["losses"] for found in (carried_run, plain_run))
     assert carried_run["steps"] == plain_run["steps"] == 4
     weights = [load(name, torch.float32).state_dict() for name in ("a", "b")]
     assert any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
-    assert first is not None
-    assert second is not None
-    with pytest.raises(InputError, match=r"only a start that a plan makes"):
-        run({"output": "c", "model": "older", "recipe": {"optimizer_state": "carried"}})
+    asked = {"recipe": {"optimizer_state": "carried"}}
+    for more, told in (
+        ({"model": "older", **asked}, "only a start that a plan makes"),
+        ({**asked, "resize": {**grown["resize"], "source": str(source)}}, "has no optimizer/adamw.safetensors"),
+        ({**grown, **asked, "training": {**training, "adam_beta2": 0.999}}, "give recipe.new_parameters.warmup_steps"),
+        ({"model": "older", "keep_optimizer": True, "training": {**training, "optim": "adafactor"}}, "only the state"),
+    ):
+        with pytest.raises(InputError, match=told):
+            run({"output": "c", **more})
+        assert not Path("c").exists()

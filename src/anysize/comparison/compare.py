@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anysize.comparison.config import CompareConfig
 from anysize.comparison.flops import forward_flops, training_flops
-from anysize.comparison.folder import claimed, write_json
+from anysize.comparison.folder import RECORD, claimed, write_json
 from anysize.comparison.job import Job, carry_out, conversion_s, known, prepare
 from anysize.comparison.records import machine, plan_record, resize_command, versions
 from anysize.comparison.search import ladder, search
@@ -27,7 +28,9 @@ from anysize.recipe import Plan
 from anysize.report.schema import Arm, Metric, Results, Run, SourceRecord
 from anysize.target import public_sizes
 from anysize.tensors import num_parameters
+from anysize.training.arguments import fixed_arguments, training_arguments, with_defaults
 from anysize.training.data import Datasets, datasets_of
+from anysize.training.optimizer_state import require_state
 from anysize.training.start import folder_of, plan_of, require_same_vocabulary, scores_for
 
 if TYPE_CHECKING:
@@ -53,6 +56,18 @@ def _enter(counter: Any, num_gpus: int) -> None:
         torch.set_num_threads(1)
 
 
+@contextmanager
+def _ended_with_us(others: Sequence[Any]) -> Generator[None]:
+    """End the processes that have begun since, where someone interrupts: runs are recorded whole or not at all."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        for process in multiprocessing.active_children():
+            if process not in others:
+                process.terminate()
+        raise
+
+
 class Comparison:
     """One comparison at work: its folder, its processes, and what has been found so far."""
 
@@ -63,14 +78,19 @@ class Comparison:
         self._check_vocabularies()
         self.target = self._target()
         self.data = self._data()
-        self.place = claimed(config, self.tensors.identity)
-        self.lock = FolderLock(self.place.path)
+        self._check_states()
+        self.lock = FolderLock.of_runs(Path(config.output).expanduser(), RECORD, "comparison")
+        try:
+            self.place = claimed(config, self.tensors.identity)
+        except AnysizeError:
+            self.lock.release()
+            raise
         write_json(self.place.target, {**self.target.raw, "architectures": [self.target.model_class]})
         try:
             self.calibration_s = {source: self._calibrate(source) for source in self._sources_to_calibrate()}
         except AnysizeError:
-            self.lock.release()
             self.place.withdraw()
+            self.lock.release()
             raise
 
     def _check_vocabularies(self) -> None:
@@ -87,6 +107,14 @@ class Comparison:
                         f"arm '{name}': the tokenizer of '{other}' is not that of '{self.config.source}', so the arms "
                         "would not see the same tokens"
                     )
+
+    def _check_states(self) -> None:
+        """Refuse arms whose optimizer is to go on with what no source has left."""
+        for name, arm in self.config.arms.items():
+            if arm.recipe.optimizer_state == "carried":
+                source = Path(folder_of(open_checkpoint(arm.source or self.config.source)))
+                given = with_defaults(self.config.training_of(name))
+                require_state(source, training_arguments({**given, **fixed_arguments("")}, f"arm {name}"), arm.recipe)
 
     def _target(self) -> SourceConfig:
         """Return the config that all arms have: that of a plan which needs no data."""
@@ -133,7 +161,8 @@ class Comparison:
         workers = config.workers or num_gpus or os.cpu_count() or 1
         context = multiprocessing.get_context("spawn")
         counter = context.Value("i", 0)
-        with ProcessPoolExecutor(workers, context, _enter, (counter, num_gpus)) as pool:
+        running = multiprocessing.active_children()
+        with ProcessPoolExecutor(workers, context, _enter, (counter, num_gpus)) as pool, _ended_with_us(running):
             starts = {self.job(arm, 0.0, seed).start: self.job(arm, 0.0, seed)
                       for arm in config.arms for seed in config.seeds if not config.arms[arm].random}  # fmt: skip
             for number, _ in enumerate(pool.map(prepare, starts.values())):
@@ -164,13 +193,9 @@ class Comparison:
                 "a training process ended without a word, most often for want of memory: give fewer workers or a "
                 "smaller batch; the same command goes on"
             ) from error
-        except BaseException as error:
+        except BaseException:
             for future in waiting:
                 future.cancel()
-            if isinstance(error, KeyboardInterrupt):
-                # Runs are recorded whole or not at all, so nothing but their time is lost.
-                for process in multiprocessing.active_children():
-                    process.terminate()
             raise
         found = [known(job) for job in jobs]
         return [run for run in found if run is not None]

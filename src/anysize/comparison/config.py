@@ -52,6 +52,10 @@ class ArmConfig(Section):
             given := self.model_fields_set & {"preset", "select", "readers", "layers", "source", "untie", "noise_db"}
         ):
             raise ValueError(f"a random start takes no {joined(sorted(given))}")
+        if self.random and self.recipe.optimizer_state == "carried":
+            raise ValueError("recipe.optimizer_state: a random start has no source whose state it could carry")
+        if self.distill is not None and self.distill.cache:
+            raise ValueError("distill.cache: later runs would have their teacher for nothing, and seconds are compared")
         if shared := [name for name in _SHARED if name in self.training]:
             raise ValueError(f"training.{joined(shared)}: all arms share it")
         return self

@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from anysize import __version__
 from anysize.comparison.config import CompareConfig
-from anysize.errors import InputError, OutputError
+from anysize.errors import InputError
 from anysize.training.tokens import data_identity
 
-_RECORD = "comparison.json"
+RECORD = "comparison.json"
 
 
 def write_json(path: Path, told: Mapping[str, Any]) -> None:
@@ -61,7 +62,8 @@ class Place:
     def start(self, config: CompareConfig, arm: str, seed: int) -> Path:
         """Return where the model that an arm starts from lies."""
         resize = config.resize_of(arm, seed).model_dump(mode="json")
-        return self.path / "starts" / key_of(self.identity, resize)
+        # Another version may make another start of the same resize.
+        return self.path / "starts" / key_of(self.identity, resize, __version__)
 
     def run(self, config: CompareConfig, arm: str, rate: float, seed: int, steps: int) -> Path:
         """Return the folder of one run: two arms that differ in nothing but their names share it."""
@@ -70,7 +72,7 @@ class Place:
 
 
 def claimed(config: CompareConfig, source_identity: str) -> Place:
-    """Return the folder of a comparison; raise InputError or OutputError where it holds something else.
+    """Return the folder of a comparison, which is locked already; raise InputError where it holds another one.
 
     Arms, rates and seeds may be added to a comparison; source, target, data and shared training may not change.
     """
@@ -83,9 +85,7 @@ def claimed(config: CompareConfig, source_identity: str) -> Place:
         "files": [data_identity(name) for name in files],
     }  # fmt: skip
     shared = json.loads(json.dumps(shared))
-    record = path / _RECORD
-    if path.exists() and not path.is_dir():
-        raise OutputError(f"the output '{path}' exists and is not a folder")
+    record = path / RECORD
     if record.is_file():
         known = json.loads(record.read_text(encoding="utf-8"))
         if known != shared:
@@ -94,8 +94,6 @@ def claimed(config: CompareConfig, source_identity: str) -> Place:
                 f"the output '{path}' holds another comparison ({changed} differ): choose another one; nothing of it "
                 "was changed"
             )
-    elif path.is_dir() and any(path.iterdir()):
-        raise OutputError(f"the output folder '{path}' is not empty and holds no comparison: choose another one")
     else:
         write_json(record, shared)
     return Place(path, key_of(shared))

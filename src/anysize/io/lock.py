@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 from types import TracebackType
 
 from filelock import FileLock, Timeout
 
 from anysize.errors import OutputError
+
+_NAME = ".lock"
 
 
 class FolderLock:
@@ -18,20 +21,42 @@ class FolderLock:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder / ".lock"
-        self._lock = FileLock(self._path)
+        self._path = folder / _NAME
+        self._lock = FileLock(self._path, fallback_to_soft=False)
         try:
-            with contextlib.suppress(NotImplementedError):
-                self._lock.acquire(timeout=0)
+            self._lock.acquire(timeout=0)
         except Timeout as error:
             raise OutputError(
                 f"another process is at work in '{folder}': wait for it, or choose another output"
             ) from error
+        except (NotImplementedError, OSError):
+            # A file system without locks, or without leave to write.
+            pass
+
+    @classmethod
+    def of_runs(cls, folder: Path, record: str, what: str) -> FolderLock:
+        """Make and lock a folder for something that keeps such a record in it.
+
+        Raises OutputError for a file, and for a folder that holds something else.
+        """
+        if folder.exists() and not folder.is_dir():
+            raise OutputError(f"the output '{folder}' exists and is not a folder")
+        if folder.is_dir() and not (folder / record).is_file() and {path.name for path in folder.iterdir()} - {_NAME}:
+            raise OutputError(f"the output folder '{folder}' is not empty and holds no {what}: choose another one")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"the output folder '{folder}' cannot be made: {error.strerror or error}") from error
+        return cls(folder)
 
     def release(self) -> None:
         """Let another process in."""
-        # In this order: the file of one who came in between is not removed.
-        self._path.unlink(missing_ok=True)
+        # An open file cannot be removed on Windows. Elsewhere, the file of one who comes in between is not removed.
+        if os.name == "nt":
+            self._lock.release()
+        if self._lock.is_locked or os.name == "nt":
+            with contextlib.suppress(OSError):
+                self._path.unlink(missing_ok=True)
         self._lock.release()
 
     def __enter__(self) -> FolderLock:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from anysize.errors import InputError, OutputError
+from anysize.errors import InputError, OutputError, joined
 from anysize.report.headline import headline, number
 from anysize.report.schema import Results
 from anysize.report.tables import NOT_REACHED, share
 
-CARD, PICTURE = "README.md", "comparison.png"
+CARD, PICTURE = "README.md", "anysize-comparison.png"
 _BEGIN, _END = "<!-- begin comparison -->", "<!-- end comparison -->"
 
 
@@ -50,11 +50,22 @@ def card_table(results: Results, *, picture: str = "figures/curves.png") -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def card_of(model: Path) -> Path:
-    """Return where the card of a model lies; raise InputError where a folder holds no model."""
+def read_card(model: Path) -> str:
+    """Return the card of a model, or the beginning of one.
+
+    Raises InputError where a folder holds no model, or a card that is no text or has a mark of ours without the other.
+    """
     if not (model / "config.json").is_file():
         raise InputError(f"'{model}' holds no model: there is no config.json in it, so it has no card")
-    return model / CARD
+    card = model / CARD
+    try:
+        text = card.read_text(encoding="utf-8") if card.is_file() else f"# {model.resolve().name}\n"
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"the card '{card}' cannot be read: {error}") from error
+    marks = re.findall(f"{_BEGIN}|{_END}", text)
+    if marks not in ([], [_BEGIN, _END]):
+        raise InputError(f"the card '{card}' has {joined(marks)}, and not one pair of them: mend or remove them")
+    return text
 
 
 def write_card(results: Results, curves: bytes, model: Path) -> Path:
@@ -63,16 +74,19 @@ def write_card(results: Results, curves: bytes, model: Path) -> Path:
     curves: the picture as PNG, which comes to lie beside the card. A folder without a card gets one. Returns the card.
     Raises InputError where the folder holds no model, OutputError where it cannot be written.
     """
-    card = card_of(model)
+    card, text = model / CARD, read_card(model)
+    section = f"{_BEGIN}\n## {_plain(results.title)}\n\n{card_table(results, picture=PICTURE)}{_END}\n"
+    known = re.compile(rf"{_BEGIN}.*?{_END}\n?", re.DOTALL)
+    made = known.sub(lambda _: section, text) if known.search(text) else f"{text.rstrip()}\n\n{section}"
+    contents = {model / PICTURE: curves, card: made.encode()}
+    partial = {place: place.with_name(f".{place.name}.partial") for place in contents}
     try:
-        text = card.read_text(encoding="utf-8") if card.is_file() else f"# {model.resolve().name}\n"
-        section = f"{_BEGIN}\n## {_plain(results.title)}\n\n{card_table(results, picture=PICTURE)}{_END}\n"
-        known = re.compile(rf"{_BEGIN}.*?{_END}\n?", re.DOTALL)
-        made = known.sub(lambda _: section, text) if known.search(text) else f"{text.rstrip()}\n\n{section}"
-        for place, content in ((model / PICTURE, curves), (card, made.encode())):
-            partial = place.with_name(f".{place.name}.partial")
-            partial.write_bytes(content)
-            partial.replace(place)
-    except (OSError, UnicodeDecodeError) as error:
-        raise OutputError(f"the card of '{model}' cannot be written: {error}") from error
+        for place, content in contents.items():
+            partial[place].write_bytes(content)
+        for place, name in partial.items():
+            name.replace(place)
+    except OSError as error:
+        for name in partial.values():
+            name.unlink(missing_ok=True)
+        raise OutputError(f"the card of '{model}' cannot be written: {error.strerror or error}") from error
     return card

@@ -87,8 +87,10 @@ class Distill(Section):
 
     @model_validator(mode="after")
     def _sound(self) -> Distill:
-        if self.cache and self.weight and self.top_k is None:
-            raise ValueError("cache keeps top-k targets: give top_k as well")
+        if self.cache and not (self.weight and self.top_k) and not self.self_data:
+            raise ValueError("cache keeps top-k targets, and the words of self_data: ask for either of them as well")
+        if not self.weight and (idle := self.model_fields_set & {"top_k", "temperature"}):
+            raise ValueError(f"weight is 0: {joined(sorted(idle))} would do nothing")
         if not (self.weight or self.hidden_weight or self.self_data):
             raise ValueError("weight is 0: nothing would be learned from the teacher")
         return self
@@ -188,6 +190,8 @@ class TrainConfig(Section):
             raise ValueError(f"wanted exactly one of model, random and resize, got {joined(given) or 'none'}")
         if self.distill and not self.distill.teacher and self.resize is None:
             raise ValueError("distill.teacher: only a resize has a source to distil from; name the teacher")
+        if self.recipe.optimizer_state == "carried" and self.resize is None:
+            raise ValueError("recipe.optimizer_state: only a start that a plan makes (resize) has a source")
         return self
 
 

@@ -91,6 +91,8 @@ def make_teacher(
     """Return a teacher as the trainer wants it; raise InputError where its options do not fit the run."""
     model.eval().requires_grad_(False)
     cache = words = None
+    if options.cache and data.num_sequences is None:
+        raise InputError("distill.cache: streamed sequences have no numbers to keep anything under")
     if options.self_data is not None:
         if start.config.architecture.modality == "image":
             raise InputError("distill.self_data: a teacher goes on from words, and these are images")
@@ -100,8 +102,7 @@ def make_teacher(
         )  # fmt: skip
         identity = f"{identity} {options.self_data.model_dump_json()}"
     if options.cache and options.top_k and options.weight:
-        if data.num_sequences is None:
-            raise InputError("distill.cache: streamed sequences have no numbers to keep targets under")
+        assert data.num_sequences is not None
         if start.config.architecture.modality == "image":
             raise InputError("distill.cache: images are flipped at random, so their targets are not always the same")
         if options.hidden_weight:

@@ -1,11 +1,12 @@
-"""The state of AdamW: kept beside a trained model, and carried through the maps of a plan that grows it.
+"""The state of AdamW: kept in a folder of a trained model, and carried through the maps of a plan that grows it.
 
 A target that computes what its source does has gradients that follow from the source's. An element of the source with
 value w stands in the target as a_1 w, a_2 w, ... (copies, shares, scales); every one of them has the gradient g / A,
 A = a_1 + a_2 + ..., as dL/dw = sum a_i dL/dw_i says where these gradients are alike: copies with equal shares and fresh
-capacity are exact, copies with unequal shares get the mean of theirs. So Adam's first moment is divided by
-A and its second by A^2 (Ma et al. 2026, 2602.10545, have this for whole copies). What a plan adds has no past: both
-moments are zero there, which is the asymmetric reset of Yu et al. (2026, 2602.02472).
+capacity are exact under an RMSNorm, copies with unequal shares get the mean of theirs, and what the mean-holding pad of
+a LayerNorm adds to the gradients of its writers is left out. So Adam's first moment is divided by A and its second by
+A^2 (Ma et al. 2026, 2602.10545, have this for whole copies). What a plan adds has no past: both moments are zero there,
+which is the asymmetric reset of Yu et al. (2026, 2602.02472).
 """
 
 from __future__ import annotations
@@ -27,14 +28,22 @@ from anysize.recipe import Plan, Recipe
 from anysize.tensors import expected_tensors
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, TrainingArguments
 
-FILE = "optimizer.safetensors"
+    from anysize.training.config import Recipe as TrainingRecipe
+
+# What transformers calls the optimizers whose state this is.
+ADAMW = ("adamw_torch", "adamw_torch_fused")
+# A folder of its own: some loaders take every .safetensors file beside a config for weights.
+FILE = Path("optimizer") / "adamw.safetensors"
+# Above this, steps of elements without a past are much larger than the learning rate at first, because the count of
+# steps, and with it the correction of Adam's bias, is the source's.
+_MOST_BETA2 = 0.98
 _MOMENTS = {"exp_avg": 1, "exp_avg_sq": 2}
 
 
 def save_state(model: PreTrainedModel, optimizer: torch.optim.Optimizer, folder: Path) -> None:
-    """Write the moments of AdamW beside a model, as `<moment>.<parameter>`, whole or not at all.
+    """Write the moments of AdamW into a model's folder, as `<moment>.<parameter>`, whole or not at all.
 
     Raises InputError where an optimizer has no such moments.
     """
@@ -51,24 +60,44 @@ def save_state(model: PreTrainedModel, optimizer: torch.optim.Optimizer, folder:
             raise InputError(f"keep_optimizer: '{name}' has no {sorted(missing)[0]}: only the state of AdamW is kept")
         steps = max(steps, int(known["step"]))
         tensors |= {f"{moment}.{name}": known[moment].detach().cpu().contiguous() for moment in _MOMENTS}
-    partial = folder / f".{FILE}.partial"
+    place = folder / FILE
+    place.parent.mkdir(exist_ok=True)
+    partial = place.with_name(f".{place.name}.partial")
     save_file(tensors, partial, {"steps": str(steps)})
-    partial.replace(folder / FILE)
+    partial.replace(place)
 
 
-def load_state(folder: Path) -> tuple[dict[str, dict[str, torch.Tensor]], int]:
-    """Return the moments beside a model, by parameter, and the steps that they have seen.
+def require_kept(args: TrainingArguments) -> None:
+    """Refuse to keep what a run with these arguments does not have, before it is trained."""
+    if (optim := str(getattr(args.optim, "value", args.optim))) not in ADAMW:
+        raise InputError(f"keep_optimizer: only the state of AdamW is kept, and training.optim is {optim}")
+    if args.fsdp or args.deepspeed:
+        raise InputError("keep_optimizer: needs whole tensors, and this run shards them; leave it out")
+    if args.load_best_model_at_end:
+        raise InputError("keep_optimizer: training.load_best_model_at_end leaves weights that the moments are not of")
 
-    Raises InputError where there are none.
-    """
-    from safetensors import safe_open  # noqa: PLC0415
 
+def require_state(folder: Path, args: TrainingArguments, recipe: TrainingRecipe) -> Path:
+    """Return where the state of a source lies; raise InputError where there is none or a run cannot go on with it."""
     place = folder / FILE
     if not place.is_file():
         raise InputError(
             f"recipe.optimizer_state: the source '{folder}' has no {FILE}; train it with keep_optimizer: true, or "
             "leave the option out"
         )
+    warmed = recipe.new_parameters is not None and recipe.new_parameters.warmup_steps > 0
+    if args.adam_beta2 > _MOST_BETA2 and not warmed:
+        raise InputError(
+            f"recipe.optimizer_state: with adam_beta2 of {args.adam_beta2}, above {_MOST_BETA2}, new elements would "
+            "take steps of several times the learning rate: give recipe.new_parameters.warmup_steps"
+        )
+    return place
+
+
+def load_state(place: Path) -> tuple[dict[str, dict[str, torch.Tensor]], int]:
+    """Return moments by parameter, and the steps that they have seen."""
+    from safetensors import safe_open  # noqa: PLC0415
+
     found: dict[str, dict[str, torch.Tensor]] = {}
     with safe_open(place, framework="pt") as file:
         for key in file.keys():  # noqa: SIM118 (not a mapping)
@@ -105,15 +134,22 @@ def carried(recipe: Recipe, maps: DimMaps, moment: torch.Tensor, power: int) -> 
     return (torch.zeros_like(made) if recipe.silent else made).reshape(recipe.shape).to(moment.dtype)
 
 
-def carried_state(plan: Plan, source: Path, model: PreTrainedModel) -> tuple[dict[str, dict[str, torch.Tensor]], int]:
-    """Return the state of a target's AdamW, by parameter, from that beside the source, and the steps it has seen.
+def carried_state(plan: Plan, place: Path, model: PreTrainedModel) -> tuple[dict[str, dict[str, torch.Tensor]], int]:
+    """Return the state of a target's AdamW, by parameter, from that of the source, and the steps it has seen.
 
-    Raises InputError where the source has no state, where the plan is not exact, so that gradients do not carry over,
-    and where transformers fuses tensors in memory.
+    Raises InputError where the plan is not exact or unties a head, so that gradients do not carry over, and where
+    transformers fuses tensors in memory.
     """
-    if plan.dense or not plan.keeps_logits:
-        raise InputError("recipe.optimizer_state: gradients carry over to what computes the same, and this plan cuts")
-    before, steps = load_state(source)
+    if not plan.exact:
+        raise InputError(
+            "recipe.optimizer_state: gradients carry over to what computes the same, and this target does not: "
+            f"{plan.inexact[0]}"
+        )
+    if plan.options.untie:
+        raise InputError(
+            "recipe.optimizer_state: the moments of a tied head are of both its uses, and untie parts them"
+        )
+    before, steps = load_state(place)
     maps = DimMaps(plan.axes, plan.dense)
     expected = expected_tensors(understand(plan.target_config))
     identities = {number for number, step in enumerate(plan.layers) if step.silent}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from anysize.config import understand
-from anysize.errors import InputError, OutputError
+from anysize.errors import InputError
 from anysize.io.hub import open_checkpoint
 from anysize.io.lock import FolderLock
 from anysize.io.models import quiet_transformers
@@ -25,7 +25,7 @@ from anysize.training.config import TrainConfig
 from anysize.training.data import Datasets, datasets_of
 from anysize.training.loop import Outcome, last_checkpoint, make_teacher, run
 from anysize.training.memory import training_memory
-from anysize.training.optimizer_state import save_state
+from anysize.training.optimizer_state import require_kept, require_state, save_state
 from anysize.training.start import (
     Start,
     at_random,
@@ -66,10 +66,19 @@ class _Folder:
 
     def claim(self) -> dict[str, Any] | None:
         """Take the folder, or return the record of the same run where it is finished; refuse any other folder."""
+        self._lock = FolderLock.of_runs(self.path, _RECORD, "run")
+        try:
+            known = self._claimed()
+        except InputError:
+            self.release()
+            raise
+        if known is not None:
+            self.release()
+        return known
+
+    def _claimed(self) -> dict[str, Any] | None:
         record = self.path / _RECORD
         self._is_new = not record.is_file()
-        if self.path.exists() and not self.path.is_dir():
-            raise OutputError(f"the output '{self.path}' exists and is not a folder")
         if record.is_file():
             known = json.loads(record.read_text(encoding="utf-8"))
             if known["config"] != self._config:
@@ -78,14 +87,8 @@ class _Folder:
                 raise InputError(
                     f"the output '{self.path}' is of another config ({', '.join(changed)} differ): choose another one"
                 )
-            if known["finished"]:
-                return known
-            self._lock = FolderLock(self.path)
-            return None
-        if self.path.is_dir() and any(self.path.iterdir()):
-            raise OutputError(f"the output folder '{self.path}' is not empty and holds no run: choose another one")
+            return known if known["finished"] else None
         self.write(finished=False, found={})
-        self._lock = FolderLock(self.path)
         return None
 
     def release(self) -> None:
@@ -157,8 +160,6 @@ def _teacher(config: TrainConfig, start: Start, data: Datasets) -> Teacher | Non
 
 
 def _keep_optimizer(trainer: Any, folder: Path) -> None:
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-        raise InputError("keep_optimizer: needs whole tensors, and this run shards them; leave it out")
     optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
     save_state(trainer.accelerator.unwrap_model(trainer.model), optimizer, folder)
 
@@ -193,6 +194,10 @@ def train(
 
     given = with_defaults({**_held_out(config), **config.training})
     args = training_arguments({**given, **fixed_arguments(config.output)}, origin)
+    if config.keep_optimizer:
+        require_kept(args)
+    if config.recipe.optimizer_state == "carried" and config.resize is not None:
+        require_state(Path(folder_of(open_checkpoint(config.resize.source))), args, config.recipe)
     folder = _Folder(config)
     state = PartialState()
     if (known := _claimed(folder, state)) is not None:

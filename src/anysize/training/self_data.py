@@ -22,25 +22,37 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-@torch.no_grad()
-def continued(model: PreTrainedModel, ids: torch.Tensor, options: SelfData, seed: int) -> torch.Tensor:
-    """Return sequences int64 [batch, length] of which all but the first tokens are the model's own.
+def _draws(prompts: torch.Tensor, count: int) -> torch.Tensor:
+    """Return numbers in [0, 1), float64 [batch, count], that each beginning alone decides.
 
-    A seed gives the same tokens again and leaves the random state of the run as it was.
+    So the same beginning is always gone on with alike: in any batch, process, epoch or run.
     """
+    rows = [
+        np.random.Generator(np.random.SFC64(int.from_bytes(hashlib.blake2b(row.tobytes(), digest_size=16).digest())))
+        for row in prompts.cpu().numpy().astype(np.int64)
+    ]
+    return torch.from_numpy(np.stack([row.random(count) for row in rows])).to(prompts.device)
+
+
+@torch.no_grad()
+def continued(model: PreTrainedModel, ids: torch.Tensor, options: SelfData) -> torch.Tensor:
+    """Return sequences int64 [batch, length] of which all but the first tokens are the model's own."""
     callable_model: Any = model
     made = [ids[:, : options.prompt_tokens]]
-    with torch.random.fork_rng(devices=[ids.device] if ids.device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        cache: Any = None
-        while sum(part.shape[1] for part in made) < ids.shape[1]:
-            found = callable_model(input_ids=made[-1], past_key_values=cache, use_cache=True)
-            cache, logits = found.past_key_values, found.logits[:, -1].float()
-            if options.temperature:
-                chosen = torch.multinomial((logits / options.temperature).softmax(-1), 1)
-            else:
-                chosen = logits.argmax(-1, keepdim=True)
-            made.append(chosen)
+    count = ids.shape[1] - options.prompt_tokens
+    draws, cache = _draws(made[0], count), None
+    for place in range(count):
+        found = callable_model(input_ids=made[-1], past_key_values=cache, use_cache=True)
+        cache, logits = found.past_key_values, found.logits[:, -1].double()
+        if options.temperature:
+            below = (logits / options.temperature).softmax(-1).cumsum(-1)
+            # Rounding may leave the last sum a little below a draw.
+            chosen = torch.searchsorted(below, draws[:, place, None].contiguous(), right=True).clamp(
+                max=logits.shape[-1] - 1
+            )
+        else:
+            chosen = logits.argmax(-1, keepdim=True)
+        made.append(chosen)
     return torch.cat(made, dim=1)
 
 
@@ -69,12 +81,14 @@ class Continuations:
             except OSError as error:
                 raise InputError(f"distill.cache: '{folder}' cannot hold the teacher's words: {error}") from error
 
-    def of(self, ids: torch.Tensor, sequences: torch.Tensor | None, seed: int) -> torch.Tensor:
+    def of(self, ids: torch.Tensor, sequences: torch.Tensor | None) -> torch.Tensor:
         """Return sequences with the teacher's words; their numbers say where those are kept."""
         if self.ids is None or sequences is None:
-            return continued(self.model, ids, self.options, seed)
+            return continued(self.model, ids, self.options)
         rows = sequences.cpu().numpy()
-        if not bool(self.there[rows].all()):
-            self.ids[rows] = continued(self.model, ids, self.options, seed).cpu().numpy().astype(self.ids.dtype)
-            self.there[rows] = 1
+        silent = self.there[rows] == 0
+        if bool(silent.any()):
+            said = continued(self.model, ids[torch.from_numpy(silent).to(ids.device)], self.options)
+            self.ids[rows[silent]] = said.cpu().numpy().astype(self.ids.dtype)
+            self.there[rows[silent]] = 1
         return torch.from_numpy(self.ids[rows].astype(np.int64)).to(ids.device)

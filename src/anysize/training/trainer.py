@@ -19,7 +19,7 @@ from anysize.training.config import Distill, Recipe
 from anysize.training.distill import distilled, kl_divergence, kl_of_top, stream_distance, top_targets
 from anysize.training.groups import ElementwiseAdamW, grouped, new_elements, roles
 from anysize.training.images import flipped
-from anysize.training.optimizer_state import carried_state, set_state
+from anysize.training.optimizer_state import ADAMW, carried_state, require_state, set_state
 from anysize.training.self_data import Continuations
 from anysize.training.start import folder_of
 from anysize.training.targets import TargetCache
@@ -152,9 +152,7 @@ class AnysizeTrainer(Trainer):
         more = {"use_cache": False} if "input_ids" in inputs else {}
         if teacher is not None and teacher.words is not None:
             begin = self.account.clock()
-            first = int(sequence[0]) if sequence is not None else self.args.process_index
-            seed = self.args.seed * 1_000_003 + self.state.global_step * 7_919 + first
-            ids = teacher.words.of(inputs["input_ids"], sequence, seed)
+            ids = teacher.words.of(inputs["input_ids"], sequence)
             inputs |= {"input_ids": ids, "labels": ids}
             self.account.teacher_s += self.account.clock() - begin
         if teacher is not None and teacher.options.hidden_weight:
@@ -222,7 +220,7 @@ class AnysizeTrainer(Trainer):
         if made is not None or recipe == Recipe():
             return super().create_optimizer(model)
         optim = str(getattr(args.optim, "value", args.optim))
-        if optim not in ("adamw_torch", "adamw_torch_fused"):
+        if optim not in ADAMW:
             raise InputError(f"recipe: needs AdamW, and training.optim is {optim}")
         trained: Any = self.model if model is None else model
         plain = self.accelerator.unwrap_model(trained)
@@ -234,9 +232,9 @@ class AnysizeTrainer(Trainer):
         if recipe.optimizer_state == "carried":
             if self.is_fsdp_enabled or self.is_deepspeed_enabled:
                 raise InputError("recipe.optimizer_state: needs whole tensors, and this run shards them")
-            if self.plan is None:
-                raise InputError("recipe.optimizer_state: only a start that a plan makes (resize) has a source")
-            state, steps = carried_state(self.plan, Path(folder_of(open_checkpoint(self.plan.source.location))), plain)
+            assert self.plan is not None
+            folder = Path(folder_of(open_checkpoint(self.plan.source.location)))
+            state, steps = carried_state(self.plan, require_state(folder, args, recipe), plain)
             set_state(self.optimizer, plain, state, steps)
         return self.optimizer
 
