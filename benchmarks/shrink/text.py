@@ -61,9 +61,12 @@ def make(job: Job, *, quick: bool) -> tuple[Any, float]:
     needs_scores = arm["options"]["preset"] != "weight-selection"
     scores = scores_of(settings)[0] if needs_scores else None
     sizes = {k: v for k, v in sizes.items() if v != getattr(settings, k)}
+    options = dict(arm["options"])
+    if "num_hidden_layers" not in sizes:
+        options.pop("layers", None)
 
     def convert() -> Any:
-        plan = anysize.plan(home, seed=job.seed, calibration=scores, **sizes, **arm["options"])
+        plan = anysize.plan(home, seed=job.seed, calibration=scores, **sizes, **options)
         return build_model(plan.model_class, plan.target_config, target_tensors(plan, Checkpoint(home)), torch.float32)
 
     return timed(convert)

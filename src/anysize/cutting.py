@@ -11,7 +11,7 @@ from anysize.arch.schema import is_per_expert
 from anysize.axis import AxesAt, AxisMap
 from anysize.config import SourceConfig
 from anysize.errors import SizeError
-from anysize.layers import EVOLUTIONARY, LayerStep
+from anysize.layers import EVOLUTIONARY, PATTERNS, LayerStep
 from anysize.memory import free_bytes
 from anysize.presets import PRESETS
 from anysize.recipe import Options
@@ -30,8 +30,12 @@ if TYPE_CHECKING:
     from anysize.select import Selector
 
 
-def require_used(options: Options, *, grows: bool, shrinks: bool, drops_layers: bool, tokens: bool = False) -> None:
-    """Refuse options that would change nothing: the user meant something else."""
+def require_used(options: Options, *, grows: bool, cut: Sequence[str], depth: int, tokens: bool = False) -> None:
+    """Refuse options that would change nothing: the user meant something else.
+
+    cut: the axes that get smaller, without `vocab`. depth: how many layers are added.
+    """
+    shrinks, drops_layers = bool(cut), "layer" in cut
     if options.preset != "auto" and tokens and not grows and not shrinks:
         raise SizeError(f"preset '{options.preset}': only tokens are cut, and keep_tokens alone says which")
     if options.preset in PRESETS and shrinks and not grows:
@@ -41,6 +45,16 @@ def require_used(options: Options, *, grows: bool, shrinks: bool, drops_layers: 
     for name, value in (("select", options.select), ("readers", options.readers)):
         if value != "auto" and not shrinks:
             raise SizeError(f"{name} '{value}': no width is below the source's, so nothing is selected")
+    if cut == ["layer"]:
+        if options.select != "auto":
+            raise SizeError(f"select '{options.select}': only layers are dropped, and `layers` says which")
+        if options.readers not in ("auto", "none", "sequential"):
+            raise SizeError(
+                f"readers '{options.readers}': only layers are dropped, so no reader loses an input; sequential ones "
+                "are fitted to what comes out of the gaps"
+            )
+    if depth == 0 and options.layers in PATTERNS and options.layers not in ("auto", EVOLUTIONARY):
+        raise SizeError(f"layers '{options.layers}': num_hidden_layers stays, so none is dropped or added")
     if options.layers == EVOLUTIONARY and not drops_layers:
         raise SizeError(f"layers '{EVOLUTIONARY}': num_hidden_layers is not below the source's, so none is dropped")
     if options.search_tokens != Options().search_tokens and options.layers != EVOLUTIONARY:
@@ -164,4 +178,6 @@ def cut_reasons(config: SourceConfig, target: Target, shrink: ShrinkPreset) -> l
         for a, m in target.sizes.items()
         if a not in ("layer", "vocab") and m < config.sizes[a]
     ]
-    return [f"{', '.join(changes)}: kept by {shrink.select}, readers {shrink.readers}"]
+    # Where only layers go, nothing is chosen inside of them.
+    kept = f"{', '.join(changes)}: kept by {shrink.select}, " if changes else ""
+    return [f"{kept}readers {shrink.readers}"]

@@ -378,7 +378,8 @@ def make_plan(
     # Tokens are cut by name; everything else by what the source does.
     cut = [a for a, size in target.sizes.items() if a != "vocab" and size < config.sizes[a]]
     grows = any(size > config.sizes[a] for a, size in target.sizes.items())
-    require_used(options, grows=grows, shrinks=bool(cut), drops_layers="layer" in cut, tokens=tokens is not None)
+    depth = target.sizes["layer"] - config.sizes["layer"]
+    require_used(options, grows=grows, cut=cut, depth=depth, tokens=tokens is not None)
     if scores_from is not None and not cut:
         but = "" if tokens is None else " but that of the vocabulary"
         raise SizeError(f"calibration chooses what is kept, and no size asked for is below the source's{but}")
@@ -386,7 +387,8 @@ def make_plan(
         raise SizeError("low_memory: without calibration no model is run and nothing is fitted, so it changes nothing")
     maps, notes = axis_maps(config, target.sizes, preset, None if tokens is None else tokens.axis)
     notes += () if tokens is None else tokens.notes
-    shrink = shrink_preset(options, has_scores=scores_from is not None) if cut else None
+    chooses = cut != ["layer"]
+    shrink = shrink_preset(options, has_scores=scores_from is not None, chooses=chooses) if cut else None
     scores = None if scores_from is None else scores_from()
     if scores is not None:
         scores.require_model(tensors)
@@ -398,7 +400,8 @@ def make_plan(
 
     steps, inexact = depth_plan(config, target, options, shrink, scores, search, notes)
     fit: Fit | None = None
-    if shrink is not None and cut != ["layer"]:
+    # Where only layers go, nothing is chosen; but what reads behind a gap may be fitted to what comes out of it.
+    if shrink is not None and (chooses or (scores is not None and shrink.readers in FITTED)):
         shrink, why = possible_directions(config, shrink, cut_hidden="hidden" in cut)
         notes += why
         from anysize.select import Selector  # noqa: PLC0415 - it needs torch, which most plans do without

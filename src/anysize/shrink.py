@@ -48,8 +48,11 @@ CHOSEN_PER_LAYER = ("expert", "ffn", "kv", "group")
 FITTED = ("measured", "least-squares", "sequential")
 
 
-def shrink_preset(options: Options, *, has_scores: bool) -> ShrinkPreset:
-    """Return the preset that the options name, or the default, with --select and --readers on top of it."""
+def shrink_preset(options: Options, *, has_scores: bool, chooses: bool = True) -> ShrinkPreset:
+    """Return the preset that the options name, or the default, with --select and --readers on top of it.
+
+    chooses: whether anything is cut inside of layers.
+    """
     default = _WITH_DATA if has_scores else _WITHOUT_DATA
     preset = SHRINK_PRESETS[options.preset if options.preset in SHRINK_PRESETS else default]
     if options.select != "auto":
@@ -60,7 +63,7 @@ def shrink_preset(options: Options, *, has_scores: bool) -> ShrinkPreset:
         raise SizeError(
             f"readers '{preset.readers}' are fitted to activations: pass --calibration with data or a scores file"
         )
-    if preset.select == "principal" and preset.readers not in ("least-squares", "sequential"):
+    if chooses and preset.select == "principal" and preset.readers not in ("least-squares", "sequential"):
         raise SizeError(
             f"principal directions are no selection, so their readers have to be least-squares or sequential, "
             f"not '{preset.readers}'"

@@ -12,7 +12,7 @@ from math import prod
 import numpy as np
 import torch
 
-from anysize.axis import NEW
+from anysize.axis import NEW, Index
 from anysize.dims import DimMap, Fill
 from anysize.executor import DimMaps, as_matrix
 from anysize.io.reader import Checkpoint, ReadRows, TensorInfo, TensorSource, read_bytes
@@ -72,6 +72,11 @@ def _largest(values: torch.Tensor) -> float:
     return float(values.abs().nan_to_num(nan=torch.inf).max()) if values.numel() else 0.0
 
 
+def _cut(dim: DimMap) -> Index:
+    """Return which source coordinates stand nowhere in the target."""
+    return np.flatnonzero(np.bincount(dim.index[dim.index != NEW], minlength=dim.source_size) == 0)
+
+
 def _errors(
     recipe: Recipe, maps: DimMaps, source: ReadRows, target: ReadRows, generator: np.random.Generator
 ) -> tuple[float, float]:
@@ -101,7 +106,7 @@ def _errors(
     scale = wanted.abs().amax(dim=1, keepdim=True).clamp(min=1e-30)
     folded = _folded(got if shares else got + offset, columns, average=not shares).where(defined, 0.0)
     # What is cut is read by nothing: there is nothing to fold it back from.
-    wanted[:, np.bincount(columns.index[columns.index != NEW], minlength=columns.source_size) == 0] = 0.0
+    wanted[:, _cut(columns)] = 0.0
     error = _largest((folded - wanted) / scale)
     silent_rows = read(
         target, recipe.name, recipe.shape, _sample(rows, columns, Fill.ZERO, generator), rows.target_size
@@ -139,6 +144,8 @@ def _mean_error(
     if sampled:
         whole = read(source, recipe.source, recipe.source_shape, list(range(rows.source_size)), rows.source_size)
         mean = (whole.mean(0, keepdim=True) + offset) * recipe.factor
+        # As in every other row, what is cut is read by nothing.
+        mean[:, _cut(columns)] = 0.0
         made = read(target, recipe.name, recipe.shape, sampled, rows.target_size) + offset
         shares = recipe.share != "none"
         folded = _folded(made, columns, average=not shares)
@@ -152,6 +159,8 @@ def _dense_errors(
 ) -> tuple[float, float]:
     """Return the same for a tensor that went through matrices: sampled entries against sums written out one by one."""
     got = target(recipe.name, 0, recipe.shape[0]).double().reshape(recipe.shape)
+    if recipe.silent:
+        return _largest(got + (1.0 if recipe.stored_as == "1+w" else 0.0)), float("nan")
     if recipe.value:
         wanted = torch.from_numpy(maps.dense[recipe.value]).double()
         scale = float(wanted.abs().max().clamp(min=1e-30))
@@ -184,8 +193,13 @@ def _dense_errors(
                 factor = composed[position].factor[at[position]]
                 term, shifted = (np.take(v, index, axis=position) * factor for v in (term, shifted))
         else:
-            errors.append(abs(float(got[at]) - float(term) * recipe.factor) / largest)
-            wrongs.append(abs(float(got[at]) - float(shifted) * recipe.factor) / largest)
+            found = got[at]
+            if recipe.share != "none" and reads not in sides:
+                # Copies share what the source reads there: together they hold it.
+                copies = np.flatnonzero(composed[reads].index == composed[reads].index[at[reads]])
+                found = got[tuple(copies if i == reads else at[i] for i in range(len(at)))].sum()
+            errors.append(abs(float(found) - float(term) * recipe.factor) / largest)
+            wrongs.append(abs(float(found) - float(shifted) * recipe.factor) / largest)
     return max(errors, default=0.0), max(wrongs, default=float("nan"))
 
 

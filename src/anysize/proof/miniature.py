@@ -225,7 +225,7 @@ def prove_on_miniature(plan: Plan) -> Verification:
     source = _miniature_source(config, small.source, plan.seed)
     growth = preset_named(plan.options.preset).name
     plain = {"preset": growth, "select": "auto", "readers": "auto", "dtype": "keep"}
-    options = plan.options.with_layers("identity").model_copy(update=plain)
+    options = plan.options.with_layers("identity" if grows else "auto").model_copy(update=plain)
     inputs = _inputs(understand(source.config))
     wanted = _logits(plan.model_class, source.config, dict(source_tensors(source)), inputs)
 
