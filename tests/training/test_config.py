@@ -124,3 +124,12 @@ def test_a_config_is_spelled_as_it_reads(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text(spelled(COMPARE))
     assert read_yaml(path) == COMPARE
+
+
+def test_arms_may_share_what_they_have_in_common(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("a: &a {preset: fresh, seed: 1}\nb: {<<: *a, seed: 2}\n")
+    assert read_yaml(path) == {"a": {"preset": "fresh", "seed": 1}, "b": {"preset": "fresh", "seed": 2}}
+    path.write_text("a: &a {preset: fresh}\nb: {<<: *a, seed: 2, seed: 3}\n")
+    with pytest.raises(InputError, match="seed stands twice"):
+        read_yaml(path)

@@ -47,7 +47,9 @@ class _UniqueKeys(yaml.SafeLoader):
     """YAML without code, where a key that stands twice is an error instead of the last one winning."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        # What is merged (<<: *other) gives way to what stands beside it, as YAML says.
+        written = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        keys = [self.construct_object(key, deep=True) for key in written]
         if twice := {str(key) for key in keys if keys.count(key) > 1}:
             what = f"{joined(sorted(twice))} stands twice"
             raise yaml.constructor.ConstructorError(None, None, what, node.start_mark)
