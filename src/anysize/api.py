@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from anysize import target as targets
 from anysize.config import SourceConfig, read_config, understand
-from anysize.delivery import Progress, VerifyMode, carry_out, open_source
+from anysize.delivery import Progress, VerifyMode, carry_out, open_source, require_output
 from anysize.errors import InputError, SizeError, joined
 from anysize.io.hub import local_folder
 from anysize.io.reader import TensorSource
@@ -288,6 +288,8 @@ def resize(
 
     Options are those of `plan` and `apply`, and so are the errors.
     """
+    if output is not None:
+        require_output(source, Path(output).expanduser(), overwrite=overwrite)
     made = plan(
         source,
         hidden_size=hidden_size,

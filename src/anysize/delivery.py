@@ -107,6 +107,14 @@ def carry_out(
     return path, proof
 
 
+def require_output(source: str | Path | PreTrainedModel, output: Path, *, overwrite: bool) -> None:
+    """Refuse an output that cannot be written, before anything is planned, which may take long."""
+    from anysize.io import writer  # noqa: PLC0415
+
+    _check_places(open_source(source), output)
+    writer.check_output(output, 0, overwrite=overwrite)
+
+
 def _check_places(tensors: TensorSource, output: Path) -> None:
     if isinstance(tensors, Checkpoint):
         home, there = tensors.folder.resolve(), output.resolve()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from anysize.config import SourceConfig, per_layer_values
 from anysize.errors import ArchitectureError, SizeError
-from anysize.layers import EVOLUTIONARY, LayerStep, layer_plan
+from anysize.layers import EVOLUTIONARY, SCORED, LayerStep, layer_plan
 from anysize.presets import has_norm_after_sum
 from anysize.recipe import Options
 from anysize.shrink import ShrinkPreset
@@ -22,6 +22,14 @@ def _require_free_depth(config: SourceConfig, wanted: int) -> None:
     for condition, reason in config.architecture.depth_locked.items():
         if config.holds(condition):
             raise SizeError(f"num_hidden_layers {config.sizes['layer']} -> {wanted}: {reason}")
+
+
+def require_pattern(config: SourceConfig, target: Target, pattern: str) -> None:
+    """Refuse layers that the sizes alone make impossible, before anything is measured for them."""
+    source, wanted = config.sizes["layer"], target.sizes["layer"]
+    measured = pattern in (*SCORED, EVOLUTIONARY)
+    if pattern != "auto" and not (measured and wanted < source):
+        layer_plan(source, wanted, pattern)
 
 
 def depth_plan(

@@ -41,6 +41,29 @@ def least_squares(cross: torch.Tensor, moments: torch.Tensor, ridge: float = RID
     return torch.linalg.solve(damped, cross.T).T
 
 
+def require_samples(scores: Scores, config: SourceConfig, target: SourceConfig, *, turned: bool = False) -> None:
+    """Refuse second moments of fewer samples than a fit keeps coordinates: every such fit is perfect, and wrong.
+
+    turned: the stream is turned though all of it is kept.
+    """
+    before, after = config.sizes, target.sizes
+    heads = ("kv", "group", "head")
+    kept = {
+        "hidden": after["hidden"] if turned or after["hidden"] < before["hidden"] else 0,
+        "ffn": after["ffn"] if after["ffn"] < before["ffn"] else 0,
+        "heads": prod(after[a] for a in heads) if any(after[a] < before[a] for a in heads) else 0,
+    }
+    axis, needed = max(kept.items(), key=lambda item: item[1])
+    record = scores.record
+    # Scores without second moments are refused where one is asked for, with the reason.
+    if record.second_moments and record.samples < needed:
+        raise InputError(
+            f"the scores hold {record.samples:,} samples of each activation, too few to fit what reads the "
+            f"{needed:,} kept coordinates of {axis}: calibrate with --tokens "
+            f"{-(-record.tokens * needed // max(1, record.samples)):,} at the very least, better ten times as many"
+        )
+
+
 class Fit:
     """The fit of one plan: what is read at every cut site of every target layer.
 
@@ -73,27 +96,8 @@ class Fit:
         self.cuts_hidden = turns or hidden.target_size < hidden.source_size
         self.turns = turns or (self.cuts_hidden and preset.select == "principal")
         self.measures = preset.readers == "measured"
-        self._require_tokens()
+        require_samples(scores, config, target, turned=turns)
         self.write = self._write()
-
-    def _require_tokens(self) -> None:
-        """Refuse second moments of fewer samples than a fit keeps coordinates: every such fit is perfect, and wrong."""
-        sizes = AxesAt(self.axes, 0, 0)
-        heads = [sizes[axis] for axis in ("kv", "group", "head")]
-        kept = {
-            "hidden": sizes["hidden"].target_size if self.cuts_hidden else 0,
-            "ffn": sizes["ffn"].target_size if sizes["ffn"].target_size < sizes["ffn"].source_size else 0,
-            "heads": prod(m.target_size for m in heads) if any(m.target_size < m.source_size for m in heads) else 0,
-        }
-        axis, needed = max(kept.items(), key=lambda item: item[1])
-        record = self.scores.record
-        # Scores without second moments are refused where one is asked for, with the reason.
-        if record.second_moments and record.samples < needed:
-            raise InputError(
-                f"the scores hold {record.samples:,} samples of each activation, too few to fit what reads the "
-                f"{needed:,} kept coordinates of {axis}: calibrate with --tokens "
-                f"{-(-record.tokens * needed // max(1, record.samples)):,} at the very least, better ten times as many"
-            )
 
     def _write(self) -> torch.Tensor:
         """Return R of `hidden`, float64 [m, n]."""

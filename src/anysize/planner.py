@@ -22,7 +22,7 @@ from anysize.cutting import (
     unrouted_experts,
 )
 from anysize.dense import DenseMaps, Fitted
-from anysize.depth import depth_plan, per_layer_lists
+from anysize.depth import depth_plan, per_layer_lists, require_pattern
 from anysize.dims import compose
 from anysize.errors import SizeError
 from anysize.io.reader import TensorSource
@@ -389,9 +389,15 @@ def make_plan(
     notes += () if tokens is None else tokens.notes
     chooses = cut != ["layer"]
     shrink = shrink_preset(options, has_scores=scores_from is not None, chooses=chooses) if cut else None
+    require_pattern(config, target, options.layers)
     scores = None if scores_from is None else scores_from()
     if scores is not None:
         scores.require_model(tensors)
+        if chooses and shrink is not None and shrink.readers in FITTED:
+            from anysize.fit import require_samples  # noqa: PLC0415
+
+            # Before a search of layers, which may take long.
+            require_samples(scores, config, target.config)
 
     def search(found: Scores) -> Found:
         from anysize.calibration.evolution import searched  # noqa: PLC0415 - it runs the source

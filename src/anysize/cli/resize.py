@@ -47,7 +47,10 @@ def resize(
     from anysize.cli.carry_out import carry_out  # noqa: PLC0415
     from anysize.cli.show import show_plan  # noqa: PLC0415
     from anysize.cli.sizes import planned  # noqa: PLC0415
+    from anysize.delivery import require_output  # noqa: PLC0415
 
+    if not plan_only:
+        require_output(source, output.expanduser(), overwrite=overwrite)
     made = planned(
         source,
         {

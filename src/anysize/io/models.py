@@ -42,7 +42,7 @@ def tokenizer_of(source: str) -> PreTrainedTokenizerBase:
     try:
         with quiet_transformers():
             return AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # whatever a damaged tokenizer makes transformers raise
         why = " ".join(str(error).split())[:200]
         raise InputError(
             f"'{source}' has no tokenizer that transformers can read, and text needs one: {why}"

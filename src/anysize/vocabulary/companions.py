@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from anysize.axis import AxisMap
+from anysize.errors import CheckpointError
 from anysize.vocabulary.ids import new_ids, renumbered
 from anysize.vocabulary.keep import TOKENIZER, json_object
 from anysize.vocabulary.tokenizer_file import TokenizerFile
@@ -28,6 +29,8 @@ def _settings(settings: dict[str, Any], new: Mapping[int, int]) -> dict[str, Any
     """Return tokenizer_config.json under new ids."""
     found = renumbered(settings, new)
     if isinstance(table := settings.get(_DECODER), dict):
+        if odd := [i for i in table if not str(i).isdecimal()]:
+            raise CheckpointError(f"tokenizer_config.json: {_DECODER} names {odd[0]!r}, wanted the id of a token")
         found[_DECODER] = {str(new[int(i)]): token for i, token in table.items() if int(i) in new}
     return found
 
@@ -45,7 +48,10 @@ def rewritten(folder: Path, files: Iterable[tuple[str, bytes]], axis: AxisMap) -
         elif name == "tokenizer_config.json":
             yield name, _text(_settings(json_object(path), new))
         elif name == "added_tokens.json":
-            yield name, _text({token: new[i] for token, i in json_object(path).items() if i in new})
+            added = json_object(path)
+            if odd := [token for token, i in added.items() if not isinstance(i, int)]:
+                raise CheckpointError(f"'{path}': the token {odd[0]!r} has {added[odd[0]]!r}, wanted its id")
+            yield name, _text({token: new[i] for token, i in added.items() if i in new})
         elif name == "generation_config.json":
             yield name, _text(renumbered(json_object(path), new))
         elif not any(fnmatch(name, pattern) for pattern in _LEFT_OUT):

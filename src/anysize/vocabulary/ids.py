@@ -63,13 +63,28 @@ def renumbered(config: Mapping[str, Any], new: Mapping[int, int]) -> dict[str, A
         # An id that no token had (-1, or beyond the end) names none afterwards either.
         if isinstance(value, list):
             return [named(item) for item in value]
+        if isinstance(value, str | float):
+            raise _not_ids("a token id of the config", value)
         return new.get(value, value) if isinstance(value, int) and not isinstance(value, bool) else value
 
     found = {key: named(value) if key.endswith(_NAMED) else value for key, value in config.items()}
     for key in _LISTS:
         if config.get(key) is not None:
-            found[key] = [new[i] for i in config[key] if i in new]
+            found[key] = [new[i] for i in _list_of_ids(key, config[key]) if i in new]
     for key in _SEQUENCES:
         if config.get(key) is not None:
-            found[key] = [[new[i] for i in ids] for ids in config[key] if all(i in new for i in ids)]
+            if not isinstance(config[key], list):
+                raise _not_ids(key, config[key])
+            listed = [_list_of_ids(key, ids) for ids in config[key]]
+            found[key] = [[new[i] for i in ids] for ids in listed if all(i in new for i in ids)]
     return found
+
+
+def _not_ids(key: str, value: object) -> CheckpointError:
+    return CheckpointError(f"{key} is {value!r}, wanted a list of token ids, which could follow a cut vocabulary")
+
+
+def _list_of_ids(key: str, value: object) -> list[int]:
+    if not isinstance(value, list) or len(ids := list(_ids(value))) != len(value):
+        raise _not_ids(key, value)
+    return ids

@@ -56,6 +56,8 @@ def _no_list_in_disguise(path: Path, tokens: Mapping[str, int]) -> None:
 def listed(wish: object, tokens: Mapping[str, int] | None) -> list[Any] | None:
     """Return the ids or token strings that are listed, None where the wish is text. Raises InputError."""
     found: list[Any] | None
+    if isinstance(wish, str) and not wish.strip():
+        raise InputError("keep_tokens is empty: name a token list or text whose tokens stay")
     if not isinstance(wish, (str, Path)):
         if not isinstance(wish, Iterable):
             raise InputError(f"keep_tokens={wish!r}: wanted a list of tokens, a file with one, or text")

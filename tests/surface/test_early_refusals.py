@@ -1,0 +1,69 @@
+"""What can be refused from configs and places alone is refused before a source is run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import anysize
+from anysize.calibration import calibrate, evolution
+from anysize.calibration.scores import Scores
+from anysize.errors import CheckpointError, InputError
+from anysize.vocabulary.ids import renumbered
+
+
+@pytest.fixture
+def _runs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(*_: object, **__: object) -> None:
+        raise AssertionError("the source was run")
+
+    monkeypatch.setattr(calibrate, "calibrated", run)
+    monkeypatch.setattr(evolution, "searched", run)
+
+
+@pytest.mark.usefixtures("_runs_nothing")
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({"num_hidden_layers": 1, "layers": "bogus"}, "'bogus' is neither"),
+        ({"num_hidden_layers": 1, "layers": "0,1"}, "lists 2 layers, but num_hidden_layers is 1"),
+        ({"num_hidden_layers": 1, "layers": "stack"}, "'stack' adds layers"),
+        ({"num_hidden_layers": 3, "intermediate_size": 24, "layers": "angular"}, "'angular' drops layers"),
+    ],
+)
+def test_layers_that_cannot_be(llama: Path, text: Path, asked: dict[str, Any], told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        anysize.plan(llama, calibration=text, **asked)
+
+
+@pytest.mark.usefixtures("_runs_nothing")
+def test_an_output_that_holds_something(llama: Path, text: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis").write_text("kept")
+    with pytest.raises(InputError, match="is not empty"):
+        anysize.resize(llama, tmp_path, calibration=text, intermediate_size=24)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis"]
+
+
+@pytest.mark.usefixtures("_runs_nothing")
+def test_too_few_samples_before_a_search(llama: Path, scores: Scores) -> None:
+    few = Scores(**{**vars(scores), "record": scores.record.model_copy(update={"samples": 10})})
+    with pytest.raises(InputError, match="too few to fit what reads the 24 kept coordinates of ffn"):
+        anysize.plan(llama, calibration=few, num_hidden_layers=1, intermediate_size=24, layers="evolutionary")
+
+
+@pytest.mark.parametrize(
+    "odd", [{"suppress_tokens": 5}, {"suppress_tokens": [[1]]}, {"bad_words_ids": [5]}, {"bad_words_ids": 5},
+            {"eos_token_id": "1"}, {"eos_token_id": [1.0]}]
+)  # fmt: skip
+def test_ids_in_another_form_than_ids(odd: dict[str, Any]) -> None:
+    with pytest.raises(CheckpointError, match=r"wanted a list of token ids"):
+        renumbered(odd, {1: 0, 5: 1})
+    fine = {"suppress_tokens": [5, 7], "bad_words_ids": [[1, 5], [7]], "eos_token_id": [1]}
+    assert renumbered(fine, {1: 0, 5: 1}) == {"suppress_tokens": [1], "bad_words_ids": [[0, 1]], "eos_token_id": [0]}
+
+
+def test_an_empty_wish_for_tokens(llama: Path) -> None:
+    with pytest.raises(InputError, match="keep_tokens is empty"):
+        anysize.plan(llama, keep_tokens="")
