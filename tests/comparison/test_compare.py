@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 import yaml
@@ -248,3 +251,25 @@ def test_one_process_at_a_time_works_in_a_folder(llama: Path, story: Path, tmp_p
     with FolderLock(tmp_path / "out"), pytest.raises(OutputError, match="another process is at work in"):
         compare(config, text="", command="", progress=lambda *_: None)
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == before
+
+
+def test_processes_end_with_the_one_that_began_them(tmp_path: Path) -> None:
+    script = tmp_path / "begin.py"
+    script.write_text(
+        "import multiprocessing, os, time\n"
+        "from concurrent.futures import ProcessPoolExecutor\n"
+        "from anysize.comparison.compare import _enter\n"
+        "if __name__ == '__main__':\n"
+        "    context = multiprocessing.get_context('spawn')\n"
+        "    pool = ProcessPoolExecutor(1, context, _enter, (context.Value('i', 0), 0))\n"
+        "    print(pool.submit(os.getpid).result(), flush=True)\n"
+        "    pool.submit(time.sleep, 600).result()\n"
+    )
+    began = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    assert began.stdout is not None
+    worker = psutil.Process(int(began.stdout.readline()))
+    assert worker.is_running()
+    began.kill()
+    began.wait()
+    began.stdout.close()
+    worker.wait(timeout=60)

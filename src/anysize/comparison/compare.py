@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -41,8 +42,17 @@ Progress = Callable[[str, int, int], None]
 _WITHOUT_SCORES = ("weight-selection",)
 
 
+def _end_with_parent() -> None:
+    """Wait for the end of the process that began this one, however it comes, and end as well."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
 def _enter(counter: Any, num_gpus: int) -> None:
-    """Give a process a GPU of its own, or one thread."""
+    """Give a process a GPU of its own, or one thread, and the end of the one that has begun it."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     with counter.get_lock():
         number = counter.value
         counter.value += 1
