@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from anysize.calibration.data import DataOptions, pieces
+from anysize.errors import InputError
 
 SHORT = DataOptions(sequence_length=8)
 
@@ -67,3 +68,12 @@ def test_files_of_a_folder_are_mixed(tmp_path: Path) -> None:
 
     assert sorted(found) == list(range(30))
     assert found != sorted(found)
+
+
+def test_a_row_without_the_text_column_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("w3 w4", encoding="utf-8")
+    (tmp_path / "b.jsonl").write_text(json.dumps({"content": "w5 w6"}) + "\n", encoding="utf-8")
+    (tmp_path / "n.jsonl").write_text(json.dumps({"text": 5}) + "\n", encoding="utf-8")
+
+    with pytest.raises(InputError, match=r"have a row without text in '(text|content)': it has (text|content)"):
+        list(pieces(str(tmp_path), SHORT))

@@ -18,7 +18,7 @@ from anysize.config import SourceConfig
 from anysize.errors import InputError
 from anysize.io.models import tokenizer_of
 from anysize.io.reader import Checkpoint, TensorSource
-from anysize.io.rows import Row, cuts, documents, picture, rows, text_column
+from anysize.io.rows import Row, cuts, documents, picture, rows, text_column, text_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -48,10 +48,10 @@ class DataOptions:
     column: str = ""
 
 
-def _long_rows_split(read: Iterable[Row], column: str) -> Iterator[tuple[str, bool]]:
+def _long_rows_split(read: Iterable[Row], column: str, data: str) -> Iterator[tuple[str, bool]]:
     """Yield (text, whether its document ends with it)."""
     for row in read:
-        text: str = row[column] or ""
+        text = text_of(row, column, data)
         for start, stop in itertools.pairwise(cuts(text, _LONGEST)):
             yield text[start:stop], stop == len(text)
 
@@ -59,7 +59,7 @@ def _long_rows_split(read: Iterable[Row], column: str) -> Iterator[tuple[str, bo
 def pieces(data: str, options: DataOptions) -> Iterator[tuple[str, bool]]:
     """Yield (text, whether its document ends there): one piece of every document, then a second of the longer ones, ...
 
-    Raises InputError where there are no data or no text column. All of the data come, once, where a reader goes on.
+    Raises InputError where there are no data, or no text in a row. All of the data come, once, where a reader goes on.
     """
     size = max(_SHORTEST, options.sequence_length * _SEQUENCES_A_PIECE * _CHARACTERS_A_TOKEN)
     first = next(rows(data), None)
@@ -67,7 +67,7 @@ def pieces(data: str, options: DataOptions) -> Iterator[tuple[str, bool]]:
         raise InputError(f"the data '{data}' are empty")
     column = text_column(first, options.column, data)
     for turn in range(_LONGEST // size + 2):
-        for number, (text, last) in enumerate(_long_rows_split(rows(data), column)):
+        for number, (text, last) in enumerate(_long_rows_split(rows(data), column, data)):
             places = cuts(text, size)
             count = len(places) - 1
             if turn < count:

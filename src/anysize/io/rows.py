@@ -136,10 +136,15 @@ def documents(data: str, column: str = "", *, ordered: bool = False, split: str 
     found = ""
     for row in rows(data, ordered=ordered, split=split):
         found = found or text_column(row, column, data)
-        text = row.get(found)
-        if (text is not None and not isinstance(text, str)) or found not in row:
-            raise InputError(f"the data '{data}' have a row without text in '{found}': it has {joined(row)}")
-        yield text or ""
+        yield text_of(row, found, data)
+
+
+def text_of(row: Row, column: str, data: str) -> str:
+    """Return the text of one row, "" where it is null; raise InputError where the row has no such text."""
+    text = row.get(column)
+    if (text is not None and not isinstance(text, str)) or column not in row:
+        raise InputError(f"the data '{data}' have a row without text in '{column}': it has {joined(row)}")
+    return text or ""
 
 
 def cuts(text: str, size: int) -> list[int]:
