@@ -290,7 +290,7 @@ def _batches(plan: Plan, tensors: TensorSource, fit: Fit) -> Iterator[Batch]:
         return batches_again(record, fit.config, tensors, limit=limit)
     where = str(tensors.folder) if isinstance(tensors, Checkpoint) else tensors.location
     spoken = cut_tokenizer(tokenizer_of(where), plan.kept_tokens)
-    options = DataOptions(limit, record.sequence_length, record.batch_size, record.column)
+    options = DataOptions(max(limit, record.sequence_length), record.sequence_length, record.batch_size, record.column)
     return token_batches(record.data, spoken, plan.kept_tokens.target_size, options)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from anysize.calibration.data import DataOptions, pieces
+from anysize.calibration.data import DataOptions, pieces, token_batches, tokenizer_of
 from anysize.errors import InputError
 
 SHORT = DataOptions(sequence_length=8)
@@ -77,3 +77,29 @@ def test_a_row_without_the_text_column_is_named(tmp_path: Path) -> None:
 
     with pytest.raises(InputError, match=r"have a row without text in '(text|content)': it has (text|content)"):
         list(pieces(str(tmp_path), SHORT))
+
+
+@pytest.mark.parametrize(
+    ("options", "rows"),
+    [
+        (DataOptions(tokens=128, sequence_length=16, batch_size=64), [8]),
+        (DataOptions(tokens=100, sequence_length=16, batch_size=4), [4, 2]),
+        (DataOptions(tokens=128, sequence_length=16, batch_size=4), [4, 4]),
+        (DataOptions(tokens=10_000, sequence_length=16, batch_size=8), [8, 7]),
+    ],
+    ids=["less than a batch", "a shorter last batch", "whole batches", "all of the data"],
+)
+def test_as_many_tokens_are_read_as_are_asked_for(
+    llama: Path, tmp_path: Path, options: DataOptions, rows: list[int]
+) -> None:
+    # Each document is two tokens and its end.
+    data = _jsonl(tmp_path, [f"w{3 + n % 50} w4" for n in range(80)])
+
+    found = [len(batch["input_ids"]) for batch in token_batches(str(data), tokenizer_of(str(llama)), 61, options)]
+
+    assert found == rows
+
+
+def test_fewer_tokens_than_one_sequence_are_refused_by_their_number(llama: Path, text: Path) -> None:
+    with pytest.raises(InputError, match="16 tokens are less than one sequence of 64: give more --tokens or a smaller"):
+        list(token_batches(str(text), tokenizer_of(str(llama)), 61, DataOptions(tokens=16, sequence_length=64)))

@@ -83,6 +83,11 @@ def token_batches(
 
     Raises InputError where there are no data, too few for one sequence, or ids that the model does not have.
     """
+    if options.tokens < options.sequence_length:
+        raise InputError(
+            f"{options.tokens} tokens are less than one sequence of {options.sequence_length}: give more --tokens or a "
+            "smaller --sequence-length"
+        )
     end: Any = tokenizer.eos_token_id
     waiting: list[int] = []
     per_batch = options.batch_size * options.sequence_length
@@ -93,7 +98,8 @@ def token_batches(
         while len(waiting) >= per_batch and left >= per_batch:
             yield _checked(waiting[:per_batch], options.sequence_length, vocab_size)
             waiting, left, made = waiting[per_batch:], left - per_batch, made + per_batch
-        if left < per_batch:
+        # What is left is less than a batch, or waiting is: a last batch is shorter, and read to its end all the same.
+        if len(waiting) >= left // options.sequence_length * options.sequence_length:
             break
     rest = min(len(waiting), left) // options.sequence_length * options.sequence_length
     if rest:
@@ -144,6 +150,7 @@ def batches(data: str, config: SourceConfig, source: str, options: DataOptions) 
 
 def batches_again(record: Record, config: SourceConfig, tensors: TensorSource, *, limit: int) -> Iterator[Batch]:
     """Yield the batches that scores were made of, up to `limit` tokens (images for an image model)."""
-    options = DataOptions(limit, record.sequence_length or 1, record.batch_size, record.column)
+    length = record.sequence_length or 1
+    options = DataOptions(max(limit, length), length, record.batch_size, record.column)
     where = str(tensors.folder) if isinstance(tensors, Checkpoint) else tensors.location
     return batches(record.data, config, where, options)
