@@ -112,8 +112,10 @@ def test_the_size_that_is_told_is_about_the_size_of_the_file(llama: Path, scores
     assert 0.5 < told / (tmp_path / "scores.safetensors").stat().st_size < 2
 
 
+# Of the 24 batches that there are.
+@pytest.mark.parametrize("killed_after", [3, 24], ids=["on the way", "after the last batch"])
 def test_a_killed_calibration_goes_on_where_it_was(
-    llama: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    llama: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_after: int
 ) -> None:
     monkeypatch.setattr("anysize.calibration.calibrate._SAVE_EVERY_S", 0.0)
     source, model = Checkpoint(llama), load(llama, "LlamaForCausalLM")
@@ -131,7 +133,7 @@ def test_a_killed_calibration_goes_on_where_it_was(
     def killer(_stage: str, done: int, _total: int) -> None:
         nonlocal batches
         batches += done > 0
-        if batches == 3:
+        if batches == killed_after:
             raise Killed
 
     whole = run(quiet)
@@ -140,7 +142,7 @@ def test_a_killed_calibration_goes_on_where_it_was(
     assert [p.name for p in tmp_path.iterdir()] == [".scores.safetensors.rank0.partial"]
     started_at: list[int] = []
     resumed = run(lambda _stage, done, _total: started_at.append(done))
-    assert started_at[0] == 3 * 4 * 64
+    assert started_at[0] == min(killed_after * 4 * 64, whole.record.tokens)
     assert resumed.record == whole.record
     assert same(resumed, whole, 1e-12)
     assert not list(tmp_path.iterdir())

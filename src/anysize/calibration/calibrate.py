@@ -111,6 +111,7 @@ class _Run:
             return
         self.batches_done, self.items_done = state["batches"], state["items"]
         self.collector.aliases.update(state["aliases"])
+        self.collector.feeds.update(state["feeds"])
 
     def sums(self) -> dict[str, torch.Tensor]:
         """Return all sums by name, those of a killed run included."""
@@ -120,9 +121,10 @@ class _Run:
             for kind, values in sums.as_tensors().items()
         }
         found |= {f"{_BLOCKS}/{kind}": values for kind, values in self.collector.blocks.as_tensors().items()}
-        if not found.keys() & self.restored.keys():
-            return self.restored | found
-        return {name: values + self.restored.get(name, 0) for name, values in found.items()}
+        # A run that was killed after its last batch sees nothing more: all of its sites are among those restored.
+        for name, values in self.restored.items():
+            found[name] = found[name] + values if name in found else values
+        return found
 
     def finished_batch(self, items: int) -> None:
         self.batches_done += 1
@@ -134,7 +136,7 @@ class _Run:
         """Keep the sums beside the output, at once under their name."""
         assert self.place is not None
         state = {"fingerprint": self.fingerprint, "batches": self.batches_done, "items": self.items_done,
-                 "aliases": self.collector.aliases}  # fmt: skip
+                 "aliases": self.collector.aliases, "feeds": self.collector.feeds}  # fmt: skip
         writing = self.place.with_name(f"{self.place.name}.writing")
         save_file(self.sums(), writing, {"state": json.dumps(state)})
         writing.replace(self.place)
