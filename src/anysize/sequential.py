@@ -14,14 +14,21 @@ from typing import Any
 import torch
 
 from anysize.axis import AxesAt, AxisMap
-from anysize.calibration.data import Batch, DataOptions, batches_again, token_batches, tokenizer_of
+from anysize.calibration.data import (
+    Batch,
+    DataOptions,
+    batches_again,
+    token_batches,
+    tokenizer_of,
+    tokenizer_place,
+)  # fmt: skip
 from anysize.calibration.replay import Layers
 from anysize.config import SourceConfig, understand
 from anysize.dense import Fitted
 from anysize.dims import compose
 from anysize.executor import DimMaps, target_tensor
 from anysize.fit import Fit, least_squares
-from anysize.io.reader import Checkpoint, TensorSource
+from anysize.io.reader import TensorSource
 from anysize.recipe import Plan
 from anysize.removal import RIDGE
 from anysize.tensors import Expected, num_parameters
@@ -288,8 +295,9 @@ def _batches(plan: Plan, tensors: TensorSource, fit: Fit) -> Iterator[Batch]:
     record, limit = fit.scores.record, _limit(fit.config)
     if plan.kept_tokens is None:
         return batches_again(record, fit.config, tensors, limit=limit)
-    where = str(tensors.folder) if isinstance(tensors, Checkpoint) else tensors.location
-    spoken = cut_tokenizer(tokenizer_of(where), plan.kept_tokens)
+    # Whether the data are still those of the scores can be told from what the source makes of them, before it is cut.
+    next(batches_again(record, fit.config, tensors, limit=limit))
+    spoken = cut_tokenizer(tokenizer_of(tokenizer_place(tensors)), plan.kept_tokens)
     options = DataOptions(max(limit, record.sequence_length), record.sequence_length, record.batch_size, record.column)
     return token_batches(record.data, spoken, plan.kept_tokens.target_size, options)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -154,6 +155,69 @@ def test_work_of_another_calibration_is_not_taken_up(llama: Path, text: Path, tm
     found = anysize.calibrate(llama, text, output=output, sequence_length=64)
     assert found.record.tokens > 5000
     assert [p.name for p in tmp_path.iterdir()] == ["scores.safetensors"]
+
+
+@pytest.mark.parametrize("what", ["data", "tokenizer"])
+def test_work_on_data_or_a_tokenizer_that_have_changed_is_not_taken_up(
+    llama: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    monkeypatch.setattr("anysize.calibration.calibrate._SAVE_EVERY_S", 0.0)
+    source, model = Checkpoint(llama), load(llama, "LlamaForCausalLM")
+    data, spoken = written(tmp_path / "data.txt", text.read_bytes()), tmp_path / "spoken"
+    shutil.copytree(llama, spoken)
+    options = CalibrationOptions(DataOptions(sequence_length=64, batch_size=4))
+    started_at: list[int] = []
+
+    def run(progress: Callable[[str, int, int], None]) -> None:
+        collect(source, model, str(data), str(spoken), options, keep_at=tmp_path / "scores", progress=progress)
+
+    def killer(_stage: str, done: int, _total: int) -> None:
+        if done > 1000:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(killer)
+    if what == "data":
+        written(data, " ".join(reversed(text.read_text().split())))
+    else:
+        tokenizer = spoken / "tokenizer.json"
+        swapped = {'"w3": 3': '"w4": 3', '"w4": 4': '"w3": 4', '"w3":3': '"w4":3', '"w4":4': '"w3":4'}
+        for old, new in swapped.items():
+            tokenizer.write_text(tokenizer.read_text().replace(old, new))
+    run(lambda _stage, done, _total: started_at.append(done))
+    assert started_at[0] == 0
+
+
+@pytest.mark.parametrize("options", [{"hidden_size": 16}, {"num_hidden_layers": 1, "layers": "evolutionary"}])
+def test_data_that_are_read_again_have_to_be_those_of_the_scores(
+    llama: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    data = written(tmp_path / "data.txt", text.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    scores = anysize.calibrate(llama, "data.txt", sequence_length=64, tokens=2048)
+    monkeypatch.chdir("/")
+    assert scores.record.data == str(data)
+    assert anysize.plan(llama, calibration=scores, **options).recipes
+    written(data, "w5 " + text.read_text())
+    with pytest.raises(InputError, match=r"the data '/.*data\.txt', as .* are not those that the scores were made of"):
+        anysize.plan(llama, calibration=scores, **options)
+
+
+@pytest.mark.parametrize("options", [{"hidden_size": 16}, {"num_hidden_layers": 1, "layers": "evolutionary"}])
+def test_data_are_read_again_with_the_tokenizer_that_was_named(
+    new_llama: Callable[..., Path], llama: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, Any],
+) -> None:  # fmt: skip
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    mute = new_llama(tmp_path / "mute")
+    for path in mute.glob("tokenizer*"):
+        path.unlink()
+    monkeypatch.chdir(llama.parent)
+    scores = anysize.calibrate(mute, text, sequence_length=64, tokens=2048, tokenizer=llama.name)
+    monkeypatch.chdir(tmp_path)
+    scores.save(tmp_path / "scores.safetensors")
+    assert anysize.plan(mute, calibration=tmp_path / "scores.safetensors", **options).recipes
 
 
 def test_two_processes_find_the_same(llama: Path, text: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from anysize.calibration.data import Batch, DataOptions, batches
+from anysize.calibration.data import DataOptions, batches, located, sampled, tokenizer_place
 from anysize.calibration.run import Collector
 from anysize.calibration.scores import Record, Scores, model_sha256
 from anysize.calibration.statistics import COUNT, averages, block_averages
@@ -170,7 +170,7 @@ def collect(
     tensors: TensorSource,
     model: PreTrainedModel,
     data: str,
-    tokenizer_from: str,
+    tokenizer: str,
     options: CalibrationOptions,
     *,
     keep_at: Path | None = None,
@@ -178,13 +178,16 @@ def collect(
 ) -> Scores:
     """Run the model over its share of the data and return the averages over all of it.
 
-    `keep_at` is where sums are kept meanwhile, so that a killed run goes on where it was. Under torchrun every process
-    takes every n-th batch, and all return the same scores.
+    `tokenizer` is where it lies, "" for beside the source. `keep_at` is where sums are kept meanwhile, so that a killed
+    run goes on where it was. Under torchrun every process takes every n-th batch, and all return the same scores.
     """
     config = understand(tensors.config)
     model_hash = model_sha256(tensors)
     rank, world = _world()
-    told = json.dumps([model_hash, data, asdict(options), world, rank])
+    data, tokenizer = located(data), located(tokenizer)
+    where = tokenizer_place(tensors, tokenizer)
+    data_hash, every = sampled(batches(data, config, where, options.data), options.data.tokens)
+    told = json.dumps([model_hash, data, data_hash, asdict(options), world, rank])
     fingerprint = hashlib.sha256(told.encode()).hexdigest()
     stride = moment_stride(config) if options.second_moments else 1
     collector = Collector(model, config, second_moments=options.second_moments, stride=stride)
@@ -192,10 +195,7 @@ def collect(
     run = _Run(collector, place, fingerprint)
     run.resume()
     total = options.data.tokens
-
-    def mine() -> Iterator[Batch]:
-        every = batches(data, config, tokenizer_from, options.data)
-        yield from itertools.islice(every, rank + run.batches_done * world, None, world)
+    mine = itertools.islice(every, rank + run.batches_done * world, None, world)
 
     def report(items: int) -> None:
         run.finished_batch(items)
@@ -203,7 +203,7 @@ def collect(
 
     progress("calibrate", run.items_done * world, total)
     with collector.attached():
-        collector.run(mine(), report)
+        collector.run(mine, report)
     sums = run.sums()
     if not run.items_done:
         raise InputError(
@@ -222,8 +222,9 @@ def collect(
     blocks = block_averages(layers)
     record = Record(
         model_sha256=model_hash, model_type=config.architecture.model_type, source=tensors.location, data=data,
-        column=options.data.column, tokens=seen, sequence_length=0 if images else options.data.sequence_length,
-        batch_size=options.data.batch_size, second_moments=options.second_moments, samples=samples,
+        data_sha256=data_hash, column=options.data.column, tokenizer=tokenizer, tokens=seen,
+        sequence_length=0 if images else options.data.sequence_length, batch_size=options.data.batch_size,
+        second_moments=options.second_moments, samples=samples,
         aliases=dict(collector.aliases), feeds=dict(collector.feeds),
     )  # fmt: skip
     if place is not None:
@@ -232,7 +233,7 @@ def collect(
         from anysize.calibration.leave_one_out import losses_without_layers  # noqa: PLC0415
 
         blocks["leave-one-out"] = losses_without_layers(
-            model, config, batches(data, config, tokenizer_from, options.data), progress
+            model, config, batches(data, config, where, options.data), progress
         )
     return Scores(record, {site: averages(found) for site, found in sites.items()}, blocks)
 
@@ -268,10 +269,9 @@ def calibrated(
     progress: Progress,
 ) -> Scores:
     """Load the source, collect its scores and, where an output is named, write them (from the first process only)."""
-    where = tokenizer or (str(tensors.folder) if isinstance(tensors, Checkpoint) else tensors.location)
     with tempfile.TemporaryDirectory() as scratch:
         model = loaded_source(tensors, options, scratch)
-        scores = collect(tensors, model, data, where, options, keep_at=output, progress=progress)
+        scores = collect(tensors, model, data, tokenizer, options, keep_at=output, progress=progress)
     if output is not None and _world()[0] == 0:
         scores.save(output)
     return scores

@@ -7,9 +7,11 @@ processes can share the batches and a resumed run sees the same ones. Every batc
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,13 +27,15 @@ if TYPE_CHECKING:
 
     from anysize.calibration.scores import Record
 
-__all__ = ["Batch", "DataOptions", "batches", "batches_again", "documents", "image_batches", "pieces", "token_batches",
-           "tokenizer_of"]  # fmt: skip
+__all__ = ["Batch", "DataOptions", "batches", "batches_again", "documents", "image_batches", "located", "pieces",
+           "sampled", "token_batches", "tokenizer_of", "tokenizer_place"]  # fmt: skip
 
 Batch = dict[str, torch.Tensor]
 _LONGEST = 1 << 16
 # A piece is about so many sequences long: few enough to be spread, long enough to be a text.
 _SEQUENCES_A_PIECE, _CHARACTERS_A_TOKEN, _SHORTEST = 4, 4, 4096
+# What tells data apart: so many of the first tokens, or images. Whoever reads data again reads more.
+_SAMPLE_TOKENS, _SAMPLE_IMAGES = 16_384, 64
 
 
 @dataclass(frozen=True)
@@ -148,9 +152,48 @@ def batches(data: str, config: SourceConfig, source: str, options: DataOptions) 
     return token_batches(data, tokenizer_of(source), config.sizes["vocab"], options)
 
 
+def located(place: str) -> str:
+    """Return the absolute path of what lies on this machine, so that it is found from any folder; a Hub id as it is."""
+    path = Path(place).expanduser()
+    return str(path.absolute()) if place and path.exists() else place
+
+
+def tokenizer_place(tensors: TensorSource, named: str = "") -> str:
+    """Return where a source's tokenizer lies: the place that was named, or beside the source."""
+    return named or (str(tensors.folder) if isinstance(tensors, Checkpoint) else tensors.location)
+
+
+def sampled(read: Iterator[Batch], most: int) -> tuple[str, Iterator[Batch]]:
+    """Return a hash of the first of `most` tokens (or images), and all batches, those that were hashed included.
+
+    It depends on the data and the tokenizer, not on how the tokens are shared between batches.
+    """
+    digest, first, seen = hashlib.sha256(), list[Batch](), 0
+    for batch in read:
+        first.append(batch)
+        text = "input_ids" in batch
+        items = batch["input_ids"].flatten() if text else batch["pixel_values"]
+        limit = min(most, _SAMPLE_TOKENS if text else _SAMPLE_IMAGES)
+        digest.update(items[: limit - seen].contiguous().numpy().data)
+        seen += len(items)
+        if seen >= limit:
+            break
+    return digest.hexdigest(), itertools.chain(first, read)
+
+
 def batches_again(record: Record, config: SourceConfig, tensors: TensorSource, *, limit: int) -> Iterator[Batch]:
-    """Yield the batches that scores were made of, up to `limit` tokens (images for an image model)."""
+    """Yield the batches that scores were made of, up to `limit` tokens (images for an image model).
+
+    Raises InputError where the data, or what the tokenizer makes of them, are no longer the same.
+    """
     length = record.sequence_length or 1
     options = DataOptions(max(limit, length), length, record.batch_size, record.column)
-    where = str(tensors.folder) if isinstance(tensors, Checkpoint) else tensors.location
-    return batches(record.data, config, where, options)
+    where = tokenizer_place(tensors, record.tokenizer)
+    found, read = sampled(batches(record.data, config, where, options), record.tokens)
+    if found != record.data_sha256:
+        spelled = "" if config.architecture.modality == "image" else f", as the tokenizer of '{where}' spells them,"
+        raise InputError(
+            f"the data '{record.data}'{spelled} are not those that the scores were made of: calibrate again, or put "
+            "back what changed"
+        )
+    yield from read

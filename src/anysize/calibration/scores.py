@@ -26,10 +26,12 @@ _BLOCKS = "blocks"
 
 
 class Record(BaseModel):
-    """Where scores come from: hashes of the model, the data and how much of them was read, and who shares whose input.
+    """Where scores come from: hashes of the model and the data, how much of them was read, and who shares whose input.
 
-    `samples` counts the activations in each second moment. `aliases` maps a site to the site that saw the same tensor
-    (k_proj reads what q_proj reads); `feeds` a site to the norm whose output it saw.
+    `data` and `tokenizer` are absolute paths or Hub ids, so that they can be read again; without a `tokenizer` it lies
+    beside the source. `data_sha256` is of the first tokens or images. `samples` counts the activations in each second
+    moment. `aliases` maps a site to the site that saw the same tensor (k_proj reads what q_proj reads); `feeds` a site
+    to the norm whose output it saw.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -39,7 +41,9 @@ class Record(BaseModel):
     model_type: str
     source: str
     data: str
+    data_sha256: str
     column: str = ""
+    tokenizer: str = ""
     tokens: int
     sequence_length: int
     batch_size: int

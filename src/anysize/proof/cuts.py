@@ -155,8 +155,8 @@ def miniature_scores(source: NamedTensors, config: SourceConfig) -> Scores:
     with collector.attached():
         collector.run([batch], lambda _items: None)
     record = Record(
-        model_sha256="", model_type=config.architecture.model_type, source="miniature", data="random", tokens=0,
-        sequence_length=0, batch_size=0, second_moments=True,
+        model_sha256="", model_type=config.architecture.model_type, source="miniature", data="random",
+        data_sha256="", tokens=0, sequence_length=0, batch_size=0, second_moments=True,
         samples=_CALIBRATION_TOKENS[0] * _CALIBRATION_TOKENS[1], aliases=collector.aliases, feeds=collector.feeds,
     )  # fmt: skip
     return Scores(record, {site: averages(sums.as_tensors()) for site, sums in collector.sums.items()}, {})
