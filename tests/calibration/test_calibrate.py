@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,7 +15,7 @@ import torch
 from PIL import Image
 
 import anysize
-from anysize.calibration.calibrate import CalibrationOptions, collect, moment_stride, scores_bytes
+from anysize.calibration.calibrate import moment_stride, scores_bytes
 from anysize.calibration.data import DataOptions, token_batches, tokenizer_of
 from anysize.calibration.scores import Scores
 from anysize.calibration.sites import sites
@@ -111,81 +110,6 @@ def test_the_size_that_is_told_is_about_the_size_of_the_file(llama: Path, scores
     scores.save(tmp_path / "scores.safetensors")
     told = scores_bytes(understand(Checkpoint(llama).config), second_moments=True)
     assert 0.5 < told / (tmp_path / "scores.safetensors").stat().st_size < 2
-
-
-# Of the 24 batches that there are.
-@pytest.mark.parametrize("killed_after", [3, 24], ids=["on the way", "after the last batch"])
-def test_a_killed_calibration_goes_on_where_it_was(
-    llama: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_after: int
-) -> None:
-    monkeypatch.setattr("anysize.calibration.calibrate._SAVE_EVERY_S", 0.0)
-    source, model = Checkpoint(llama), load(llama, "LlamaForCausalLM")
-    options = CalibrationOptions(DataOptions(sequence_length=64, batch_size=4))
-    output = tmp_path / "scores.safetensors"
-
-    def run(progress: Callable[[str, int, int], None]) -> Scores:
-        return collect(source, model, str(text), str(llama), options, keep_at=output, progress=progress)
-
-    class Killed(BaseException):
-        pass
-
-    batches = 0
-
-    def killer(_stage: str, done: int, _total: int) -> None:
-        nonlocal batches
-        batches += done > 0
-        if batches == killed_after:
-            raise Killed
-
-    whole = run(quiet)
-    with pytest.raises(Killed):
-        run(killer)
-    assert [p.name for p in tmp_path.iterdir()] == [".scores.safetensors.rank0.partial"]
-    started_at: list[int] = []
-    resumed = run(lambda _stage, done, _total: started_at.append(done))
-    assert started_at[0] == min(killed_after * 4 * 64, whole.record.tokens)
-    assert resumed.record == whole.record
-    assert same(resumed, whole, 1e-12)
-    assert not list(tmp_path.iterdir())
-
-
-def test_work_of_another_calibration_is_not_taken_up(llama: Path, text: Path, tmp_path: Path) -> None:
-    output = tmp_path / "scores.safetensors"
-    (tmp_path / ".scores.safetensors.rank0.partial").write_bytes(b"not a file of ours")
-    found = anysize.calibrate(llama, text, output=output, sequence_length=64)
-    assert found.record.tokens > 5000
-    assert [p.name for p in tmp_path.iterdir()] == ["scores.safetensors"]
-
-
-@pytest.mark.parametrize("what", ["data", "tokenizer"])
-def test_work_on_data_or_a_tokenizer_that_have_changed_is_not_taken_up(
-    llama: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
-) -> None:
-    monkeypatch.setattr("anysize.calibration.calibrate._SAVE_EVERY_S", 0.0)
-    source, model = Checkpoint(llama), load(llama, "LlamaForCausalLM")
-    data, spoken = written(tmp_path / "data.txt", text.read_bytes()), tmp_path / "spoken"
-    shutil.copytree(llama, spoken)
-    options = CalibrationOptions(DataOptions(sequence_length=64, batch_size=4))
-    started_at: list[int] = []
-
-    def run(progress: Callable[[str, int, int], None]) -> None:
-        collect(source, model, str(data), str(spoken), options, keep_at=tmp_path / "scores", progress=progress)
-
-    def killer(_stage: str, done: int, _total: int) -> None:
-        if done > 1000:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run(killer)
-    if what == "data":
-        written(data, " ".join(reversed(text.read_text().split())))
-    else:
-        tokenizer = spoken / "tokenizer.json"
-        swapped = {'"w3": 3': '"w4": 3', '"w4": 4': '"w3": 4', '"w3":3': '"w4":3', '"w4":4': '"w3":4'}
-        for old, new in swapped.items():
-            tokenizer.write_text(tokenizer.read_text().replace(old, new))
-    run(lambda _stage, done, _total: started_at.append(done))
-    assert started_at[0] == 0
 
 
 @pytest.mark.parametrize("options", [{"hidden_size": 16}, {"num_hidden_layers": 1, "layers": "evolutionary"}])

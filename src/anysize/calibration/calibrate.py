@@ -8,7 +8,8 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -20,10 +21,10 @@ from safetensors.torch import save_file
 
 from anysize.calibration.data import DataOptions, batches, located, sampled, tokenizer_place
 from anysize.calibration.run import Collector
-from anysize.calibration.scores import Record, Scores, model_sha256
+from anysize.calibration.scores import Record, Scores, check_output, model_sha256
 from anysize.calibration.statistics import COUNT, averages, block_averages
 from anysize.config import SourceConfig, understand
-from anysize.errors import InputError
+from anysize.errors import AnysizeError, InputError, OutputError
 from anysize.io.reader import Checkpoint, TensorSource
 from anysize.memory import fits_in_memory
 from anysize.proof.coverage import check_source
@@ -133,14 +134,43 @@ class _Run:
             self.save()
 
     def save(self) -> None:
-        """Keep the sums beside the output, at once under their name."""
+        """Keep the sums beside the output, at once under their name; raise OutputError where that fails."""
         assert self.place is not None
         state = {"fingerprint": self.fingerprint, "batches": self.batches_done, "items": self.items_done,
                  "aliases": self.collector.aliases, "feeds": self.collector.feeds}  # fmt: skip
-        writing = self.place.with_name(f"{self.place.name}.writing")
-        save_file(self.sums(), writing, {"state": json.dumps(state)})
-        writing.replace(self.place)
+        writing = _writing(self.place)
+        try:
+            save_file(self.sums(), writing, {"state": json.dumps(state)})
+            writing.replace(self.place)
+        except (OSError, SafetensorError) as error:
+            raise OutputError(f"cannot keep the sums of the calibration as '{self.place}': {error}") from error
         self._saved_at = time.monotonic()
+
+
+def _partial(output: Path, rank: int) -> Path:
+    """Return where a process keeps its sums until the scores are saved as `output`."""
+    return output.with_name(f".{output.name}.rank{rank}.partial")
+
+
+def _writing(place: Path) -> Path:
+    return place.with_name(f"{place.name}.writing")
+
+
+def _removed(place: Path | None) -> None:
+    for file in [] if place is None else [place, _writing(place)]:
+        # Where not even this is possible, why the output could not be written is what has to be told.
+        with suppress(OSError):
+            file.unlink()
+
+
+@contextmanager
+def _removed_on_refusal(place: Path | None) -> Generator[None]:
+    """While active, an error of ours leaves nothing there; what a kill leaves is there to go on from."""
+    try:
+        yield
+    except AnysizeError:
+        _removed(place)
+        raise
 
 
 def _world() -> tuple[int, int]:
@@ -178,8 +208,9 @@ def collect(
 ) -> Scores:
     """Run the model over its share of the data and return the averages over all of it.
 
-    `tokenizer` is where it lies, "" for beside the source. `keep_at` is where sums are kept meanwhile, so that a killed
-    run goes on where it was. Under torchrun every process takes every n-th batch, and all return the same scores.
+    `tokenizer` is where it lies, "" for beside the source. Sums are kept at `keep_at` meanwhile, so that a killed run
+    goes on where it was; whoever saves the scores removes them. Under torchrun every process takes every n-th batch,
+    and all return the same scores.
     """
     config = understand(tensors.config)
     model_hash = model_sha256(tensors)
@@ -191,8 +222,7 @@ def collect(
     fingerprint = hashlib.sha256(told.encode()).hexdigest()
     stride = moment_stride(config) if options.second_moments else 1
     collector = Collector(model, config, second_moments=options.second_moments, stride=stride)
-    place = None if keep_at is None else keep_at.with_name(f".{keep_at.name}.rank{rank}.partial")
-    run = _Run(collector, place, fingerprint)
+    run = _Run(collector, keep_at, fingerprint)
     run.resume()
     total = options.data.tokens
     mine = itertools.islice(every, rank + run.batches_done * world, None, world)
@@ -202,14 +232,23 @@ def collect(
         progress("calibrate", min(total, run.items_done * world), total)
 
     progress("calibrate", run.items_done * world, total)
-    with collector.attached():
-        collector.run(mine, report)
-    sums = run.sums()
-    if not run.items_done:
-        raise InputError(
-            f"the data '{data}' gave process {rank} of {world} no batch: give more data or fewer processes"
-        )
-    sums = _added_up(sums, world)
+    with _removed_on_refusal(keep_at):
+        with collector.attached():
+            collector.run(mine, report)
+        if not run.items_done:
+            raise InputError(
+                f"the data '{data}' gave process {rank} of {world} no batch: give more data or fewer processes"
+            )
+        if options.leave_one_out and keep_at is not None:
+            # It may take longer than all before it. Kept now: the sums of all processes are added up in place.
+            run.save()
+        sums = _added_up(run.sums(), world)
+        blocks: dict[str, torch.Tensor] = {}
+        if options.leave_one_out:
+            from anysize.calibration.leave_one_out import losses_without_layers  # noqa: PLC0415
+
+            again = batches(data, config, where, options.data)
+            blocks["leave-one-out"] = losses_without_layers(model, config, again, progress)
     sites: dict[str, dict[str, torch.Tensor]] = {}
     for name, values in sums.items():
         site, _, kind = name.rpartition("/")
@@ -219,7 +258,6 @@ def collect(
     samples = max((int(found[COUNT][1]) for found in sites.values() if "second" in found), default=0)
     images = config.architecture.modality == "image"
     seen = int(layers[COUNT][1 if images else 0])
-    blocks = block_averages(layers)
     record = Record(
         model_sha256=model_hash, model_type=config.architecture.model_type, source=tensors.location, data=data,
         data_sha256=data_hash, column=options.data.column, tokenizer=tokenizer, tokens=seen,
@@ -227,15 +265,7 @@ def collect(
         second_moments=options.second_moments, samples=samples,
         aliases=dict(collector.aliases), feeds=dict(collector.feeds),
     )  # fmt: skip
-    if place is not None:
-        place.unlink(missing_ok=True)
-    if options.leave_one_out:
-        from anysize.calibration.leave_one_out import losses_without_layers  # noqa: PLC0415
-
-        blocks["leave-one-out"] = losses_without_layers(
-            model, config, batches(data, config, where, options.data), progress
-        )
-    return Scores(record, {site: averages(found) for site, found in sites.items()}, blocks)
+    return Scores(record, {site: averages(found) for site, found in sites.items()}, block_averages(layers) | blocks)
 
 
 def loaded_source(tensors: TensorSource, options: CalibrationOptions, scratch: str) -> PreTrainedModel:
@@ -268,10 +298,20 @@ def calibrated(
     output: Path | None = None,
     progress: Progress,
 ) -> Scores:
-    """Load the source, collect its scores and, where an output is named, write them (from the first process only)."""
+    """Load the source, collect its scores and, where an output is named, write them (from the first process only).
+
+    Raises InputError for what cannot be calibrated, OutputError for an output that cannot be written, before anything
+    is loaded where that can be known by then.
+    """
+    place = None
+    if output is not None:
+        check_output(output)
+        place = _partial(output, _world()[0])
     with tempfile.TemporaryDirectory() as scratch:
         model = loaded_source(tensors, options, scratch)
-        scores = collect(tensors, model, data, tokenizer, options, keep_at=output, progress=progress)
-    if output is not None and _world()[0] == 0:
-        scores.save(output)
+        scores = collect(tensors, model, data, tokenizer, options, keep_at=place, progress=progress)
+    with _removed_on_refusal(place):
+        if output is not None and _world()[0] == 0:
+            scores.save(output)
+    _removed(place)
     return scores

@@ -53,6 +53,14 @@ class Record(BaseModel):
     feeds: dict[str, str]
 
 
+def check_output(path: Path) -> None:
+    """Raise OutputError where scores could not be saved, before hours are spent on them."""
+    if path.is_dir():
+        raise OutputError(f"cannot save the scores as '{path}': it is a folder, name a file in it")
+    if not path.absolute().parent.is_dir():
+        raise OutputError(f"cannot save the scores as '{path}': its folder does not exist, make it first")
+
+
 @dataclass(frozen=True)
 class Scores:
     """Averages over the calibration tokens, by site, and scores of the layers, by kind. All tensors are float64."""

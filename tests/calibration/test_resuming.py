@@ -1,0 +1,161 @@
+"""What a calibration keeps while it runs: taken up after a kill, by the same work only, and removed by a refusal."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from anysize.calibration.calibrate import CalibrationOptions, calibrated
+from anysize.calibration.data import DataOptions
+from anysize.calibration.scores import Scores
+from anysize.errors import InputError, OutputError
+from anysize.io.reader import Checkpoint
+from tests.calibration.test_calibrate import quiet, same
+
+SHAPE = DataOptions(sequence_length=64, batch_size=4)
+NUM_BATCHES = 24
+NAME = "scores.safetensors"
+PARTIAL = f".{NAME}.rank0.partial"
+
+
+class Killed(BaseException):
+    """As abrupt as a signal."""
+
+
+@pytest.fixture(autouse=True)
+def always_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums are kept after every batch."""
+    monkeypatch.setattr("anysize.calibration.calibrate._SAVE_EVERY_S", 0.0)
+
+
+def killed_in(stage: str, call: int) -> Callable[[str, int, int], None]:
+    """Progress that ends at the n-th report of a stage; the first is made before any work."""
+    calls = 0
+
+    def progress(name: str, _done: int, _total: int) -> None:
+        nonlocal calls
+        calls += name == stage
+        if calls == call:
+            raise Killed
+
+    return progress
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("stage", "call", "batches_done"),
+    [
+        ("calibrate", 4, 3),
+        ("calibrate", NUM_BATCHES + 1, NUM_BATCHES),
+        ("leave one out", 1, NUM_BATCHES),
+    ],
+    ids=["on the way", "after the last batch", "in what comes after"],
+)
+def test_a_killed_calibration_goes_on_where_it_was(
+    llama: Path, text: Path, tmp_path: Path, stage: str, call: int, batches_done: int
+) -> None:
+    options = CalibrationOptions(SHAPE, leave_one_out=stage == "leave one out")
+    output = tmp_path / NAME
+
+    def run(progress: Callable[[str, int, int], None]) -> Scores:
+        return calibrated(Checkpoint(llama), str(text), options, output=output, progress=progress)
+
+    whole = run(quiet)
+    assert names_in(tmp_path) == [NAME]
+    output.unlink()
+    with pytest.raises(Killed):
+        run(killed_in(stage, call))
+    assert names_in(tmp_path) == [PARTIAL]
+    started_at: list[int] = []
+    resumed = run(lambda _stage, done, _total: started_at.append(done))
+    assert started_at[0] == min(batches_done * 4 * 64, whole.record.tokens)
+    assert resumed.record == whole.record
+    assert same(resumed, whole, 1e-12)
+    assert names_in(tmp_path) == [NAME]
+
+
+def test_what_is_no_work_of_ours_is_not_taken_up(llama: Path, text: Path, tmp_path: Path) -> None:
+    (tmp_path / PARTIAL).write_bytes(b"not a file of ours")
+    found = calibrated(
+        Checkpoint(llama), str(text), CalibrationOptions(SHAPE), output=tmp_path / NAME, progress=quiet
+    )  # fmt: skip
+    assert found.record.tokens > 5000
+    assert names_in(tmp_path) == [NAME]
+
+
+@pytest.mark.parametrize("what", ["data", "tokenizer"])
+def test_work_on_data_or_a_tokenizer_that_have_changed_is_not_taken_up(
+    llama: Path, text: Path, tmp_path: Path, what: str
+) -> None:
+    data, spoken = tmp_path / "data.txt", tmp_path / "spoken"
+    data.write_text(text.read_text())
+    shutil.copytree(llama, spoken)
+
+    def run(progress: Callable[[str, int, int], None]) -> None:
+        calibrated(
+            Checkpoint(llama), str(data), CalibrationOptions(SHAPE), tokenizer=str(spoken), output=tmp_path / NAME,
+            progress=progress,
+        )  # fmt: skip
+
+    with pytest.raises(Killed):
+        run(killed_in("calibrate", 4))
+    if what == "data":
+        data.write_text(" ".join(reversed(text.read_text().split())))
+    else:
+        tokenizer = spoken / "tokenizer.json"
+        ids = {'"w3"': '"other"', '"w4"': '"w3"', '"other"': '"w4"'}
+        for old, new in ids.items():
+            tokenizer.write_text(tokenizer.read_text().replace(old, new))
+    started_at: list[int] = []
+    run(lambda _stage, done, _total: started_at.append(done))
+    assert started_at[0] == 0
+
+
+def test_a_refusal_on_the_way_leaves_nothing(
+    new_llama: Callable[..., Path], llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = new_llama(tmp_path / "small", vocab_size=40)
+    # What the model does not know comes after what is looked at before the first batch.
+    monkeypatch.setattr("anysize.calibration.data._SAMPLE_TOKENS", 64)
+    (tmp_path / "data.txt").write_text("w3 " * 640 + "w50 " * 640)
+    (tmp_path / "out").mkdir()
+    seen: list[list[str]] = []
+    with pytest.raises(InputError, match="this tokenizer is not the model's"):
+        calibrated(
+            Checkpoint(small), str(tmp_path / "data.txt"), CalibrationOptions(SHAPE), tokenizer=str(llama),
+            output=tmp_path / "out" / NAME, progress=lambda *_: seen.append(names_in(tmp_path / "out")),
+        )  # fmt: skip
+    assert seen[-1] == [PARTIAL]
+    assert not names_in(tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["missing/scores.safetensors", "folder"])
+def test_an_output_that_cannot_be_is_refused_before_anything_is_loaded(
+    llama: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr("anysize.calibration.calibrate.loaded_source", lambda *_: pytest.fail("it was loaded"))
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OutputError, match=r"cannot save the scores as '.*': (its folder does not|it is a folder)"):
+        calibrated(Checkpoint(llama), str(text), CalibrationOptions(), output=tmp_path / name, progress=quiet)
+
+
+@pytest.mark.parametrize("when", ["meanwhile", "at the end"])
+def test_an_output_that_fails_later_is_one_sentence_and_leaves_nothing(
+    llama: Path, text: Path, tmp_path: Path, when: str
+) -> None:
+    output = tmp_path / NAME
+
+    def block(stage: str, _done: int, _total: int) -> None:
+        # A folder stands where the file should go.
+        if stage == "calibrate":
+            (tmp_path / PARTIAL if when == "meanwhile" else output).mkdir(exist_ok=True)
+
+    with pytest.raises(OutputError, match="cannot keep the sums" if when == "meanwhile" else "cannot save the scores"):
+        calibrated(Checkpoint(llama), str(text), CalibrationOptions(SHAPE), output=output, progress=block)
+    assert not [path for path in tmp_path.iterdir() if path.is_file()]
