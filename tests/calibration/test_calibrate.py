@@ -192,6 +192,33 @@ def test_leave_one_out_is_the_loss_without_the_layer(llama: Path, text: Path) ->
     assert anysize.plan(llama, calibration=found, num_hidden_layers=1, layers="leave-one-out").layers
 
 
+def test_what_has_no_loss_is_not_scored_by_it(llama: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("anysize.calibration.calibrate.loaded_source", lambda *_: pytest.fail("it was loaded"))
+    with pytest.raises(InputError, match="sequences of 1 have none: give a --sequence-length of at least 2"):
+        anysize.calibrate(llama, text, sequence_length=1, tokens=64, leave_one_out=True)
+
+
+def test_a_loss_that_is_no_number_is_no_score(llama: Path, text: Path) -> None:
+    model = load(llama, "LlamaForCausalLM")
+    with torch.no_grad():
+        model.get_submodule("model.layers.1.mlp.up_proj").weight[0, 0] = torch.inf
+    with pytest.raises(InputError, match="the loss of the source is nan on these data"):
+        anysize.calibrate(model, text, sequence_length=64, tokens=64, leave_one_out=True, tokenizer=str(llama))
+
+
+def test_a_model_in_memory_stays_in_its_mode(
+    llama: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    model = load(llama, "LlamaForCausalLM").train()
+    model.get_submodule("model.layers.0").eval()
+    before = {name: module.training for name, module in model.named_modules()}
+    scores = anysize.calibrate(model, text, sequence_length=64, tokens=64, tokenizer=str(llama))
+    assert {name: module.training for name, module in model.named_modules()} == before
+    anysize.plan(model, num_hidden_layers=1, layers="evolutionary", calibration=scores)
+    assert {name: module.training for name, module in model.named_modules()} == before
+
+
 def test_images_are_read_by_an_image_model(tmp_path: Path) -> None:
     variant = next(v for v in tiny.VARIANTS if v.family == "vit")
     model = tiny.model(variant, dtype=torch.float32)

@@ -268,6 +268,18 @@ def collect(
     return Scores(record, {site: averages(found) for site, found in sites.items()}, block_averages(layers) | blocks)
 
 
+@contextmanager
+def mode_kept(tensors: TensorSource) -> Generator[None]:
+    """While active, a source in memory may be put into another mode; afterwards each module is in its own again."""
+    model = getattr(tensors, "model", None)
+    training = [] if model is None else [module for module in model.modules() if module.training]
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
 def loaded_source(tensors: TensorSource, options: CalibrationOptions, scratch: str) -> PreTrainedModel:
     """Return the source as a stock model in float32: in memory, or with its weights on disk for `low_memory`."""
     from anysize.io.models import LoadedModel, build_model  # noqa: PLC0415
@@ -307,7 +319,11 @@ def calibrated(
     if output is not None:
         check_output(output)
         place = _partial(output, _world()[0])
-    with tempfile.TemporaryDirectory() as scratch:
+    if options.leave_one_out:
+        from anysize.calibration.leave_one_out import require_loss  # noqa: PLC0415
+
+        require_loss(understand(tensors.config), options.data.sequence_length)
+    with tempfile.TemporaryDirectory() as scratch, mode_kept(tensors):
         model = loaded_source(tensors, options, scratch)
         scores = collect(tensors, model, data, tokenizer, options, keep_at=place, progress=progress)
     with _removed_on_refusal(place):

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from anysize import __version__
-from anysize.calibration.calibrate import CalibrationOptions, chosen_device, loaded_source
+from anysize.calibration.calibrate import CalibrationOptions, chosen_device, loaded_source, mode_kept
 from anysize.calibration.data import Batch, batches_again
 from anysize.calibration.divergence import Divergence
 from anysize.calibration.ledger import Candidate, Ledger, cache_folder
@@ -222,7 +222,7 @@ def searched(
     named = _named(source_size, target_size, scores)
     batches = _batches(tensors, config, scores)
     told = [source_size, target_size, options.seed, budget, str(chosen_device("auto")), sorted(named.values())]
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, mode_kept(tensors):
         how = CalibrationOptions(low_memory=low_memory)
         divergence = Divergence(lambda: loaded_source(tensors, how, scratch), config, batches)
         place = cache_folder() / "search" / f"{_fingerprint(scores, batches, told)}.jsonl"

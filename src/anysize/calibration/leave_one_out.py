@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
@@ -21,25 +22,40 @@ if TYPE_CHECKING:
 _BATCHES = 8
 
 
+def require_loss(config: SourceConfig, sequence_length: int) -> None:
+    """Raise InputError where there is no loss that a layer could be missed by."""
+    if config.architecture.modality != "text":
+        raise InputError("leave-one-out scores need a loss, and these images have no labels: use block-influence")
+    if sequence_length < 2:
+        raise InputError(
+            f"leave-one-out scores need the loss of a next token, and sequences of {sequence_length} have none: give a "
+            "--sequence-length of at least 2"
+        )
+
+
 @torch.no_grad()
 def losses_without_layers(
     model: PreTrainedModel, config: SourceConfig, batches: Iterator[Batch], progress: Callable[[str, int, int], None]
 ) -> torch.Tensor:
-    """Return float64 [layers]: how much the loss (nats/token) rises when each layer is left out, on 8 batches."""
-    if config.architecture.modality != "text":
-        raise InputError("leave-one-out scores need a loss, and these images have no labels: use block-influence")
+    """Return float64 [layers]: how much the loss (nats/token) rises when each layer is left out, on 8 batches.
+
+    Raises InputError where a loss is not a number, which would be sorted like one.
+    """
     device = device_of(model)
     kept = [{n: v.to(device) for n, v in batch.items()} for batch in itertools.islice(batches, _BATCHES)]
 
-    def loss(without: AbstractContextManager[None]) -> float:
-        with without:
+    def loss(missing: AbstractContextManager[None], what: str) -> float:
+        with missing:
             losses = [float(model(**batch, labels=batch["input_ids"]).loss) for batch in kept]
-        return sum(losses) / len(losses)
+        mean = sum(losses) / len(losses)
+        if not math.isfinite(mean):
+            raise InputError(f"the loss {what} is {mean} on these data, so it scores no layer: use block-influence")
+        return mean
 
     layers = layers_of(model, config)
-    whole = loss(nullcontext())
+    whole = loss(nullcontext(), "of the source")
     found: list[float] = []
     for number, layer in enumerate(layers):
-        found.append(loss(without([layer])) - whole)
+        found.append(loss(without([layer]), f"without layer {number}") - whole)
         progress("leave one out", number + 1, len(layers))
     return torch.tensor(found, dtype=torch.float64)
