@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import anysize
 from anysize.calibration.calibrate import moment_stride, scores_bytes
@@ -309,6 +310,38 @@ def test_the_scores_of_another_model_are_refused(
     other = new_llama(tmp_path / "other", seed=1)
     with pytest.raises(CheckpointError, match="the scores were made for another model"):
         anysize.plan(other, calibration=scores, hidden_size=16)
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [
+        ("lm_head.weight", slice(1, None)),
+        ("lm_head.weight", slice(-1, None)),
+        ("model.layers.1.mlp.down_proj.weight", slice(10, 12)),
+        ("model.norm.weight", slice(5, 6)),
+    ],
+    ids=["all but the first row", "the last row", "a row of a small matrix", "a gain"],
+)
+def test_a_model_that_was_trained_on_is_another_one(
+    new_llama: Callable[..., Path], text: Path, tmp_path: Path, name: str, rows: slice
+) -> None:
+    source = new_llama(tmp_path / "tuned", vocab_size=600)
+    scores = anysize.calibrate(source, text, sequence_length=64, tokens=256)
+    scores.require_model(Checkpoint(source))
+    weights = load_file(source / "model.safetensors")
+    weights[name][rows] += 1
+    save_file(weights, source / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match="the scores were made for another model"):
+        scores.require_model(Checkpoint(source))
+
+
+def test_scores_of_another_format_are_named(scores: Scores, tmp_path: Path) -> None:
+    path = tmp_path / "scores.safetensors"
+    scores.save(path)
+    record = json.dumps(scores.record.model_dump() | {"format": 1})
+    save_file(load_file(path), path, {"anysize": record})
+    with pytest.raises(CheckpointError, match="are of format 1, this version reads 2: calibrate again"):
+        Scores.load(path)
 
 
 def test_what_is_no_scores_file_is_refused(llama: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Literal
 
@@ -16,13 +17,16 @@ from safetensors.torch import save_file
 
 from anysize.dense import stored_arrays
 from anysize.errors import CheckpointError, OutputError
-from anysize.io.reader import TensorSource
+from anysize.io.reader import Checkpoint, TensorSource, read_bytes
 from anysize.memory import fits_in_memory
-from anysize.proof.algebra import rows_of
 from anysize.stored import StoredArrays
 
 _RECORD = "anysize"
 _BLOCKS = "blocks"
+# Of a model's weights so much is hashed: tensors up to this size, and so many rows of larger ones.
+_WHOLE_ITEMS, _SAMPLED_ROWS = 16_384, 8
+# Scores of format 1 know less of their model and nothing of their data.
+_FORMAT = 2
 
 
 class Record(BaseModel):
@@ -36,7 +40,7 @@ class Record(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: Literal[1] = 1
+    format: Literal[2] = _FORMAT
     model_sha256: str
     model_type: str
     source: str
@@ -119,7 +123,7 @@ class Scores:
         sites: dict[str, dict[str, torch.Tensor]] = {}
         try:
             with safe_open(path, framework="pt") as file:
-                record = Record.model_validate_json((file.metadata() or {}).get(_RECORD, ""))
+                record = _record((file.metadata() or {}).get(_RECORD, ""), path)
                 if low_memory or not fits_in_memory(path.stat().st_size // 2):
                     return cls(record, *_on_disk(path))
                 for name in file.keys():  # noqa: SIM118 - not a dict
@@ -138,6 +142,16 @@ class Scores:
                 f"the scores were made for another model ('{self.record.source}', a {self.record.model_type}) than "
                 f"'{tensors.location}': its config or weights differ; calibrate this one"
             )
+
+
+def _record(text: str, path: Path) -> Record:
+    """Return the record of a scores file; raise CheckpointError where another version wrote it."""
+    told = json.loads(text)
+    if isinstance(told, dict) and told.get("format") != _FORMAT:
+        raise CheckpointError(
+            f"the scores '{path}' are of format {told.get('format')}, this version reads {_FORMAT}: calibrate again"
+        )
+    return Record.model_validate_json(text)
 
 
 class _StatisticsOnDisk(Mapping[str, torch.Tensor]):
@@ -169,10 +183,25 @@ def _on_disk(path: Path) -> tuple[dict[str, _StatisticsOnDisk], Mapping[str, tor
 
 
 def model_sha256(tensors: TensorSource) -> str:
-    """Return a hash of a model's config, headers and the first row of every tensor: it tells checkpoints apart."""
+    """Return a hash of a model's config, headers and some rows of every tensor: it tells checkpoints apart.
+
+    The rows are spread from the first to the last, because training may leave some as they were (the embeddings of
+    tokens that never came). So few of them are read in no time, however large the model.
+    """
     digest = hashlib.sha256(f"{tensors.config_sha256}{tensors.headers_sha256}".encode())
-    read = rows_of(tensors)
     for name in sorted(tensors.tensors):
-        row = read(name, 0, 1).contiguous() if tensors.tensors[name].shape else read(name, 0, 0)
-        digest.update(row.reshape(-1)[:1024].contiguous().view(torch.uint8).numpy().data)
+        for part in _parts(tensors, name):
+            digest.update(part.reshape(-1).contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _parts(tensors: TensorSource, name: str) -> Iterator[torch.Tensor]:
+    """Yield all of a small tensor, some rows of a large one."""
+    shape = tensors.tensors[name].shape
+    if prod(shape) <= _WHOLE_ITEMS:
+        yield tensors.read(name)
+        return
+    # What is in memory may lie on a GPU, and comes from there as a whole.
+    read = None if isinstance(tensors, Checkpoint) else tensors.read(name)
+    for row in sorted({i * (shape[0] - 1) // (_SAMPLED_ROWS - 1) for i in range(_SAMPLED_ROWS)}):
+        yield read_bytes(tensors.tensors[name], row, 1) if read is None else read[row]
