@@ -14,6 +14,7 @@ from anysize.delivery import Progress, VerifyMode, carry_out, open_source, requi
 from anysize.errors import InputError, SizeError, joined
 from anysize.io.hub import local_folder
 from anysize.io.reader import TensorSource
+from anysize.layers import LEAVE_ONE_OUT
 from anysize.planner import legality, make_plan
 from anysize.recipe import Options, Plan
 from anysize.target import PUBLIC_SIZES
@@ -142,12 +143,16 @@ def plan(
             raise SizeError(f"pad_vocab_to_multiple_of={pad_vocab_to_multiple_of!r}: wanted at least 1")
         sizes["vocab_size"] = targets.padded_vocab(config, vocab_size, pad_vocab_to_multiple_of)
     request = _request(smaller, options, sizes, scale, num_params, like)
-    scores = _scores_of(tensors, calibration, low_memory, progress)
+    scores = _scores_of(tensors, calibration, options, low_memory, progress)
     return make_plan(tensors, request, options, scores, progress, tokens, low_memory=low_memory)
 
 
 def _scores_of(
-    tensors: TensorSource, calibration: str | Path | Scores | None, low_memory: bool, progress: Progress
+    tensors: TensorSource,
+    calibration: str | Path | Scores | None,
+    options: Options,
+    low_memory: bool,
+    progress: Progress,
 ) -> Callable[[], Scores] | None:
     """Return how to come by the scores once they are needed: loaded from a file, or measured on data."""
     if calibration is None:
@@ -161,7 +166,8 @@ def _scores_of(
             return calibration
         if str(calibration).endswith(".safetensors"):
             return Scores.load(Path(calibration).expanduser(), low_memory=low_memory)
-        return calibrated(tensors, str(calibration), CalibrationOptions(low_memory=low_memory), progress=progress)
+        how = CalibrationOptions(leave_one_out=options.layers == LEAVE_ONE_OUT, low_memory=low_memory)
+        return calibrated(tensors, str(calibration), how, progress=progress)
 
     return scores
 

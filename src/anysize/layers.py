@@ -12,12 +12,14 @@ from anysize.errors import SizeError
 
 GROWN = ("identity", "interpose", "stack")
 CUT = ("middle", "first", "uniform")
+# It takes a run of the source for every layer, so that it is measured only when it is asked for.
+LEAVE_ONE_OUT = "leave-one-out"
 # How layers are dropped by score -> the scores of that kind. Sources: 2403.03853, 2312.09299, 2403.17887, 2406.16286.
 SCORED = {
     "block-influence": "influence",
     "relative-magnitude": "magnitude",
     "angular": "angular",
-    "leave-one-out": "leave-one-out",
+    LEAVE_ONE_OUT: "leave-one-out",
 }
 # Which layers go is searched for by running the source: see calibration.evolution.
 EVOLUTIONARY = "evolutionary"
@@ -101,10 +103,10 @@ def layer_plan(
         elif pattern == EVOLUTIONARY:
             raise SizeError(f"{change}: '{pattern}' runs the source on data: pass --calibration, or choose middle")
         elif scores is None or SCORED[pattern] not in scores:
-            extra = " (with --leave-one-out)" if pattern == "leave-one-out" else ""
-            raise SizeError(
-                f"{change}: '{pattern}' needs the layers' scores: pass --calibration{extra}, or choose middle"
-            )
+            # Where data are calibrated on for this plan they are measured; a scores file may have been made without.
+            lacking = scores is not None and pattern == LEAVE_ONE_OUT
+            how = "calibrate with --leave-one-out" if lacking else "pass --calibration"
+            raise SizeError(f"{change}: '{pattern}' needs the layers' scores: {how}, or choose middle")
         else:
             kept = _scored(target_size, pattern, scores[SCORED[pattern]])
         return tuple(LayerStep(source=layer) for layer in kept)

@@ -22,7 +22,7 @@ from anysize.calibration.scores import Scores
 from anysize.calibration.sites import sites
 from anysize.calibration.statistics import SiteSums, averages
 from anysize.config import understand
-from anysize.errors import CheckpointError, InputError
+from anysize.errors import CheckpointError, InputError, SizeError
 from anysize.io.reader import Checkpoint
 from anysize.proof.parity import load
 from tests import tiny
@@ -191,6 +191,16 @@ def test_leave_one_out_is_the_loss_without_the_layer(llama: Path, text: Path) ->
         layer.self_attn.layer_idx = 0
     assert float(found.block("leave-one-out")[0]) == pytest.approx(loss() - whole, abs=1e-4)
     assert anysize.plan(llama, calibration=found, num_hidden_layers=1, layers="leave-one-out").layers
+
+
+def test_leave_one_out_is_measured_where_layers_are_dropped_by_it(llama: Path, text: Path, scores: Scores) -> None:
+    kept = [
+        [step.source for step in anysize.plan(llama, calibration=c, num_hidden_layers=1, layers="leave-one-out").layers]
+        for c in (text, anysize.calibrate(llama, text, leave_one_out=True))
+    ]
+    assert kept[0] == kept[1]
+    with pytest.raises(SizeError, match="needs the layers' scores: calibrate with --leave-one-out, or choose middle"):
+        anysize.plan(llama, calibration=scores, num_hidden_layers=1, layers="leave-one-out")
 
 
 def test_what_has_no_loss_is_not_scored_by_it(llama: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ from anysize.config import SourceConfig, understand
 from anysize.errors import AnysizeError, InputError
 from anysize.io.hub import open_checkpoint
 from anysize.io.lock import FolderLock
+from anysize.layers import LEAVE_ONE_OUT
 from anysize.recipe import Plan
 from anysize.report.schema import Arm, Metric, Results, Run, SourceRecord
 from anysize.target import public_sizes
@@ -153,7 +154,11 @@ class Comparison:
         place = self.place.scores(source)
         record = place.with_suffix(".json")
         if not record.is_file():
-            scores, seconds = scores_for(source, self.config.calibration, self.config.data, self.progress)
+            arms = [arm for arm in self.config.arms.values() if (arm.source or self.config.source) == source]
+            scores, seconds = scores_for(
+                source, self.config.calibration, self.config.data, self.progress,
+                leave_one_out=any(arm.layers == LEAVE_ONE_OUT for arm in arms),
+            )  # fmt: skip
             assert scores is not None
             place.parent.mkdir(parents=True, exist_ok=True)
             scores.save(place)

@@ -17,6 +17,7 @@ from anysize.io.hub import open_checkpoint
 from anysize.io.lock import FolderLock
 from anysize.io.models import quiet_transformers
 from anysize.io.provenance import companions
+from anysize.layers import LEAVE_ONE_OUT
 from anysize.target import public_sizes
 from anysize.tensors import num_parameters
 from anysize.training.arguments import fixed_arguments, training_arguments, with_defaults
@@ -134,7 +135,10 @@ def _start(config: TrainConfig, state: Any, seed: int, progress: Progress, comma
         place = Path(config.output).expanduser() / "start"
         record = place.with_name("start.json")
         if state.is_main_process and not record.is_file():
-            scores, calibration_s = scores_for(config.resize.source, config.resize.calibration, config.data, progress)
+            scores, calibration_s = scores_for(
+                config.resize.source, config.resize.calibration, config.data, progress,
+                leave_one_out=config.resize.layers == LEAVE_ONE_OUT,
+            )  # fmt: skip
             _, conversion_s = resized(config.resize, scores, place, progress, command)
             record.write_text(json.dumps({"calibration_s": calibration_s, "conversion_s": conversion_s}))
         state.wait_for_everyone()

@@ -60,7 +60,12 @@ def load(location: str, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def scores_for(
-    source: str, calibration: Calibration | str | None, data: Data, progress: Progress
+    source: str,
+    calibration: Calibration | str | None,
+    data: Data,
+    progress: Progress,
+    *,
+    leave_one_out: bool = False,
 ) -> tuple[Scores | None, float]:
     """Return the scores that a resize is chosen by, None where it asks for none, and their processor seconds."""
     from anysize.calibration.scores import Scores  # noqa: PLC0415
@@ -75,7 +80,7 @@ def scores_for(
     found = api.calibrate(
         source, calibration.data or data.train, tokens=calibration.tokens, column=calibration.column or data.column,
         sequence_length=calibration.sequence_length, batch_size=calibration.batch_size, tokenizer=data.tokenizer,
-        progress=progress,
+        leave_one_out=leave_one_out, progress=progress,
     )  # fmt: skip
     return found, time.process_time() - begin
 
