@@ -88,6 +88,7 @@ def plan(
     like: str | Path | None = None,
     preset: str = "auto",
     calibration: str | Path | Scores | None = None,
+    column: str = "",
     select: str = "auto",
     readers: str = "auto",
     layers: str = "auto",
@@ -106,9 +107,10 @@ def plan(
     most of them by `calibration`: scores, a scores file, or data to calibrate on. `search_tokens` is what the layers
     "evolutionary" may run on, sets of layers times tokens (an image has as many as patches). `keep_tokens` cuts the
     vocabulary: ids or token strings, a .json or .tokens file that lists them, or text, whose tokens (with `vocab_size`,
-    so many of the most frequent) are kept; `Plan.kept_tokens.index[new id]` is a token's old id. `low_memory` leaves
-    weights, scores and fitted matrices on disk and reads each as it is needed, for the same plan; where they do not fit
-    into a quarter of the free memory that is done anyway. Raises SizeError, InputError, ArchitectureError or
+    so many of the most frequent) are kept; `Plan.kept_tokens.index[new id]` is a token's old id. `column` is the text
+    column of both, where the data have several. `low_memory` leaves weights, scores and fitted matrices on disk and
+    reads each as it is needed, for the same plan; where they do not fit into a quarter of the free memory that is done
+    anyway. Raises SizeError, InputError, ArchitectureError or
     CheckpointError, each with one sentence: what is wrong, the nearest legal sizes.
     """
     tensors = open_source(source)
@@ -129,12 +131,17 @@ def plan(
     }
     tokens: KeptTokens | None = None
     smaller = config
+    if column and not _are_data(calibration):
+        from anysize.vocabulary.wish import is_text  # noqa: PLC0415
+
+        if not is_text(keep_tokens):
+            raise InputError(f"column={column!r}: neither calibration nor keep_tokens reads data here; leave it out")
     if keep_tokens is not None:
         from anysize.vocabulary.keep import kept_tokens  # noqa: PLC0415
 
         if pad_vocab_to_multiple_of is not None:
             raise SizeError("pad_vocab_to_multiple_of adds rows and keep_tokens takes some: give text and a vocab_size")
-        tokens = kept_tokens(tensors, config, keep_tokens, vocab_size, progress)
+        tokens = kept_tokens(tensors, config, keep_tokens, vocab_size, progress, column)
         sizes["vocab_size"] = tokens.axis.target_size
         # What scale, num_params and like choose is counted without the tokens that go.
         smaller = targets.resolve(config, {"vocab_size": tokens.axis.target_size}).config
@@ -143,13 +150,18 @@ def plan(
             raise SizeError(f"pad_vocab_to_multiple_of={pad_vocab_to_multiple_of!r}: wanted at least 1")
         sizes["vocab_size"] = targets.padded_vocab(config, vocab_size, pad_vocab_to_multiple_of)
     request = _request(smaller, options, sizes, scale, num_params, like)
-    scores = _scores_of(tensors, calibration, options, low_memory, progress)
+    scores = _scores_of(tensors, calibration, column, options, low_memory, progress)
     return make_plan(tensors, request, options, scores, progress, tokens, low_memory=low_memory)
+
+
+def _are_data(calibration: str | Path | Scores | None) -> bool:
+    return isinstance(calibration, (str, Path)) and not str(calibration).endswith(".safetensors")
 
 
 def _scores_of(
     tensors: TensorSource,
     calibration: str | Path | Scores | None,
+    column: str,
     options: Options,
     low_memory: bool,
     progress: Progress,
@@ -160,13 +172,16 @@ def _scores_of(
 
     def scores() -> Scores:
         from anysize.calibration.calibrate import CalibrationOptions, calibrated  # noqa: PLC0415
+        from anysize.calibration.data import DataOptions  # noqa: PLC0415
         from anysize.calibration.scores import Scores  # noqa: PLC0415
 
         if isinstance(calibration, Scores):
             return calibration
-        if str(calibration).endswith(".safetensors"):
+        if not _are_data(calibration):
             return Scores.load(Path(calibration).expanduser(), low_memory=low_memory)
-        how = CalibrationOptions(leave_one_out=options.layers == LEAVE_ONE_OUT, low_memory=low_memory)
+        how = CalibrationOptions(
+            DataOptions(column=column), leave_one_out=options.layers == LEAVE_ONE_OUT, low_memory=low_memory
+        )
         return calibrated(tensors, str(calibration), how, progress=progress)
 
     return scores
@@ -276,6 +291,7 @@ def resize(
     like: str | Path | None = None,
     preset: str = "auto",
     calibration: str | Path | Scores | None = None,
+    column: str = "",
     select: str = "auto",
     readers: str = "auto",
     layers: str = "auto",
@@ -313,6 +329,7 @@ def resize(
         like=like,
         preset=preset,
         calibration=calibration,
+        column=column,
         select=select,
         readers=readers,
         layers=layers,

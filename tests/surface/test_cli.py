@@ -35,6 +35,7 @@ SIZES = {
 HOW = {
     "--preset",
     "--calibration",
+    "--column",
     "--select",
     "--readers",
     "--layers",

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import anysize
-from anysize.errors import SizeError
+from anysize.errors import InputError, SizeError
 
 Run = Callable[..., Any]
 Weights = Callable[[Path], dict[str, torch.Tensor]]
@@ -160,6 +160,35 @@ def test_vocab_size_says_how_many_tokens_of_a_text_are_kept(llama: Path, tmp_pat
     assert kept(6) == [always, [7, 3]]
     # What no text shows comes after what one shows, by id.
     assert kept(8) == [[0, 4], [7, 3], [30, 1]]
+
+
+@pytest.mark.parametrize("option", ["--keep-tokens", "--calibration"])
+def test_column_names_the_text_of_data_that_have_several(llama: Path, tmp_path: Path, cli: Run, option: str) -> None:
+    data = tmp_path / "data.jsonl"
+    rows = [{"title": f"w{3 + n % 5} " * 9, "story": f"w{10 + n % 30} w9 " * 9} for n in range(60)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sizes = () if option == "--keep-tokens" else ("--intermediate-size", 13, "--preset", "subcloning")
+
+    def planned(*column: object) -> Any:
+        return cli("plan", llama, *sizes, option, data, *column, "--json")
+
+    assert "name one with --column" in planned().err
+    made = [json.loads(planned("--column", column).out) for column in ("title", "story")]
+    assert made[0]["axes"] != made[1]["axes"]
+    ran = cli("resize", llama, tmp_path / "out", *sizes, option, data, "--column", "story", "--plan-only", "--json")
+    assert json.loads(ran.out)["axes"] == made[1]["axes"]
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"keep_tokens": ["w5"]}, {"keep_tokens": "few.tokens"}, {"calibration": "x.safetensors"}]
+)
+def test_a_column_of_no_data_is_refused(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("few.tokens").write_text("w5")
+    with pytest.raises(InputError, match="column='story': neither calibration nor keep_tokens reads data here"):
+        anysize.plan(llama, hidden_size=16, column="story", **options)
 
 
 def test_scale_num_params_and_like_choose_the_sizes(llama: Path, new_llama: Run, tmp_path: Path, cli: Run) -> None:

@@ -104,6 +104,7 @@ Calibration = Annotated[
         help="What tells which coordinates to keep: a scores file of anysize calibrate, or data to calibrate on."
     ),
 ]
+Column = Annotated[str, typer.Option(help="The text column of --calibration and --keep-tokens, if they have several.")]
 SelectName = Annotated[
     Select, typer.Option("--select", help="Which score chooses what is kept; auto is the preset's own.")
 ]

@@ -154,8 +154,11 @@ def kept_tokens(
     wish: Wish,
     vocab_size: int | None,
     progress: Progress,
+    column: str = "",
 ) -> KeptTokens:
     """Return the choice that a user's wish stands for: a token list, or text of which `vocab_size` tokens are kept.
+
+    `column` is the column that the text is in, where there are several.
 
     Raises InputError for a list or text that cannot be used, SizeError for a size that cannot be, CheckpointError for a
     tokenizer that cannot be cut.
@@ -176,7 +179,7 @@ def kept_tokens(
         asked = ids_of(found, vocabulary.tokens, vocabulary.size)
         what, kept = "listed", vocabulary.closed(asked | vocabulary.always)
     else:
-        counts = counted(str(wish), str(vocabulary.folder), vocabulary.size, progress)
+        counts = counted(str(wish), str(vocabulary.folder), vocabulary.size, progress, column)
         asked = set(counts)
         what = f"seen in {counts.total():,} tokens of '{wish}'"
         kept = vocabulary.closed(asked | vocabulary.always) if vocab_size is None else vocabulary.most_frequent(

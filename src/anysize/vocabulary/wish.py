@@ -80,6 +80,11 @@ def listed(wish: object, tokens: Mapping[str, int] | None) -> list[Any] | None:
     return found
 
 
+def is_text(wish: object) -> bool:
+    """Whether a wish is text, whose tokens are counted, rather than a list or none. Raises InputError."""
+    return isinstance(wish, (str, Path)) and listed(wish, None) is None
+
+
 def _is_id(item: object) -> bool:
     return not isinstance(item, bool) and isinstance(item, numbers.Integral)
 
@@ -116,10 +121,10 @@ def _hint(token: str, tokens: Mapping[str, int]) -> str:
     return did_you_mean(token, tokens)
 
 
-def counted(data: str, source: str, size: int, progress: Progress) -> Counter[int]:
+def counted(data: str, source: str, size: int, progress: Progress, column: str = "") -> Counter[int]:
     """Return how often each token id occurs in all of some text, by the tokenizer beside `source`. Raises InputError.
 
-    `progress` hears the tokens so far, as stage "tokens".
+    `column` is the text column, where there are several. `progress` hears the tokens so far, as stage "tokens".
     """
     from anysize.io.models import tokenizer_of  # noqa: PLC0415
     from anysize.io.rows import documents  # noqa: PLC0415
@@ -127,7 +132,7 @@ def counted(data: str, source: str, size: int, progress: Progress) -> Counter[in
     tokenizer = tokenizer_of(source)
     counts: Counter[int] = Counter()
     read = 0
-    for text in documents(data):
+    for text in documents(data, column):
         ids: Any = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         counts.update(ids)
         read += len(ids)
