@@ -67,7 +67,7 @@ OPTIONS = {
         "--num-attention-heads", "--num-key-value-heads", "--scale", "--num-params", "--steps", "--batch-size",
         "--sequence-length", "--learning-rate", "--drafted", "--prompts", "--new-tokens", "--json",
     },
-    "report": {"-o", "--output", "--json"},
+    "report": {"-o", "--output", "--card", "--json"},
     "train": {"--set", "--plan-only", "--json"},
     "compare": {"--set", "--json"},
     "demo": {"-o", "--output", "--seconds", "--json"},
