@@ -188,7 +188,8 @@ def test_layers_that_do_nothing_are_the_ones_dropped(
     source = deep(tmp_path / "source", new_llama, PLANTS[layers], layers=layers)
     scores = anysize.calibrate(source, text, sequence_length=64, second_moments=False)
     told: list[tuple[str, int, int]] = []
-    options: dict[str, Any] = {"num_hidden_layers": layers - len(PLANTS[layers]), "calibration": scores}
+    count = layers - len(PLANTS[layers])
+    options: dict[str, Any] = {"num_hidden_layers": count, "calibration": scores, "readers": "none"}
     wanted = [layer for layer in range(layers) if layer not in PLANTS[layers]]
     plan = anysize.plan(
         source, layers="evolutionary", progress=lambda *a: told.append(a), search_tokens=400_000, **options
