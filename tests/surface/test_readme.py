@@ -62,6 +62,8 @@ def test_both_set_up_commands_are_named_and_exist() -> None:
 
 def test_measured_numbers_are_those_of_the_results_files() -> None:
     from benchmarks.publish import (
+        SUITES,
+        compared_section,
         exactness_section,
         measured_section,
         memory_section,
@@ -77,6 +79,9 @@ def test_measured_numbers_are_those_of_the_results_files() -> None:
     shrinking = (ROOT / "docs" / "shrinking.md").read_text(encoding="utf-8")
     assert replaced(shrinking, "shrink", shrink_section()) == shrinking
     assert replaced(shrinking, "memory", memory_section()) == shrinking
+    training = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    for suite in SUITES:
+        assert replaced(training, f"compared {suite}", compared_section(suite)) == training
 
 
 def test_every_file_that_the_readme_points_at_exists() -> None:
