@@ -10,7 +10,7 @@ import torch
 
 import anysize
 from anysize.calibration.scores import Scores
-from anysize.errors import SizeError
+from anysize.errors import ProofError, SizeError
 from anysize.executor import target_tensors
 from anysize.io.models import NamedTensors, build_model
 from anysize.io.reader import Checkpoint
@@ -57,7 +57,9 @@ def test_pads_that_hold_the_mean_are_proved_beside_cut_neurons(family: str) -> N
     assert not passes(plan, source, {**made, means[-1]: made[means[-1]] * 1.1})
 
 
-def test_where_only_layers_go_readers_follow_what_comes_out_of_the_gap(llama: Path, scores: Scores) -> None:
+def test_where_only_layers_go_readers_follow_what_comes_out_of_the_gap(
+    llama: Path, scores: Scores, tmp_path: Path
+) -> None:
     source = Checkpoint(llama)
     plain = anysize.plan(llama, calibration=scores, num_hidden_layers=1, readers="none")
     fitted = anysize.plan(llama, calibration=scores, num_hidden_layers=1)
@@ -79,6 +81,12 @@ def test_where_only_layers_go_readers_follow_what_comes_out_of_the_gap(llama: Pa
         return float((wanted.exp() * (wanted - got)).sum(-1).mean())
 
     assert divergence(fitted) < divergence(plain)
+    # Every proof of a whole resize knows of such readers, and of no others.
+    for name, plan in (("plain", plain), ("fitted", fitted)):
+        assert anysize.apply(plan, tmp_path / name, verify="full") == tmp_path / name
+    edited = fitted.model_copy(update={"options": fitted.options.model_copy(update={"readers": "none"})})
+    with pytest.raises(ProofError, match="is not what this version makes"):
+        anysize.apply(edited, tmp_path / "edited")
 
 
 @pytest.mark.parametrize(

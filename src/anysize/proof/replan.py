@@ -57,12 +57,13 @@ def differences(plan: Plan, tensors: TensorSource) -> list[str]:
     config, target = understand(tensors.config), understand(plan.target_config)
     request = targets.like(config, target)
     options = plan.options
-    if target.sizes["layer"] < config.sizes["layer"]:
+    drops_layers = target.sizes["layer"] < config.sizes["layer"]
+    if drops_layers:
         # Which layers stay may have been chosen by scores, which a plan does not hold.
         options = options.with_layers(",".join(str(step.source) for step in plan.layers))
     cut = any(axis not in ("layer", "vocab") and target.sizes[axis] < size for axis, size in config.sizes.items())
     if not cut:
-        # Where only tokens are cut, a preset has nothing to do; where only layers are, one that shrinks fits nothing.
+        # Where only tokens are cut, a preset has nothing to do; where only layers are, one that cuts chooses nothing.
         resized = any(axis != "vocab" and target.sizes[axis] != size for axis, size in config.sizes.items())
         named = plan.options.preset not in SHRINK_PRESETS and (resized or plan.kept_tokens is None)
         preset = plan.options.preset if named else "auto"
@@ -90,8 +91,10 @@ def differences(plan: Plan, tensors: TensorSource) -> list[str]:
         found.append(_differs("what is dropped", sorted(plan.dropped), sorted(dropped)))
     if len(plan.recipes) != len(recipes):
         found.append(_differs("the number of tensors", len(plan.recipes), len(recipes)))
+    # What reads behind a gap may be fitted though nothing is cut inside of the layers.
+    fitted = cut or (drops_layers and plan.options.readers == "sequential")
     for got, planned in zip(plan.recipes, recipes, strict=False):
-        found += _recipe_differences(got, planned, fitted=cut)
+        found += _recipe_differences(got, planned, fitted=fitted)
     return found
 
 
