@@ -25,7 +25,7 @@ _GROWN = {"hidden_size": 192, "intermediate_size": 448, "num_attention_heads": 6
 _SHRUNK = {"hidden_size": 64, "intermediate_size": 172, "num_attention_heads": 2, "num_key_value_heads": 1}
 # Shares of the time that pretraining takes. A grown model shows something once a random start of its size has come
 # below its source: so its source is young, and both train for long.
-_YOUNG, _AFTER_SHRINKING, _AFTER_GROWING = 0.15, 0.75, 2.0
+_YOUNG, _AFTER_SHRINKING, _AFTER_GROWING = 0.35, 0.75, 1.8
 
 
 def _say(line: str) -> None:
