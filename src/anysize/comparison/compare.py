@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from anysize.comparison.config import CompareConfig
 from anysize.comparison.flops import forward_flops, training_flops
-from anysize.comparison.folder import RECORD, claimed, write_json
+from anysize.comparison.folder import RECORD, claimed
 from anysize.comparison.job import Job, carry_out, conversion_s, known, prepare
 from anysize.comparison.records import machine, plan_record, resize_command, versions
 from anysize.comparison.search import ladder, search
@@ -25,6 +25,7 @@ from anysize.config import SourceConfig, understand
 from anysize.errors import AnysizeError, InputError
 from anysize.io.hub import open_checkpoint
 from anysize.io.lock import FolderLock
+from anysize.io.whole import write_json
 from anysize.layers import LEAVE_ONE_OUT
 from anysize.recipe import Plan
 from anysize.report.schema import Arm, Metric, Results, Run, SourceRecord

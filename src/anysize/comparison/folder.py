@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,17 +19,10 @@ from typing import Any
 from anysize import __version__
 from anysize.comparison.config import CompareConfig
 from anysize.errors import InputError
+from anysize.io.whole import write_json
 from anysize.training.tokens import data_identity
 
 RECORD = "comparison.json"
-
-
-def write_json(path: Path, told: Mapping[str, Any]) -> None:
-    """Write a JSON object, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
 
 
 def key_of(*parts: Any) -> str:

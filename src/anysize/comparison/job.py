@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anysize.comparison.config import ArmConfig, CompareConfig
-from anysize.comparison.folder import Place, write_json
+from anysize.comparison.folder import Place
+from anysize.io.whole import write_json
 from anysize.report.schema import Run
 
 if TYPE_CHECKING:

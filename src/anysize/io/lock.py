@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import warnings
 from pathlib import Path
 from types import TracebackType
 
@@ -12,12 +14,15 @@ from filelock import FileLock, Timeout
 from anysize.errors import OutputError
 
 _NAME = ".lock"
+# What a file system says that knows no locks: some network and user-space ones.
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 class FolderLock:
     """The lock of a folder, held until it is released or this process ends; it leaves no file where it is released.
 
-    Raises OutputError where another process holds it. File systems without locks let everyone in.
+    Raises OutputError where another process holds it, or where it cannot be written. File systems without locks let
+    everyone in, with a warning.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -29,9 +34,14 @@ class FolderLock:
             raise OutputError(
                 f"another process is at work in '{folder}': wait for it, or choose another output"
             ) from error
-        except (NotImplementedError, OSError):
-            # A file system without locks, or without leave to write.
-            pass
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise OutputError(
+                    f"the output folder '{folder}' cannot be locked: {error.strerror or error}"
+                ) from error
+            warnings.warn(
+                f"the file system of '{folder}' has no locks: nothing keeps a second process out of it", stacklevel=2
+            )
 
     @classmethod
     def of_runs(cls, folder: Path, record: str, what: str) -> FolderLock:

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from anysize.errors import InputError, OutputError, joined
+from anysize.io.whole import write_whole
 from anysize.report.headline import headline, number
 from anysize.report.schema import Results
 from anysize.report.tables import NOT_REACHED, share
@@ -79,14 +80,8 @@ def write_card(results: Results, curves: bytes, model: Path) -> Path:
     known = re.compile(rf"{_BEGIN}.*?{_END}\n?", re.DOTALL)
     made = known.sub(lambda _: section, text) if known.search(text) else f"{text.rstrip()}\n\n{section}"
     contents = {model / PICTURE: curves, card: made.encode()}
-    partial = {place: place.with_name(f".{place.name}.partial") for place in contents}
     try:
-        for place, content in contents.items():
-            partial[place].write_bytes(content)
-        for place, name in partial.items():
-            name.replace(place)
+        write_whole(contents)
     except OSError as error:
-        for name in partial.values():
-            name.unlink(missing_ok=True)
         raise OutputError(f"the card of '{model}' cannot be written: {error.strerror or error}") from error
     return card

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from anysize.errors import InputError, did_you_mean
+from anysize.io.whole import write_json
 
 FORMAT = 1
 Status = Literal["finished", "trial", "diverged"]
@@ -193,9 +193,7 @@ class Results(_Record):
 
     def save(self, path: Path) -> None:
         """Write the results as JSON, whole or not at all."""
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text(json.dumps(self.model_dump(mode="json"), indent=1) + "\n", encoding="utf-8")
-        partial.replace(path)
+        write_json(path, self.model_dump(mode="json"))
 
     @classmethod
     def load(cls, path: Path) -> Results:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from anysize.errors import OutputError
+from anysize.io.whole import write_whole
 from anysize.report.page import render
 from anysize.report.plots import draw
 from anysize.report.schema import Results
@@ -41,17 +42,11 @@ def write_report(results: Results, folder: Path) -> Written:
     page = render(results, pictures={name: data for name, data in figures.items() if name.endswith(".svg")})
     contents = {folder / FIGURES / name: data for name, data in figures.items()}
     contents[folder / PAGE] = page.encode("utf-8", errors="replace")
-    partial = {place: place.with_name(f".{place.name}.partial") for place in contents}
     made = [place for place in (folder / FIGURES, folder) if not place.exists()]
     try:
         (folder / FIGURES).mkdir(parents=True, exist_ok=True)
-        for place, data in contents.items():
-            partial[place].write_bytes(data)
-        for place, name in partial.items():
-            name.replace(place)
+        write_whole(contents)
     except OSError as error:
-        for name in partial.values():
-            name.unlink(missing_ok=True)
         for place in made:
             if place.is_dir() and not any(place.iterdir()):
                 place.rmdir()

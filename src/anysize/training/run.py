@@ -17,6 +17,7 @@ from anysize.io.hub import open_checkpoint
 from anysize.io.lock import FolderLock
 from anysize.io.models import quiet_transformers
 from anysize.io.provenance import companions
+from anysize.io.whole import write_json
 from anysize.layers import LEAVE_ONE_OUT
 from anysize.target import public_sizes
 from anysize.tensors import num_parameters
@@ -104,11 +105,8 @@ class _Folder:
 
     def write(self, *, finished: bool, found: Mapping[str, Any]) -> dict[str, Any]:
         """Write the record, whole or not at all."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        partial = self.path / f".{_RECORD}.partial"
         told = {"finished": finished, "config": self._config, **found}
-        partial.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-        partial.replace(self.path / _RECORD)
+        write_json(self.path / _RECORD, told)
         return told
 
 
