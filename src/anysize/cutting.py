@@ -118,21 +118,31 @@ def left_out(
     return found
 
 
-def unrouted_experts(config: SourceConfig, scores: Scores) -> list[str]:
-    """Return a note where no calibration token reached an expert, so that nothing is known of what is in it."""
+def unfitted_experts(config: SourceConfig, target: Target, scores: Scores, readers: str) -> list[str]:
+    """Return notes where too few calibration tokens reached experts for what reads their neurons to be fitted."""
     from anysize.calibration.sites import sites  # noqa: PLC0415
 
-    seen = [
-        bool(scores.of(site.name, "abs").any())
+    inside = [
+        site.name
         for site in sites(config).values()
         if site.side == "in" and site.expert is not None and "ffn" in site.dim.axes
     ]
-    if all(seen):
-        return []
-    return [
-        f"no calibration token was routed to {seen.count(False)} of {len(seen)} experts: nothing is known of their "
-        "neurons, and what reads these is not fitted"
-    ]
+    notes: list[str] = []
+    unseen = sum(not scores.of(name, "abs").any() for name in inside)
+    if unseen:
+        notes.append(
+            f"no calibration token was routed to {unseen} of {len(inside)} experts: nothing is known of their "
+            "neurons, and what reads these is not fitted"
+        )
+    if readers in ("least-squares", "sequential") and scores.record.second_moments:
+        kept = target.sizes["ffn"]
+        few = sum(0 < float(scores.of(name, "samples")) < kept for name in inside)
+        if few:
+            notes.append(
+                f"fewer calibration tokens than the {kept:,} neurons they keep were routed to {few} of {len(inside)} "
+                "experts: what reads these is not fitted; calibrate with more tokens"
+            )
+    return notes
 
 
 def possible_directions(

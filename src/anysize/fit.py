@@ -324,13 +324,14 @@ class Fit:
         # What reads the stream through a norm is fitted with the norm.
         if str(dim) == "norm(hidden)" or kept.target_size >= kept.source_size or (kept.index < 0).any():
             return
-        moments = self.scores.of(self._site_of(expected), "second")
-        if not moments.any():
-            # An expert that no token was routed to: nothing to fit to, and the plan has said so.
-            return
+        site = self._site_of(expected)
+        moments, samples = self.scores.of(site, "second"), float(self.scores.of(site, "samples"))
         index = torch.from_numpy(kept.index)
-        if self.measures:
+        if self.measures and samples:
             self._measure(name, moments, index)
+            return
+        if samples < len(index):
+            # An expert that too few tokens were routed to: any fit would be perfect, and wrong. The plan says so.
             return
         reader = least_squares(moments[:, index], moments[index][:, index], self.ridge)
         self.made.put(name, reader=self.made.store(f"{name}:read", reader.numpy()))

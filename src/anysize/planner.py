@@ -19,7 +19,7 @@ from anysize.cutting import (
     require_used,
     selected,
     sequential_if_possible,
-    unrouted_experts,
+    unfitted_experts,
 )
 from anysize.dense import DenseMaps, Fitted
 from anysize.depth import depth_plan, per_layer_lists, require_pattern
@@ -35,6 +35,7 @@ from anysize.recipe import BYTES, Dtype, Options, Pad, Plan, Recipe, Share, Sour
 from anysize.shrink import (
     FITTED,
     ShrinkPreset,
+    reads_scores,
     shrink_preset,
 )
 from anysize.target import Target, resolve_or_suggest
@@ -383,6 +384,13 @@ def make_plan(
     if scores_from is not None and not cut:
         but = "" if tokens is None else " but that of the vocabulary"
         raise SizeError(f"calibration chooses what is kept, and no size asked for is below the source's{but}")
+    if scores_from is not None and not reads_scores(
+        options.preset, options.select, options.readers, options.layers, cut
+    ):
+        raise SizeError(
+            f"calibration: preset '{options.preset}', select '{options.select}', readers '{options.readers}', layers "
+            f"'{options.layers}' choose and fit without it; leave it out, or ask for one that goes by activations"
+        )
     if low_memory and scores_from is None:
         raise SizeError("low_memory: without calibration no model is run and nothing is fitted, so it changes nothing")
     maps, notes = axis_maps(config, target.sizes, preset, None if tokens is None else tokens.axis)
@@ -419,7 +427,7 @@ def make_plan(
             shrink, why = sequential_if_possible(config, target, shrink, steps, maps, asked=asked, speaks=speaks)
             notes += why
         if scores is not None and "ffn" in cut:
-            notes += unrouted_experts(config, scores)
+            notes += unfitted_experts(config, target, scores, shrink.readers)
         if scores is not None and shrink.readers in FITTED:
             from anysize.fit import Fit  # noqa: PLC0415
 

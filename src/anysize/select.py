@@ -21,10 +21,10 @@ from anysize.errors import SizeError
 from anysize.io.reader import TensorSource
 from anysize.notation import Dim
 from anysize.removal import kept_blocks
+from anysize.shrink import FROM_DATA
 from anysize.split import stream
 from anysize.tensors import Expected, dim_size, expected_tensors
 
-FROM_DATA = ("activation", "rms", "minitron", "refit", "principal")
 # Under "principal" and "refit" heads and neurons go by what removing them costs; these are for what is left.
 _STATISTIC = {"activation": "abs", "rms": "rms", "minitron": "minitron", "refit": "abs", "principal": "rms"}
 _INNER = ("ffn", "kv", "group")

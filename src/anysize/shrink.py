@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from anysize.axis import AxisMap
 from anysize.config import SourceConfig
 from anysize.errors import SizeError
-from anysize.layers import LayerStep
+from anysize.layers import EVOLUTIONARY, SCORED, LayerStep
 from anysize.recipe import Options
 from anysize.tensors import expected_tensors
 
@@ -46,6 +46,7 @@ SHRINK_PRESETS = {
 _WITH_DATA, _WITHOUT_DATA = "subspace", "weight-selection"
 CHOSEN_PER_LAYER = ("expert", "ffn", "kv", "group")
 FITTED = ("measured", "least-squares", "sequential")
+FROM_DATA = ("activation", "rms", "minitron", "refit", "principal")
 
 
 def shrink_preset(options: Options, *, has_scores: bool, chooses: bool = True) -> ShrinkPreset:
@@ -69,6 +70,20 @@ def shrink_preset(options: Options, *, has_scores: bool, chooses: bool = True) -
             f"not '{preset.readers}'"
         )
     return preset
+
+
+def reads_scores(preset: str, select: str, readers: str, layers: str, cut: Sequence[str]) -> bool:
+    """Whether a plan with these options (see `recipe.Options`) is chosen or fitted by what calibration found.
+
+    cut: the axes that get smaller, without `vocab`.
+    """
+    default = SHRINK_PRESETS[preset if preset in SHRINK_PRESETS else _WITH_DATA]
+    select, readers, layers = (
+        own if asked == "auto" else asked
+        for asked, own in ((select, default.select), (readers, default.readers), (layers, default.layers))
+    )
+    chosen = any(axis != "layer" for axis in cut) and select in FROM_DATA
+    return chosen or readers in FITTED or ("layer" in cut and layers in (*SCORED, EVOLUTIONARY))
 
 
 def why_no_directions(config: SourceConfig) -> str:

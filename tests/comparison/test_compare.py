@@ -149,6 +149,23 @@ def test_processes_find_what_one_process_finds(llama: Path, story: Path, tmp_pat
 
 
 @pytest.mark.usefixtures("_no_processes")
+def test_only_arms_that_read_scores_pay_for_them(llama: Path, story: Path, tmp_path: Path) -> None:
+    arms = {
+        "random": {"random": True},
+        "stride": {"preset": "weight-selection"},
+        "by weight": {"preset": "subcloning", "select": "weight", "readers": "fan-in"},
+        "subcloning": {"preset": "subcloning"},
+    }
+    changes: dict[str, Any] = {"seeds": [0], "learning_rates": [1e-3], "training": {"max_steps": 2}}
+    found = carried_out(config_of(llama, story, tmp_path / "out", arms=arms, **changes))
+    assert {arm.name for arm in found.arms if arm.calibration_s > 0} == {"subcloning"}
+    del arms["subcloning"]
+    found = carried_out(config_of(llama, story, tmp_path / "without", arms=arms, **changes))
+    assert len(found.rows) == 3
+    assert not (tmp_path / "without" / "scores").exists()
+
+
+@pytest.mark.usefixtures("_no_processes")
 def test_a_diverging_arm_is_marked_and_the_others_go_on(llama: Path, story: Path, tmp_path: Path) -> None:
     arms = {
         "random": {"random": True},

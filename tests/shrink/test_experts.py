@@ -25,6 +25,7 @@ from anysize.proof.cuts import check_cuts
 from anysize.proof.miniature import prove_on_miniature, smallest_sizes
 from anysize.proof.replan import require_unedited
 from anysize.recipe import Options, Plan
+from anysize.shrink import FROM_DATA
 from tests import tiny
 from tests.shrink.test_fit import logits_of
 
@@ -144,7 +145,8 @@ def test_every_score_keeps_other_experts_or_neurons(mixtral: Path, scores: Score
     found: dict[str, Any] = {}
     for rule in ("activation", "rms", "minitron", "weight", "random", "first", "stride"):
         sizes = {"num_experts": 3, "intermediate_size": 7}
-        plan = anysize.plan(mixtral, select=rule, readers="none", calibration=scores, **sizes)
+        read = scores if rule in FROM_DATA else None
+        plan = anysize.plan(mixtral, select=rule, readers="none", calibration=read, **sizes)
         found[rule] = {axis: axis_map.runs for axis, axis_map in plan.axes.items()}
     rules = list(found)
     assert not [(a, b) for i, a in enumerate(rules) for b in rules[:i] if found[a] == found[b]]
@@ -201,6 +203,26 @@ def test_an_expert_that_no_token_reached_is_told_and_read_as_it_is(mixtral: Path
         down = f"{BLOCK.format(0)}.experts.0.w2.weight"
         assert target_tensors(plan, Checkpoint(mixtral))[down].equal(Checkpoint(mixtral).read(down)[:, :9])
     assert not anysize.plan(mixtral, intermediate_size=9, calibration=scores, select="rms", readers="none").notes
+
+
+def test_an_expert_that_few_tokens_reached_is_told_and_read_as_it_is(mixtral: Path, scores: Scores) -> None:
+    name, kept = f"{BLOCK.format(0)}.experts.0.w2:in", 9
+    down = f"{BLOCK.format(0)}.experts.0.w2.weight"
+
+    def read(samples: int) -> tuple[list[str], torch.Tensor]:
+        seen = {**scores.sites[name], "samples": torch.tensor([float(samples)])}
+        few = replace(scores, sites={**scores.sites, name: seen})
+        plan = anysize.plan(mixtral, intermediate_size=kept, select="rms", readers="least-squares", calibration=few)
+        return list(plan.notes), target_tensors(plan, Checkpoint(mixtral))[down]
+
+    enough, fitted = read(kept)
+    few, unfitted = read(kept - 1)
+    (note,) = set(few) - set(enough)
+    assert note.startswith("fewer calibration tokens than the 9 neurons they keep were routed to 1 of 10 experts")
+    # As it is: whole columns of the source's.
+    columns = Checkpoint(mixtral).read(down).T
+    assert all(any(column.equal(own) for own in columns) for column in unfitted.T)
+    assert not any(any(column.equal(own) for own in columns) for column in fitted.T)
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,12 @@ def _runs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"num_hidden_layers": 1, "layers": "0,1"}, "lists 2 layers, but num_hidden_layers is 1"),
         ({"num_hidden_layers": 1, "layers": "stack"}, "'stack' adds layers"),
         ({"num_hidden_layers": 3, "intermediate_size": 24, "layers": "angular"}, "'angular' drops layers"),
+        (
+            {"intermediate_size": 24, "preset": "weight-selection"},
+            "preset 'weight-selection', .* without it",
+        ),
+        ({"intermediate_size": 24, "select": "weight", "readers": "none"}, "select 'weight', .* without it"),
+        ({"num_hidden_layers": 1, "preset": "subcloning"}, "preset 'subcloning', .* without it"),
     ],
 )
 def test_layers_that_cannot_be(llama: Path, text: Path, asked: dict[str, Any], told: str) -> None:

@@ -25,8 +25,8 @@ _RECORD = "anysize"
 _BLOCKS = "blocks"
 # Of a model's weights so much is hashed: tensors up to this size, and so many rows of larger ones.
 _WHOLE_ITEMS, _SAMPLED_ROWS = 16_384, 8
-# Scores of format 1 know less of their model and nothing of their data.
-_FORMAT = 2
+# Scores of format 1 know less of their model and nothing of their data; of format 2, not what each expert saw.
+_FORMAT = 3
 
 
 class Record(BaseModel):
@@ -34,13 +34,13 @@ class Record(BaseModel):
 
     `data` and `tokenizer` are absolute paths or Hub ids, so that they can be read again; without a `tokenizer` it lies
     beside the source. `data_sha256` is of the first tokens or images. `samples` counts the activations in each second
-    moment. `aliases` maps a site to the site that saw the same tensor (k_proj reads what q_proj reads); `feeds` a site
-    to the norm whose output it saw.
+    moment; those of one expert are fewer, see its statistic of that name. `aliases` maps a site to the site that saw
+    the same tensor (k_proj reads what q_proj reads); `feeds` a site to the norm whose output it saw.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: Literal[2] = _FORMAT
+    format: Literal[3] = _FORMAT
     model_sha256: str
     model_type: str
     source: str

@@ -50,7 +50,7 @@ def averages(sums: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return averages from the sums of one site.
 
     abs, mean, second: means over tokens. rms: root of the mean square. minitron:
-    sqrt(sum over sequences of (mean over tokens |x|)^2), as in 2407.14679.
+    sqrt(sum over sequences of (mean over tokens |x|)^2), as in 2407.14679. samples [1]: tokens in the second moment.
     """
     # No token may have reached an expert: then its sums are zero, and so are its averages.
     tokens, second_tokens = (max(1.0, count) for count in sums[COUNT].tolist()[:2])
@@ -62,6 +62,7 @@ def averages(sums: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     }
     if "second" in sums:
         found["second"] = sums["second"] / second_tokens
+        found["samples"] = sums[COUNT][1:2]
     return found
 
 

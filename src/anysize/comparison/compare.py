@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from anysize.comparison.config import CompareConfig
 from anysize.comparison.flops import forward_flops, training_flops
 from anysize.comparison.folder import RECORD, claimed
-from anysize.comparison.job import Job, carry_out, conversion_s, known, prepare
+from anysize.comparison.job import Job, carry_out, conversion_s, known, prepare, takes_scores
 from anysize.comparison.records import machine, plan_record, resize_command, versions
 from anysize.comparison.search import ladder, search
 from anysize.comparison.summary import rows_of
@@ -40,8 +40,6 @@ if TYPE_CHECKING:
     from anysize.io.reader import TensorSource
 
 Progress = Callable[[str, int, int], None]
-# Presets that choose without data.
-_WITHOUT_SCORES = ("weight-selection",)
 
 
 def _end_with_parent() -> None:
@@ -144,11 +142,8 @@ class Comparison:
 
     def _sources_to_calibrate(self) -> list[str]:
         """Return the sources of arms that shrink by data."""
-        before, after = self.source.sizes, self.target.sizes
-        if all(after[axis] >= size for axis, size in before.items()):
-            return []
-        arms = [arm for arm in self.config.arms.values() if not arm.random and arm.preset not in _WITHOUT_SCORES]
-        return list(dict.fromkeys(arm.source or self.config.source for arm in arms))
+        arms = [name for name in self.config.arms if takes_scores(self.place, self.config, name)]
+        return list(dict.fromkeys(self.config.resize_of(name, 0).source for name in arms))
 
     def _calibrate(self, source: str) -> float:
         """Calibrate a source unless it is done; return the processor seconds that it took."""

@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from anysize.comparison.config import ArmConfig, CompareConfig
 from anysize.comparison.folder import Place
+from anysize.config import understand
+from anysize.io.hub import open_checkpoint
 from anysize.io.whole import write_json
 from anysize.report.schema import Run
+from anysize.shrink import reads_scores
 
 if TYPE_CHECKING:
     from anysize.training.start import Start
@@ -101,6 +104,17 @@ def in_small(job: Job) -> ArmConfig:
     return arm.model_copy(update={"distill": distill, "recipe": recipe})
 
 
+def takes_scores(place: Place, config: CompareConfig, arm: str) -> bool:
+    """Whether what an arm starts from is chosen or fitted by what calibration found."""
+    if config.arms[arm].random:
+        return False
+    asked = config.resize_of(arm, 0)
+    before = understand(open_checkpoint(asked.source).config).sizes
+    after = understand(json.loads(place.target.read_text(encoding="utf-8"))).sizes
+    cut = [axis for axis, size in before.items() if axis != "vocab" and after.get(axis, size) < size]
+    return bool(cut) and reads_scores(asked.preset, asked.select, asked.readers, asked.layers, cut)
+
+
 def prepare(job: Job) -> None:
     """Write the model that a job starts from, unless it is there or random."""
     from anysize.calibration.scores import Scores  # noqa: PLC0415
@@ -110,8 +124,8 @@ def prepare(job: Job) -> None:
     record = place.with_name(f"{place.name}.json")
     if job.config.arms[job.arm].random or record.is_file():
         return
-    scores = job.place.scores(resize.source)
-    found = Scores.load(scores) if scores.is_file() else None
+    scored = takes_scores(job.place, job.config, job.arm)
+    found = Scores.load(job.place.scores(resize.source)) if scored else None
     _, seconds = resized(resize, found, place, quiet, "anysize compare")
     write_json(record, {"conversion_s": seconds})
 
