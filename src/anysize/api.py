@@ -180,8 +180,10 @@ def _scores_of(
         if not _are_data(calibration):
             return Scores.load(Path(calibration).expanduser(), low_memory=low_memory)
         how = CalibrationOptions(
-            DataOptions(column=column), leave_one_out=options.layers == LEAVE_ONE_OUT, low_memory=low_memory
-        )
+            DataOptions(column=column), leave_one_out=options.layers == LEAVE_ONE_OUT, low_memory=low_memory,
+            # Where several processes are at work, one may be alone in making a plan.
+            shared=False,
+        )  # fmt: skip
         return calibrated(tensors, str(calibration), how, progress=progress)
 
     return scores

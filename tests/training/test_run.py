@@ -131,6 +131,45 @@ def test_two_processes_do_what_one_does(whole: Path, llama: Path, story: Path, t
     assert abs(one["curve"]["12"]["validation"] - one["curve"]["8"]["validation"]) > 0.02
 
 
+def test_shards_of_a_plan_applied_on_the_fly_learn_what_whole_models_do(
+    tied_llama: Path, story: Path, tmp_path: Path, cli: Run, weights_of: Callable[[Path], dict[str, torch.Tensor]]
+) -> None:
+    resize = {"source": str(tied_llama), "hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1,
+              "preset": "subspace", "calibration": {"tokens": 4096, "sequence_length": 64}}  # fmt: skip
+    taught = {"resize": resize, "model": "", "distill": {"weight": 0.5, "hidden_weight": 0.1, "until_step": 8}}
+    whole = config_of(tied_llama, story, tmp_path / "whole", **taught)
+    assert cli("train", written(tmp_path / "whole.yaml", whole)).code == 0
+    training = {
+        "per_device_train_batch_size": 2,
+        "fsdp": True,
+        "fsdp_config": {
+            "version": 2,
+            "transformer_layer_cls_to_wrap": "LlamaDecoderLayer",
+            "activation_checkpointing": True,
+        },
+    }
+    path = written(tmp_path / "c.yaml", config_of(tied_llama, story, tmp_path / "out", training=training, **taught))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*command, "-m", "tests.training.sharded", "train", str(path)],
+        capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, two = record(tmp_path / "whole"), record(tmp_path / "out")
+    for step in one["curve"]:
+        assert two["curve"][step]["validation"] == pytest.approx(one["curve"][step]["validation"], abs=2e-3)
+    assert abs(one["curve"]["12"]["validation"] - one["curve"]["8"]["validation"]) > 0.02
+    # What was sharded: accelerate leaves a file of its own beside each checkpoint then.
+    assert (tmp_path / "out" / "checkpoint-12" / "pytorch_model_fsdp.bin").is_file()
+    # Nothing but weights lies beside a config: loaders take every such file for them.
+    wholes, gathered, before = (weights_of(tmp_path / place) for place in ("whole", "out", "whole/start/model"))
+    assert gathered.keys() == wholes.keys()
+    assert "lm_head.weight" not in gathered
+    # AdamW lets single elements with hardly any gradient go astray; all together moved by a hundred times as much.
+    for name, tensor in wholes.items():
+        assert (gathered[name] - tensor).abs().mean() < 0.01 * (tensor - before[name]).abs().mean()
+
+
 def test_a_plan_is_applied_on_the_fly_and_its_source_teaches(
     llama: Path, story: Path, tmp_path: Path, cli: Run
 ) -> None:

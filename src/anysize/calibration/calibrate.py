@@ -5,13 +5,11 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import os
 import tempfile
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +25,7 @@ from anysize.config import SourceConfig, understand
 from anysize.errors import AnysizeError, InputError, OutputError
 from anysize.io.reader import Checkpoint, TensorSource
 from anysize.memory import fits_in_memory
+from anysize.processes import add_up, local_rank, rank_and_world
 from anysize.proof.coverage import check_source
 from anysize.tensors import num_parameters
 
@@ -35,20 +34,22 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, int, int], None]
 _SAVE_EVERY_S = 20.0
-# How long the fastest process waits for the slowest at the end.
-_PATIENCE = timedelta(hours=2)
 _BLOCKS = "blocks"
 
 
 @dataclass(frozen=True)
 class CalibrationOptions:
-    """What is collected, and how: see `anysize.calibrate`."""
+    """What is collected, and how: see `anysize.calibrate`.
+
+    shared: under torchrun every process takes a share, so every process has to be there.
+    """
 
     data: DataOptions = field(default_factory=DataOptions)
     second_moments: bool = True
     leave_one_out: bool = False
     low_memory: bool = False
     device: str = "auto"
+    shared: bool = True
 
 
 def moment_stride(config: SourceConfig) -> int:
@@ -81,7 +82,9 @@ def scores_bytes(config: SourceConfig, *, second_moments: bool) -> int:
 def chosen_device(wanted: str) -> torch.device:
     """Return the device that "auto" means here, or the one that is named; raise InputError where it is not there."""
     if wanted == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        # Of several processes on a machine each has its own.
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        return torch.device(f"cuda:{local_rank() % count}" if count else "cpu")
     try:
         torch.empty(1, device=wanted)
         return torch.device(wanted)
@@ -173,29 +176,6 @@ def _removed_on_refusal(place: Path | None) -> Generator[None]:
         raise
 
 
-def _world() -> tuple[int, int]:
-    """Return (rank, number of processes) as torchrun sets them."""
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def _added_up(sums: dict[str, torch.Tensor], world: int) -> dict[str, torch.Tensor]:
-    """Return the sums of all processes together."""
-    if world == 1:
-        return sums
-    import torch.distributed as dist  # noqa: PLC0415
-
-    ours = not dist.is_initialized()
-    if ours:
-        dist.init_process_group("gloo", timeout=_PATIENCE)
-    for name in sorted(sums):
-        dist.all_reduce(sums[name])
-    if ours:
-        # Nobody leaves before all have what they need.
-        dist.barrier()
-        dist.destroy_process_group()
-    return sums
-
-
 def collect(
     tensors: TensorSource,
     model: PreTrainedModel,
@@ -209,12 +189,12 @@ def collect(
     """Run the model over its share of the data and return the averages over all of it.
 
     `tokenizer` is where it lies, "" for beside the source. Sums are kept at `keep_at` meanwhile, so that a killed run
-    goes on where it was; whoever saves the scores removes them. Under torchrun every process takes every n-th batch,
-    and all return the same scores.
+    goes on where it was; whoever saves the scores removes them. `shared` by the processes of a torchrun, each takes
+    every n-th batch, and all return the same scores.
     """
     config = understand(tensors.config)
     model_hash = model_sha256(tensors)
-    rank, world = _world()
+    rank, world = rank_and_world() if options.shared else (0, 1)
     data, tokenizer = located(data), located(tokenizer)
     where = tokenizer_place(tensors, tokenizer)
     data_hash, every = sampled(batches(data, config, where, options.data), options.data.tokens)
@@ -242,7 +222,9 @@ def collect(
         if options.leave_one_out and keep_at is not None:
             # It may take longer than all before it. Kept now: the sums of all processes are added up in place.
             run.save()
-        sums = _added_up(run.sums(), world)
+        sums = run.sums()
+        if options.shared:
+            add_up(sums[name] for name in sorted(sums))
         blocks: dict[str, torch.Tensor] = {}
         if options.leave_one_out:
             from anysize.calibration.leave_one_out import losses_without_layers  # noqa: PLC0415
@@ -315,10 +297,10 @@ def calibrated(
     Raises InputError for what cannot be calibrated, OutputError for an output that cannot be written, before anything
     is loaded where that can be known by then.
     """
-    place = None
+    place, rank = None, rank_and_world()[0] if options.shared else 0
     if output is not None:
         check_output(output)
-        place = _partial(output, _world()[0])
+        place = _partial(output, rank)
     if options.leave_one_out:
         from anysize.calibration.leave_one_out import require_loss  # noqa: PLC0415
 
@@ -327,7 +309,7 @@ def calibrated(
         model = loaded_source(tensors, options, scratch)
         scores = collect(tensors, model, data, tokenizer, options, keep_at=place, progress=progress)
     with _removed_on_refusal(place):
-        if output is not None and _world()[0] == 0:
+        if output is not None and rank == 0:
             scores.save(output)
     _removed(place)
     return scores

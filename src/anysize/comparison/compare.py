@@ -27,7 +27,6 @@ from anysize.io.hub import open_checkpoint
 from anysize.io.lock import FolderLock
 from anysize.io.whole import write_json
 from anysize.layers import LEAVE_ONE_OUT
-from anysize.recipe import Plan
 from anysize.report.schema import Arm, Metric, Results, Run, SourceRecord
 from anysize.target import public_sizes
 from anysize.tensors import num_parameters
@@ -281,8 +280,8 @@ class Comparison:
         """Return what an arm is; its plan and costs are there once its start is."""
         arm, job = self.config.arms[name], self.job(name, 0.0, self.config.seeds[0])
         resize, length = self.config.resize_of(name, self.config.seeds[0]), self.data.tokens_each
-        made = not arm.random and job.start.with_name(f"{job.start.name}.json").is_file()
-        plan = Plan.load(job.start.with_name(f"{job.start.name}.plan.json")) if made else None
+        made = not arm.random and job.start.is_whole
+        plan = job.start.plan if made else None
         target = self.target if plan is None else understand(plan.target_config)
         used = plan is not None and bool(plan.scores_sha256)
         teacher = 0.0

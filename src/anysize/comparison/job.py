@@ -7,7 +7,7 @@ import shutil
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from anysize.comparison.config import ArmConfig, CompareConfig
 from anysize.comparison.folder import Place
@@ -16,9 +16,7 @@ from anysize.io.hub import open_checkpoint
 from anysize.io.whole import write_json
 from anysize.report.schema import Run
 from anysize.shrink import reads_scores
-
-if TYPE_CHECKING:
-    from anysize.training.start import Start
+from anysize.training.start import Start, StartFolder
 
 _DEFAULTS: dict[str, Any] = {"save_strategy": "no", "logging_strategy": "steps", "eval_on_start": True}
 
@@ -44,8 +42,8 @@ class Job:
         return self.place.run(self.config, self.arm, self.rate, self.seed, self.steps)
 
     @property
-    def start(self) -> Path:
-        return self.place.start(self.config, self.arm, self.seed)
+    def start(self) -> StartFolder:
+        return StartFolder(self.place.start(self.config, self.arm, self.seed))
 
     @property
     def is_trial(self) -> bool:
@@ -118,23 +116,21 @@ def takes_scores(place: Place, config: CompareConfig, arm: str) -> bool:
 def prepare(job: Job) -> None:
     """Write the model that a job starts from, unless it is there or random."""
     from anysize.calibration.scores import Scores  # noqa: PLC0415
-    from anysize.training.start import resized  # noqa: PLC0415
 
-    place, resize = job.start, job.config.resize_of(job.arm, job.seed)
-    record = place.with_name(f"{place.name}.json")
-    if job.config.arms[job.arm].random or record.is_file():
+    resize = job.config.resize_of(job.arm, job.seed)
+    if job.config.arms[job.arm].random or job.start.is_whole:
         return
     scored = takes_scores(job.place, job.config, job.arm)
     found = Scores.load(job.place.scores(resize.source)) if scored else None
-    _, seconds = resized(resize, found, place, quiet, "anysize compare")
-    write_json(record, {"conversion_s": seconds})
+    # Scores serve all arms, so the comparison knows what they took.
+    job.start.write(resize, found, 0.0, quiet, "anysize compare")
 
 
 def conversion_s(job: Job) -> float:
     """Return the processor seconds that it took to make what a job starts from."""
     if job.config.arms[job.arm].random:
         return 0.0
-    return json.loads(job.start.with_name(f"{job.start.name}.json").read_text(encoding="utf-8"))["conversion_s"]
+    return job.start.seconds["conversion_s"]
 
 
 def _start(job: Job) -> Start:
@@ -142,10 +138,10 @@ def _start(job: Job) -> Start:
 
     from anysize.config import understand  # noqa: PLC0415
     from anysize.io.hub import open_checkpoint  # noqa: PLC0415
-    from anysize.training.start import at_random, folder_of, written  # noqa: PLC0415
+    from anysize.training.start import at_random, folder_of  # noqa: PLC0415
 
     if not job.config.arms[job.arm].random:
-        return written(job.start, torch.float32)
+        return job.start.start(torch.float32)
     target = json.loads(job.place.target.read_text(encoding="utf-8"))
     # Other numbers than the seeds of the data's order.
     return at_random(understand(target), folder_of(open_checkpoint(job.config.source)), 1000 + job.seed, torch.float32)

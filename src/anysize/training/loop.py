@@ -135,6 +135,13 @@ def _classes(logits: Any, labels: Any) -> torch.Tensor:
     return (logits[0] if isinstance(logits, tuple) else logits).argmax(-1)
 
 
+def _no_shards(args: TrainingArguments) -> InputError:
+    return InputError(
+        "training.fsdp: shards are for several accelerators under torchrun or accelerate launch, and this run has "
+        f"{args.world_size} process(es) on {args.device.type}; leave it out"
+    )
+
+
 def run(
     start: Start,
     data: Datasets,
@@ -150,12 +157,8 @@ def run(
     image = start.config.architecture.modality == "image"
     watch = _Watch(args.train_batch_size * args.gradient_accumulation_steps * args.world_size * data.tokens_each,
                    progress)  # fmt: skip
-    if args.fsdp and (args.world_size == 1 or args.device.type == "cpu"):
-        # accelerate would train the whole model in every process, and say nothing.
-        raise InputError(
-            "training.fsdp: shards are for several accelerators under torchrun or accelerate launch, and this run has "
-            f"{args.world_size} process(es) on {args.device.type}; leave it out"
-        )
+    if args.fsdp and args.world_size == 1:
+        raise _no_shards(args)
     if data.num_sequences is None and args.max_steps < 1:
         raise InputError("training.max_steps: a stream has no length, so say how many steps to take")
     if data.num_sequences is None and args.dataloader_num_workers:
@@ -168,6 +171,9 @@ def run(
         )  # fmt: skip
     except (ValueError, ImportError) as error:
         raise InputError(f"transformers refuses to train: {' '.join(str(error).split())[:300]}") from error
+    if args.fsdp and not trainer.is_fsdp_enabled:
+        # accelerate would train the whole model in every process, and say nothing.
+        raise _no_shards(args)
     if image:
         trainer.compute_metrics, trainer.preprocess_logits_for_metrics = _wrong_share, _classes
     for name in ("PrinterCallback", "ProgressCallback"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from anysize.io.models import quiet_transformers
 from anysize.io.provenance import companions
 from anysize.io.whole import write_json
 from anysize.layers import LEAVE_ONE_OUT
+from anysize.processes import first_process_first, wait_for_all
 from anysize.target import public_sizes
 from anysize.tensors import num_parameters
 from anysize.training.arguments import fixed_arguments, training_arguments, with_defaults
@@ -30,15 +31,14 @@ from anysize.training.memory import training_memory
 from anysize.training.optimizer_state import require_kept, require_state, save_state
 from anysize.training.start import (
     Start,
+    StartFolder,
     at_random,
     folder_of,
     load,
     num_classes,
     plan_of,
     require_same_vocabulary,
-    resized,
     scores_for,
-    written,
 )
 
 if TYPE_CHECKING:
@@ -130,17 +130,15 @@ def _start(config: TrainConfig, state: Any, seed: int, progress: Progress, comma
     """Return what a run starts from; what a plan makes is made by the first process and read by all."""
     dtype = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
     if config.resize is not None:
-        place = Path(config.output).expanduser() / "start"
-        record = place.with_name("start.json")
-        if state.is_main_process and not record.is_file():
+        place = StartFolder(Path(config.output).expanduser() / "start")
+        if state.is_main_process and not place.is_whole:
             scores, calibration_s = scores_for(
                 config.resize.source, config.resize.calibration, config.data, progress,
                 leave_one_out=config.resize.layers == LEAVE_ONE_OUT,
             )  # fmt: skip
-            _, conversion_s = resized(config.resize, scores, place, progress, command)
-            record.write_text(json.dumps({"calibration_s": calibration_s, "conversion_s": conversion_s}))
-        state.wait_for_everyone()
-        return replace(written(place, dtype), **json.loads(record.read_text()))
+            place.write(config.resize, scores, calibration_s, progress, command)
+        wait_for_all()
+        return place.start(dtype)
     location = config.model or config.random
     tensors = open_checkpoint(location)
     if config.model:
@@ -218,7 +216,7 @@ def _trained(
     """Train, write the model into the folder and return what was found."""
     try:
         start = _start(config, state, args.seed, progress, command)
-        with state.main_process_first():
+        with first_process_first():
             data = datasets_of(config.data, start.config, start.tokenizer, args.train_batch_size, progress)
         outcome = run(
             start, data, args, teacher=_teacher(config, start, data), recipe=config.recipe, flip=config.data.flip,
@@ -273,10 +271,12 @@ def foreseen(config: TrainConfig, origin: str) -> dict[str, Any]:
         teacher = understand(open_checkpoint(location).config)
         require_same_vocabulary(understood, teacher, location)
     batch, length = args.per_device_train_batch_size, config.data.sequence_length
+    by_shards: Any = args.fsdp_config
+    checkpointing = args.activation_checkpointing or bool((by_shards or {}).get("activation_checkpointing"))
     tables = {
         f"{shards} with FSDP" if shards > 1 else "1, or each under DDP": training_memory(
             understood, teacher, batch=batch, length=length, half=bool(args.bf16 or args.fp16),
-            checkpointing=bool(args.gradient_checkpointing), shards=shards,
+            checkpointing=checkpointing, shards=shards,
         )
         for shards in (1, 2, 4, 8, 16, 32, 64)
     }  # fmt: skip

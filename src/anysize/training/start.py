@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from anysize.errors import InputError
 from anysize.io.hub import open_checkpoint
 from anysize.io.models import model_class, new_model, quiet_transformers
 from anysize.io.reader import TensorSource
+from anysize.io.whole import write_json
 from anysize.recipe import Plan
 from anysize.target import parse_count
 from anysize.training.config import Calibration, Data, Resize
@@ -68,6 +70,8 @@ def scores_for(
     leave_one_out: bool = False,
 ) -> tuple[Scores | None, float]:
     """Return the scores that a resize is chosen by, None where it asks for none, and their processor seconds."""
+    from anysize.calibration.calibrate import CalibrationOptions, calibrated  # noqa: PLC0415
+    from anysize.calibration.data import DataOptions  # noqa: PLC0415
     from anysize.calibration.scores import Scores  # noqa: PLC0415
 
     if calibration is None:
@@ -77,11 +81,14 @@ def scores_for(
             return Scores.load(Path(calibration).expanduser()), 0.0
         calibration = Calibration(data=calibration)
     begin = time.process_time()
-    found = api.calibrate(
-        source, calibration.data or data.train, tokens=calibration.tokens, column=calibration.column or data.column,
-        sequence_length=calibration.sequence_length, batch_size=calibration.batch_size, tokenizer=data.tokenizer,
-        leave_one_out=leave_one_out, progress=progress,
-    )  # fmt: skip
+    asked = DataOptions(
+        calibration.tokens, calibration.sequence_length, calibration.batch_size, calibration.column or data.column
+    )
+    # One process makes what all start from.
+    options = CalibrationOptions(asked, leave_one_out=leave_one_out, shared=False)
+    found = calibrated(
+        open_checkpoint(source), calibration.data or data.train, options, tokenizer=data.tokenizer, progress=progress
+    )
     return found, time.process_time() - begin
 
 
@@ -100,21 +107,57 @@ def plan_of(resize: Resize, scores: Scores | None, progress: Progress) -> Plan:
     )  # fmt: skip
 
 
-def resized(
-    resize: Resize, scores: Scores | None, output: Path, progress: Progress, command: str
-) -> tuple[Plan, float]:
-    """Write the target of a resize to a folder, and its plan beside it; return the plan and the processor seconds."""
-    begin = time.process_time()
-    plan = plan_of(resize, scores, progress)
-    api.apply(plan, output, source=resize.source, overwrite=output.exists(), command=command, progress=progress)
-    plan.save(output.with_name(f"{output.name}.plan.json"))
-    return plan, time.process_time() - begin
+@dataclass(frozen=True)
+class StartFolder:
+    """What a resize makes for training: `model`, a plain checkpoint, and beside it its plan and what it took.
 
+    The model has a folder of its own, because loaders take every .safetensors file beside a config for weights.
+    """
 
-def written(output: Path, dtype: torch.dtype) -> Start:
-    """Return what `resized` wrote to a folder, as a start."""
-    plan = Plan.load(output.with_name(f"{output.name}.plan.json"))
-    return Start(load(str(output), dtype), understand(plan.target_config), str(output), plan)
+    path: Path
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model"
+
+    @property
+    def _plan(self) -> Path:
+        return self.path / "plan.json"
+
+    @property
+    def _made(self) -> Path:
+        return self.path / "made.json"
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether everything is there: what it took is written last."""
+        return self._made.is_file()
+
+    def write(
+        self, resize: Resize, scores: Scores | None, calibration_s: float, progress: Progress, command: str
+    ) -> None:
+        """Make and write all of it; what a killed process left half written is written again."""
+        begin = time.process_time()
+        plan, over = plan_of(resize, scores, progress), self.model.exists()
+        self.path.mkdir(parents=True, exist_ok=True)
+        api.apply(plan, self.model, source=resize.source, overwrite=over, command=command, progress=progress)
+        plan.save(self._plan)
+        write_json(self._made, {"calibration_s": calibration_s, "conversion_s": time.process_time() - begin})
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """What it took of the processor: calibration_s and conversion_s."""
+        return json.loads(self._made.read_text(encoding="utf-8"))
+
+    @property
+    def plan(self) -> Plan:
+        """The plan that made the model."""
+        return Plan.load(self._plan)
+
+    def start(self, dtype: torch.dtype) -> Start:
+        """Return what was written as a start."""
+        plan, model = self.plan, str(self.model)
+        return Start(load(model, dtype), understand(plan.target_config), model, plan, **self.seconds)
 
 
 def at_random(config: SourceConfig, tokenizer: str, seed: int, dtype: torch.dtype) -> Start:

@@ -134,6 +134,14 @@ class AnysizeTrainer(Trainer):
             if teacher.writer is not None:
                 teacher.writer = teacher.writer.to(self.args.device)
 
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """Write a checkpoint without the tensors that are tied to others, which a gathered state holds twice."""
+        if state_dict is not None:
+            model: Any = self.accelerator.unwrap_model(self.model)
+            tied = getattr(model, "all_tied_weights_keys", {})
+            state_dict = {name: tensor for name, tensor in state_dict.items() if name not in tied}
+        super()._save(output_dir, state_dict)
+
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:

@@ -1,0 +1,71 @@
+"""The processes of one torchrun: who is who, sums over all of them, and waits that may take hours."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+# While one process resizes or tokenizes the others wait, longer than backends are used to.
+_PATIENCE = timedelta(hours=24)
+
+
+def rank_and_world() -> tuple[int, int]:
+    """Return (rank, number of processes) as torchrun sets them."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def local_rank() -> int:
+    """Return which process of this machine it is, as torchrun sets it."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+@contextmanager
+def _group() -> Generator[Any]:
+    """Give a group of all processes that talks about tensors on the CPU, whatever backend is at work beside it."""
+    import torch.distributed as dist  # noqa: PLC0415
+
+    group: Any
+    if dist.is_initialized():
+        group = dist.new_group(backend="gloo", timeout=_PATIENCE)
+    else:
+        dist.init_process_group("gloo", timeout=_PATIENCE)
+        group = dist.group.WORLD
+    try:
+        yield group
+    finally:
+        dist.destroy_process_group(group)
+
+
+def add_up(tensors: Iterable[torch.Tensor]) -> None:
+    """Turn tensors on the CPU into their sums over all processes, in place; every process has to call this."""
+    if rank_and_world()[1] == 1:
+        return
+    import torch.distributed as dist  # noqa: PLC0415
+
+    with _group() as group:
+        for tensor in tensors:
+            dist.all_reduce(tensor, group=group)
+        # Nobody leaves before all have what they need.
+        dist.barrier(group=group)
+
+
+def wait_for_all() -> None:
+    """Return once every process has called this."""
+    add_up(())
+
+
+@contextmanager
+def first_process_first() -> Generator[None]:
+    """While the first process is inside, the others wait; then they follow. Where it fails, torchrun ends them all."""
+    rank, _ = rank_and_world()
+    if rank:
+        wait_for_all()
+    yield
+    if not rank:
+        wait_for_all()
