@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 from benchmarks.measure import write_results
 from benchmarks.race import Job, raced, summary
 from benchmarks.shrink.source import NOVELS, Settings, held_out_loss, source, tokens
-from benchmarks.shrink.text import ARMS, SUITES, make, run_full, run_quick, scores_of, settings_of
+from benchmarks.shrink.text import ARMS, SUITES, make, run_full, run_quick, scores_of, settings_of, takes_scores
 
 RATES = (1e-3, 2e-3, 4e-3, 8e-3)
 GOALS = ("random", "subcloning")
@@ -28,10 +28,6 @@ GOALS = ("random", "subcloning")
 
 def _arms_of(suite: str, *, quick: bool) -> list[str]:
     return [name for name, arm in ARMS.items() if suite in arm["suites"] and (not quick or arm.get("quick"))]
-
-
-def _needs_scores(arm: str) -> bool:
-    return ARMS[arm].get("options", {}).get("preset") not in (None, "weight-selection")
 
 
 def _loss(model: Any, ids: torch.Tensor, settings: Settings) -> float:
@@ -73,7 +69,8 @@ def main() -> None:
             return Job(suite, arm, rate, seed, steps, whole, decay)
 
         # What every process would otherwise make at once.
-        extra = {name: scores_of(settings_of(name, quick=quick))[1] if _needs_scores(name) else 0.0 for name in arms}
+        own = {name: settings_of(name, quick=quick) for name in arms}
+        extra = {name: scores_of(own[name])[1] if takes_scores(name, suite, own[name]) else 0.0 for name in arms}
         runs = raced(arms, rates, seeds, job, run_quick if quick else run_full, asked.workers)
         tables[suite] = {"sizes": SUITES[suite], "summary": summary(runs, GOALS, extra), "runs": runs}
     ids = tokens(settings)["test"]

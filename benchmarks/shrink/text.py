@@ -11,10 +11,11 @@ from typing import Any
 import torch
 
 import anysize
-from anysize.calibration.scores import Scores
+from anysize.calibration.scores import FORMAT, Scores
 from anysize.executor import target_tensors
 from anysize.io.models import build_model
 from anysize.io.reader import Checkpoint
+from anysize.shrink import reads_scores
 from benchmarks.race import Found, Job, carry_out, timed
 from benchmarks.shrink.source import NOVELS, Settings, config, held_out_loss, source, tokens, train
 
@@ -41,11 +42,30 @@ def settings_of(arm: str, *, quick: bool) -> Settings:
 def scores_of(settings: Settings) -> tuple[Scores, float]:
     """Return the scores of a source, calibrated once, and the seconds that it took then."""
     home, _ = source(settings)
-    place, record = home / "scores.safetensors", home / "calibrated.json"
+    place, record = home / f"scores-{FORMAT}.safetensors", home / f"calibrated-{FORMAT}.json"
     if not record.is_file():
         _, seconds = timed(lambda: anysize.calibrate(home, NOVELS / "train.parquet", output=place, **_CALIBRATION))
         record.write_text(json.dumps({"seconds": seconds}))
     return Scores.load(place), json.loads(record.read_text())["seconds"]
+
+
+def asked_of(arm: str, suite: str, settings: Settings) -> tuple[dict[str, int], dict[str, Any]]:
+    """Return the sizes that an arm changes and the options that mean something for them."""
+    sizes = {k: v for k, v in SUITES[suite].items() if v != getattr(settings, k)}
+    options = dict(ARMS[arm]["options"])
+    if "num_hidden_layers" not in sizes:
+        options.pop("layers", None)
+    return sizes, options
+
+
+def takes_scores(arm: str, suite: str, settings: Settings) -> bool:
+    """Whether an arm is chosen or fitted by what calibration found."""
+    if "options" not in ARMS[arm]:
+        return False
+    sizes, options = asked_of(arm, suite, settings)
+    cut = [{"num_hidden_layers": "layer"}.get(key, key) for key in sizes]
+    preset, select, readers, layers = (options.get(n, "auto") for n in ("preset", "select", "readers", "layers"))
+    return reads_scores(preset, select, readers, layers, cut)
 
 
 def make(job: Job, *, quick: bool) -> tuple[Any, float]:
@@ -58,12 +78,8 @@ def make(job: Job, *, quick: bool) -> tuple[Any, float]:
         torch.manual_seed(1000 + job.seed)
         return timed(lambda: LlamaForCausalLM(LlamaConfig.from_dict({**config(settings), **sizes})))
     home, _ = source(settings)
-    needs_scores = arm["options"]["preset"] != "weight-selection"
-    scores = scores_of(settings)[0] if needs_scores else None
-    sizes = {k: v for k, v in sizes.items() if v != getattr(settings, k)}
-    options = dict(arm["options"])
-    if "num_hidden_layers" not in sizes:
-        options.pop("layers", None)
+    sizes, options = asked_of(job.arm, job.suite, settings)
+    scores = scores_of(settings)[0] if takes_scores(job.arm, job.suite, settings) else None
 
     def convert() -> Any:
         plan = anysize.plan(home, seed=job.seed, calibration=scores, **sizes, **options)

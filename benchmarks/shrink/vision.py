@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 import anysize
-from anysize.calibration.scores import Scores
+from anysize.calibration.scores import FORMAT, Scores
 from anysize.executor import target_tensors
 from anysize.io.models import build_model
 from anysize.io.reader import Checkpoint
@@ -41,6 +41,7 @@ ARMS: dict[str, dict[str, Any]] = {
 }
 _QUICK = ("random", "subcloning", "subspace")
 _HALF = {"hidden_size": 48, "intermediate_size": 96, "num_attention_heads": 3}
+_SCORES = f"scores-{FORMAT}.safetensors"
 _HELD_OUT, _EVALUATIONS, _CALIBRATION_IMAGES = 5_000, 20, 2_048
 
 
@@ -157,10 +158,13 @@ def source(settings: Settings) -> tuple[Path, dict[str, Any]]:
         run = train(model, settings, job, [settings.steps])
         model.save_pretrained(home)
         made = {"test_error": run["test"][0], "cpu_s": run["train_s"], "settings": asdict(settings)}
+        (home / "made.json").write_text(json.dumps(made))
+    record = home / f"calibrated-{FORMAT}.json"
+    if not record.is_file():
         scores, seconds = timed(lambda: anysize.calibrate(home, IMAGES / "train.parquet", tokens=_CALIBRATION_IMAGES))
-        scores.save(home / "scores.safetensors")
-        (home / "made.json").write_text(json.dumps({**made, "calibration_s": seconds}))
-    return home, json.loads((home / "made.json").read_text())
+        scores.save(home / _SCORES)
+        record.write_text(json.dumps({"calibration_s": seconds}))
+    return home, json.loads((home / "made.json").read_text()) | json.loads(record.read_text())
 
 
 def make(job: Job, settings: Settings) -> tuple[Any, float]:
@@ -168,7 +172,7 @@ def make(job: Job, settings: Settings) -> tuple[Any, float]:
     if not ARMS[job.arm]:
         return timed(lambda: _fresh(settings, _HALF, 1000 + job.seed))
     home, _ = source(settings)
-    scores = Scores.load(home / "scores.safetensors")
+    scores = Scores.load(home / _SCORES)
 
     def convert() -> Any:
         plan = anysize.plan(home, seed=job.seed, calibration=scores, **_HALF, **ARMS[job.arm])

@@ -10,9 +10,9 @@ from pydantic import ValidationError
 
 from anysize import target as targets
 from anysize.config import SourceConfig, read_config, understand
-from anysize.delivery import Progress, VerifyMode, carry_out, open_source, require_output
+from anysize.delivery import Progress, VerifyMode, carry_out, require_output
 from anysize.errors import InputError, SizeError, joined
-from anysize.io.hub import local_folder
+from anysize.io.hub import local_folder, open_source
 from anysize.io.reader import TensorSource
 from anysize.layers import LEAVE_ONE_OUT
 from anysize.planner import legality, make_plan
@@ -87,7 +87,7 @@ def plan(
     num_params: int | None = None,
     like: str | Path | None = None,
     preset: str = "auto",
-    calibration: str | Path | Scores | None = None,
+    calibration: str | Path | Scores | Callable[[], Scores] | None = None,
     column: str = "",
     select: str = "auto",
     readers: str = "auto",
@@ -102,15 +102,16 @@ def plan(
 ) -> Plan:
     """Return the plan that makes these sizes out of `source`, reading configs and tensor headers only.
 
-    Sizes that are not given stay as they are; `scale` (width), `num_params` and `like` (another model's config) choose
-    them. What is kept when a size is below the source's is told by `preset`, `select`, `readers` and `layers`, and for
-    most of them by `calibration`: scores, a scores file, or data to calibrate on. `search_tokens` is what the layers
-    "evolutionary" may run on, sets of layers times tokens (an image has as many as patches). `keep_tokens` cuts the
-    vocabulary: ids or token strings, a .json or .tokens file that lists them, or text, whose tokens (with `vocab_size`,
-    so many of the most frequent) are kept; `Plan.kept_tokens.index[new id]` is a token's old id. `column` is the text
-    column of both, where the data have several. `low_memory` leaves weights, scores and fitted matrices on disk and
-    reads each as it is needed, for the same plan; where they do not fit into a quarter of the free memory that is done
-    anyway. Raises SizeError, InputError, ArchitectureError or
+    Sizes that are not given stay as they are; `scale` (width), `num_params` and `like` (another model's config)
+    choose them. What is kept when a size is below the source's is told by `preset`, `select`, `readers` and
+    `layers`, and for most of them by `calibration`: scores, a scores file, data to calibrate on (in this process
+    alone, also where it is one of several), or a function that gives scores once the sizes are known to be legal.
+    `search_tokens` is what the layers "evolutionary" may run on, sets of layers times tokens (an image has as many
+    as patches). `keep_tokens` cuts the vocabulary: ids or token strings, a .json or .tokens file that lists them,
+    or text, whose tokens (with `vocab_size`, so many of the most frequent) are kept; `Plan.kept_tokens.index[new
+    id]` is a token's old id. `column` is the text column of both, where the data have several. `low_memory` leaves
+    weights, scores and fitted matrices on disk and reads each as it is needed, for the same plan; where they do not
+    fit into a quarter of the free memory that is done anyway. Raises SizeError, InputError, ArchitectureError or
     CheckpointError, each with one sentence: what is wrong, the nearest legal sizes.
     """
     tensors = open_source(source)
@@ -154,21 +155,21 @@ def plan(
     return make_plan(tensors, request, options, scores, progress, tokens, low_memory=low_memory)
 
 
-def _are_data(calibration: str | Path | Scores | None) -> bool:
+def _are_data(calibration: str | Path | Scores | Callable[[], Scores] | None) -> bool:
     return isinstance(calibration, (str, Path)) and not str(calibration).endswith(".safetensors")
 
 
 def _scores_of(
     tensors: TensorSource,
-    calibration: str | Path | Scores | None,
+    calibration: str | Path | Scores | Callable[[], Scores] | None,
     column: str,
     options: Options,
     low_memory: bool,
     progress: Progress,
 ) -> Callable[[], Scores] | None:
     """Return how to come by the scores once they are needed: loaded from a file, or measured on data."""
-    if calibration is None:
-        return None
+    if calibration is None or callable(calibration):
+        return calibration
 
     def scores() -> Scores:
         from anysize.calibration.calibrate import CalibrationOptions, calibrated  # noqa: PLC0415
@@ -210,7 +211,8 @@ def calibrate(
     `data` is a text file, a folder of them, parquet or jsonl with a text column (`column` where there are several), a
     Hub data set, or images for an image model (`tokens` then counts images). `second_moments` are what least-squares
     readers and principal directions need; `leave_one_out` also measures the loss without each layer. `low_memory`
-    leaves the weights on disk and reads each module's as it runs. `output` is written whole at the end; a killed run
+    leaves the weights on disk and reads each module's as it runs. Under torchrun every process takes a share of the
+    data and waits for the others, so every process has to call this. `output` is written whole at the end; a killed run
     goes on where it was. Raises InputError for data that cannot be used.
     """
     from anysize.calibration.calibrate import CalibrationOptions, calibrated  # noqa: PLC0415

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
 from anysize.errors import CheckpointError, InputError, OutputError, ProofError, joined
-from anysize.io.hub import open_checkpoint
+from anysize.io.hub import open_source
 from anysize.io.reader import Checkpoint, TensorSource
 from anysize.recipe import Plan
 
@@ -22,17 +22,6 @@ VerifyMode = Literal["auto", "full", "off"]
 Progress = Callable[[str, int, int], None]
 """Called as progress(stage, done, total); stages are "tokens" (read so far), "calibrate" and "search" (in tokens),
 "leave one out", "fit" (in layers), "proof", "write" (in bytes), "verify"."""
-
-
-def open_source(source: str | Path | PreTrainedModel) -> TensorSource:
-    """Return a folder, a Hub id or a loaded model as a source of tensors; raise CheckpointError if it is none."""
-    if isinstance(source, (str, Path)):
-        return open_checkpoint(str(source))
-    if not hasattr(source, "config") or not hasattr(source, "state_dict"):
-        raise InputError(f"the source is a {type(source).__name__}, wanted a folder, a Hub id or a transformers model")
-    from anysize.io.models import LoadedModel  # noqa: PLC0415
-
-    return LoadedModel(source)
 
 
 def _same_source(plan: Plan, tensors: TensorSource) -> None:

@@ -236,9 +236,6 @@ class _Planner:
         )
 
 
-_SAFETENSORS_TO_TORCH = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-
-
 def _inexact(config: SourceConfig, target: Target) -> list[str]:
     source, wanted = config.sizes.get("vocab", 0), target.sizes.get("vocab", 0)
     if wanted == source:
@@ -444,11 +441,10 @@ def make_plan(
     def assembled(fitted: Fitted) -> Plan:
         planner = _Planner(config, target, preset, options, steps, maps, names, tensors, shrink, fitted)
         recipes = tuple(planner.recipe(expected) for expected in expected_tensors(target.config).values())
-        dtypes = {recipe.dtype for recipe in recipes}
         stored = dict(target_raw)
-        if options.dtype != "keep" and len(dtypes) == 1:
+        if options.dtype != "keep":
             stored.pop("torch_dtype", None)
-            stored["dtype"] = _SAFETENSORS_TO_TORCH[dtypes.pop()]
+            stored["dtype"] = options.dtype
         reasons = (*inexact, *_inexact(config, target))
         plan = _plan(planner, recipes, stored, dropped, (*notes, *_rounding(recipes)), reasons)
         return plan.model_copy(

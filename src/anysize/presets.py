@@ -17,7 +17,6 @@ class Preset:
     """One way to grow. `copies`: "all" tiles an axis, "one" keeps one copy and adds silent new capacity."""
 
     name: str
-    summary: str
     copies: str
     share: Share
     noisy: bool = False
@@ -26,16 +25,15 @@ class Preset:
 PRESETS = {
     preset.name: preset
     for preset in (
-        Preset("hypercloning", "equal copies, equal shares (2409.12903, symmetric)", "all", "equal"),
-        Preset(
-            "hypercloning-noisy", "equal copies, shares +- noise (2409.12903, noisy symmetric)", "all", "equal", True
-        ),
-        Preset("hypercloning-diagonal", "equal copies, each reads one (2409.12903, diagonal)", "all", "diagonal"),
-        Preset(
-            "hypercloning-noisy-diagonal", "diagonal +- noise (2409.12903, noisy diagonal)", "all", "diagonal", True
-        ),
-        Preset("split", "equal copies, a random convex share per weight", "all", "random"),
-        Preset("fresh", "one copy, new capacity silent at first and trainable everywhere", "one", "random"),
+        # HyperCloning (2409.12903): symmetric, noisy symmetric, diagonal, noisy diagonal.
+        Preset("hypercloning", "all", "equal"),
+        Preset("hypercloning-noisy", "all", "equal", noisy=True),
+        Preset("hypercloning-diagonal", "all", "diagonal"),
+        Preset("hypercloning-noisy-diagonal", "all", "diagonal", noisy=True),
+        # Equal copies, a random convex share per weight.
+        Preset("split", "all", "random"),
+        # One copy, new capacity that is silent at first and trainable everywhere.
+        Preset("fresh", "one", "random"),
     )
 }
 AUTO = "fresh"
@@ -44,7 +42,7 @@ FRESH_SCALE = 1.0
 
 
 def preset_named(name: str) -> Preset:
-    """Return a growth preset; "auto" and every shrink preset grow by the one that trained best.
+    """Return a growth preset; "auto" and every shrink preset grow by `AUTO`.
 
     Raises SizeError with the nearest name.
     """

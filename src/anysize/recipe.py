@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from anysize.axis import AxisMap
 from anysize.dense import DenseMaps, beside
 from anysize.errors import CheckpointError, OutputError
+from anysize.io.whole import write_whole
 from anysize.layers import LayerStep
 
 FORMAT = 1
@@ -197,7 +198,7 @@ class Plan(BaseModel):
     def save(self, path: Path) -> None:
         """Write the plan as JSON and its matrices, where it has any, beside it; raise OutputError where that fails."""
         try:
-            path.write_text(self.to_json(), encoding="utf-8")
+            write_whole({path: self.to_json().encode()})
         except OSError as error:
             raise OutputError(f"cannot save the plan as '{path}': {error.strerror}") from error
         if self.dense:

@@ -18,7 +18,6 @@ class ShrinkPreset:
     """One way to shrink. select, readers: see `recipe.Options`; layers: how depth is cut."""
 
     name: str
-    summary: str
     select: str
     readers: str
     layers: str
@@ -27,20 +26,14 @@ class ShrinkPreset:
 SHRINK_PRESETS = {
     preset.name: preset
     for preset in (
-        ShrinkPreset(
-            "subcloning", "mean |activation|, sqrt(n/m) on cut fan-ins (2312.09299)", "activation", "fan-in", "middle"
-        ),
-        ShrinkPreset("weight-selection", "uniform stride, no data (2311.18823)", "stride", "none", "first"),
-        ShrinkPreset(
-            "minitron", "scores of norm outputs, heads and neurons (2407.14679)", "minitron", "none", "block-influence"
-        ),
-        ShrinkPreset(
-            "subspace",
-            "principal directions of the residual stream, readers fitted layer by layer to what the target produces",
-            "principal",
-            "sequential",
-            "block-influence",
-        ),
+        # Weight subcloning (2312.09299): mean |activation|, sqrt(n/m) on cut fan-ins.
+        ShrinkPreset("subcloning", "activation", "fan-in", "middle"),
+        # Weight selection (2311.18823): uniform stride, no data.
+        ShrinkPreset("weight-selection", "stride", "none", "first"),
+        # Minitron (2407.14679): scores of norm outputs, heads and neurons.
+        ShrinkPreset("minitron", "minitron", "none", "block-influence"),
+        # Principal directions of the residual stream, readers fitted layer by layer to what the target produces.
+        ShrinkPreset("subspace", "principal", "sequential", "block-influence"),
     )
 }
 _WITH_DATA, _WITHOUT_DATA = "subspace", "weight-selection"

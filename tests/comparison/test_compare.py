@@ -149,6 +149,18 @@ def test_processes_find_what_one_process_finds(llama: Path, story: Path, tmp_pat
 
 
 @pytest.mark.usefixtures("_no_processes")
+def test_an_arm_that_asks_more_of_its_scores_can_be_added(llama: Path, story: Path, tmp_path: Path) -> None:
+    arms: dict[str, Any] = {"random": {"random": True}, "influence": {"preset": "subcloning", "layers": "angular"}}
+    changes: dict[str, Any] = {"seeds": [0], "learning_rates": [1e-3], "training": {"max_steps": 2},
+                               "target": {"num_hidden_layers": 1}}  # fmt: skip
+    before = carried_out(config_of(llama, story, tmp_path / "out", arms=arms, **changes))
+    arms["loss"] = {"preset": "subcloning", "layers": "leave-one-out"}
+    after = carried_out(config_of(llama, story, tmp_path / "out", arms=arms, **changes))
+    assert [row.arm for row in after.rows] == ["random", "influence", "loss"]
+    assert after.rows[:2] == before.rows
+
+
+@pytest.mark.usefixtures("_no_processes")
 def test_only_arms_that_read_scores_pay_for_them(llama: Path, story: Path, tmp_path: Path) -> None:
     arms = {
         "random": {"random": True},

@@ -310,7 +310,9 @@ def test_without_lm_eval_tasks_say_how_to_get_it(
     monkeypatch.setattr(harness, "find_spec", lambda _name: None)
     ran = cli("eval", llama, "--tasks", "piqa", "--task-data", tmp_path)
     assert (ran.code, ran.out) == (2, "")
-    assert ran.err == "anysize: tasks are run by lm-eval, which is not installed: pip install 'anysize[eval]'\n"
+    assert (
+        ran.err == "anysize: tasks are run by lm-eval, which is not installed: install anysize with its extra 'eval'\n"
+    )
 
 
 # Images

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def test_an_output_that_holds_something(llama: Path, text: Path, tmp_path: Path)
 
 @pytest.mark.usefixtures("_runs_nothing")
 def test_too_few_samples_before_a_search(llama: Path, scores: Scores) -> None:
-    few = Scores(**{**vars(scores), "record": scores.record.model_copy(update={"samples": 10})})
+    few = replace(scores, record=scores.record.model_copy(update={"samples": 10}))
     with pytest.raises(InputError, match="too few to fit what reads the 24 kept coordinates of ffn"):
         anysize.plan(llama, calibration=few, num_hidden_layers=1, intermediate_size=24, layers="evolutionary")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import anysize
 from anysize.errors import OutputError
 from anysize.io.lock import FolderLock
 
@@ -34,7 +35,18 @@ def test_without_locks_everyone_is_let_in_and_told(
     _failing(monkeypatch, number)
     for _ in range(2):
         with pytest.warns(UserWarning, match="nothing keeps a second process out"):
-            FolderLock(tmp_path)
+            lock = FolderLock(tmp_path)
+        assert not list(tmp_path.iterdir())
+        lock.release()
+
+
+def test_a_folder_is_written_where_there_are_no_locks(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _failing(monkeypatch, errno.ENOLCK)
+    with pytest.warns(UserWarning, match="nothing keeps a second run out"):
+        anysize.resize(llama, tmp_path / "out", intermediate_size=96)
+    assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
 def test_what_cannot_be_locked_for_another_reason_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

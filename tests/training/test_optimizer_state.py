@@ -10,9 +10,18 @@ import torch
 import anysize
 from anysize.errors import InputError
 from anysize.executor import DimMaps
+from anysize.training.arguments import fixed_arguments, training_arguments, with_defaults
 from anysize.training.config import train_config
 from anysize.training.groups import new_elements
-from anysize.training.optimizer_state import FILE, carried, carried_state, load_state, save_state, set_state
+from anysize.training.optimizer_state import (
+    FILE,
+    carried,
+    carried_state,
+    load_state,
+    require_kept,
+    save_state,
+    set_state,
+)
 from anysize.training.run import train
 from anysize.training.start import load
 from tests.conftest import make_llama
@@ -72,6 +81,17 @@ def _with_state(folder: Path) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
         optimizer.step()
         optimizer.zero_grad()
     return model, optimizer
+
+
+@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED"])
+def test_a_state_in_shards_that_a_launcher_asks_for_is_not_kept(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str
+) -> None:
+    args = training_arguments({**with_defaults({"max_steps": 1}), **fixed_arguments(str(tmp_path))}, "c.yaml")
+    require_kept(args)
+    monkeypatch.setenv(f"ACCELERATE_USE_{kind}", "true")
+    with pytest.raises(InputError, match="needs whole tensors"):
+        require_kept(args)
 
 
 def test_a_state_is_kept_and_found_again(llama: Path, tmp_path: Path) -> None:

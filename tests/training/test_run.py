@@ -15,8 +15,10 @@ import pytest
 import torch
 import yaml
 
-from anysize.training.config import train_config
+from anysize.calibration import calibrate
+from anysize.training.config import Resize, train_config
 from anysize.training.run import _Folder
+from anysize.training.start import plan_of
 from tests.conftest import Ran
 
 Run = Callable[..., Ran]
@@ -144,6 +146,8 @@ def test_shards_of_a_plan_applied_on_the_fly_learn_what_whole_models_do(
         "fsdp": True,
         "fsdp_config": {
             "version": 2,
+            # As `accelerate launch` has it: transformers itself would leave no model then.
+            "state_dict_type": "SHARDED_STATE_DICT",
             "transformer_layer_cls_to_wrap": "LlamaDecoderLayer",
             "activation_checkpointing": True,
         },
@@ -159,8 +163,8 @@ def test_shards_of_a_plan_applied_on_the_fly_learn_what_whole_models_do(
     for step in one["curve"]:
         assert two["curve"][step]["validation"] == pytest.approx(one["curve"][step]["validation"], abs=2e-3)
     assert abs(one["curve"]["12"]["validation"] - one["curve"]["8"]["validation"]) > 0.02
-    # What was sharded: accelerate leaves a file of its own beside each checkpoint then.
-    assert (tmp_path / "out" / "checkpoint-12" / "pytorch_model_fsdp.bin").is_file()
+    # It was sharded: accelerate keeps the shards of each checkpoint then.
+    assert list((tmp_path / "out" / "checkpoint-12" / "pytorch_model_fsdp_0").glob("*.distcp"))
     # Nothing but weights lies beside a config: loaders take every such file for them.
     wholes, gathered, before = (weights_of(tmp_path / place) for place in ("whole", "out", "whole/start/model"))
     assert gathered.keys() == wholes.keys()
@@ -218,6 +222,55 @@ def test_what_a_run_refuses(
     assert told in done.err
     assert "Traceback" not in done.err
     assert (tmp_path / "out").exists() is ("diverged" in told)
+
+
+def test_processes_that_would_train_alone_are_refused(
+    llama: Path, story: Path, tmp_path: Path, cli: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    done = cli("train", written(tmp_path / "c.yaml", config_of(llama, story, tmp_path / "out")))
+    assert done.code == 2
+    assert "2 processes were started and each trains alone" in done.err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"preset": "weight-selection", "intermediate_size": 24},
+        {"hidden_size": 24, "num_key_value_heads": 7},
+        {"num_hidden_layers": 1, "layers": "0,1"},
+    ],
+)
+def test_a_start_that_cannot_be_is_refused_before_it_is_calibrated(
+    llama: Path, story: Path, tmp_path: Path, cli: Run, monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any]
+) -> None:
+    def run(*_: object, **__: object) -> None:
+        raise AssertionError("the source was run")
+
+    monkeypatch.setattr(calibrate, "calibrated", run)
+    resize = {"source": str(llama), "calibration": {"tokens": 4096}, **asked}
+    config = {**config_of(llama, story, tmp_path / "out"), "model": "", "resize": resize}
+    done = cli("train", written(tmp_path / "c.yaml", config))
+    assert done.code == 2, done.err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("asked", "layers"),
+    [
+        ({"preset": "hypercloning-noisy", "noise_db": 5.0, "hidden_size": 64}, 2),
+        ({"preset": "subspace", "num_hidden_layers": 1, "layers": "evolutionary", "search_tokens": 5}, 1),
+        ({"preset": "subcloning", "num_hidden_layers": 1, "layers": "block-influence"}, 1),
+        ({"num_hidden_layers": 2, "layers": "1,0"}, 2),
+    ],
+)
+def test_sizes_are_planned_without_what_needs_data(llama: Path, asked: dict[str, Any], layers: int) -> None:
+    resize = Resize(source=str(llama), **asked)
+    plan = plan_of(resize.sizes_alone(), None, lambda *_: None)
+    assert plan.target_config["num_hidden_layers"] == layers
+    assert plan.target_config["hidden_size"] == asked.get("hidden_size", 32)
 
 
 def test_a_folder_with_something_else_is_refused(llama: Path, story: Path, tmp_path: Path, cli: Run) -> None:

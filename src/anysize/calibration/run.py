@@ -37,7 +37,8 @@ def _place(values: torch.Tensor) -> tuple[int, int]:
 
 def normalized(module: torch.nn.Module, values: torch.Tensor, kind: str) -> torch.Tensor:
     """Return what a norm makes of its input before its gain: x / rms(x), with the mean taken out first for "layer"."""
-    eps = float(getattr(module, "variance_epsilon", getattr(module, "eps", 1e-6)))
+    # torch's own default is what modules without gain and bias use (OLMo), which keep no number.
+    eps = float(getattr(module, "variance_epsilon", getattr(module, "eps", 1e-5)))
     values = values.float()
     if kind == "layer":
         values = values - values.mean(-1, keepdim=True)

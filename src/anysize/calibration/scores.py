@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import Literal
@@ -26,7 +27,7 @@ _BLOCKS = "blocks"
 # Of a model's weights so much is hashed: tensors up to this size, and so many rows of larger ones.
 _WHOLE_ITEMS, _SAMPLED_ROWS = 16_384, 8
 # Scores of format 1 know less of their model and nothing of their data; of format 2, not what each expert saw.
-_FORMAT = 3
+FORMAT = 3
 
 
 class Record(BaseModel):
@@ -40,7 +41,7 @@ class Record(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: Literal[3] = _FORMAT
+    format: Literal[3] = FORMAT
     model_sha256: str
     model_type: str
     source: str
@@ -87,7 +88,7 @@ class Scores:
             raise CheckpointError(f"the scores hold no '{kind}' of the layers: they hold {', '.join(self.blocks)}")
         return self.blocks[kind]
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         """Hash of everything in the scores: what a plan remembers of them."""
         digest = hashlib.sha256(self.record.model_dump_json().encode())
@@ -147,9 +148,9 @@ class Scores:
 def _record(text: str, path: Path) -> Record:
     """Return the record of a scores file; raise CheckpointError where another version wrote it."""
     told = json.loads(text)
-    if isinstance(told, dict) and told.get("format") != _FORMAT:
+    if isinstance(told, dict) and told.get("format") != FORMAT:
         raise CheckpointError(
-            f"the scores '{path}' are of format {told.get('format')}, this version reads {_FORMAT}: calibrate again"
+            f"the scores '{path}' are of format {told.get('format')}, this version reads {FORMAT}: calibrate again"
         )
     return Record.model_validate_json(text)
 

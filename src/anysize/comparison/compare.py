@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import threading
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -26,14 +27,13 @@ from anysize.errors import AnysizeError, InputError
 from anysize.io.hub import open_checkpoint
 from anysize.io.lock import FolderLock
 from anysize.io.whole import write_json
-from anysize.layers import LEAVE_ONE_OUT
 from anysize.report.schema import Arm, Metric, Results, Run, SourceRecord
 from anysize.target import public_sizes
 from anysize.tensors import num_parameters
 from anysize.training.arguments import fixed_arguments, training_arguments, with_defaults
 from anysize.training.data import Datasets, datasets_of
 from anysize.training.optimizer_state import require_state
-from anysize.training.start import folder_of, plan_of, require_same_vocabulary, scores_for
+from anysize.training.start import folder_of, plan_of, require_same_vocabulary, scores_from
 
 if TYPE_CHECKING:
     from anysize.io.reader import TensorSource
@@ -82,6 +82,7 @@ class Comparison:
 
     def __init__(self, config: CompareConfig, text: str, command: str, progress: Progress) -> None:
         self.config, self.text, self.command, self.progress = config, text, command, progress
+        self._arms: dict[str, Arm] = {}
         self.tensors = open_checkpoint(config.source)
         self.source = understand(self.tensors.config)
         self._check_vocabularies()
@@ -129,8 +130,7 @@ class Comparison:
         """Return the config that all arms have: that of a plan which needs no data."""
         resize = next((self.config.resize_of(arm, 0) for arm in self.config.arms), None)
         assert resize is not None
-        plain = resize.model_copy(update={"source": self.config.source, "preset": "auto", "select": "auto",
-                                          "readers": "auto", "layers": "auto", "untie": False})  # fmt: skip
+        plain = resize.sizes_alone().model_copy(update={"source": self.config.source, "untie": False})
         if resize.vocab_size not in (None, self.source.sizes.get("vocab")):
             raise InputError("target.vocab_size: all arms and the teacher share the source's vocabulary")
         return understand(plan_of(plain, None, self.progress).target_config)
@@ -146,15 +146,17 @@ class Comparison:
 
     def _calibrate(self, source: str) -> float:
         """Calibrate a source unless it is done; return the processor seconds that it took."""
-        place = self.place.scores(source)
+        place = self.place.scores(self.config, source)
         record = place.with_suffix(".json")
         if not record.is_file():
-            arms = [arm for arm in self.config.arms.values() if (arm.source or self.config.source) == source]
-            scores, seconds = scores_for(
+            begin = time.process_time()
+            calibrate = scores_from(
                 source, self.config.calibration, self.config.data, self.progress,
-                leave_one_out=any(arm.layers == LEAVE_ONE_OUT for arm in arms),
+                leave_one_out=self.config.leaves_one_out(source),
             )  # fmt: skip
-            assert scores is not None
+            assert calibrate is not None
+            scores = calibrate()
+            seconds = time.process_time() - begin
             place.parent.mkdir(parents=True, exist_ok=True)
             scores.save(place)
             write_json(record, {"calibration_s": seconds})
@@ -277,7 +279,15 @@ class Comparison:
                             sizes=public_sizes(self.source), test=test, **cost)  # fmt: skip
 
     def _arm(self, name: str) -> Arm:
-        """Return what an arm is; its plan and costs are there once its start is."""
+        """Return what an arm is; its plan and costs are there once its start is, and read once."""
+        if name not in self._arms:
+            found = self._described(name)
+            if not found.plan and not self.config.arms[name].random:
+                return found
+            self._arms[name] = found
+        return self._arms[name]
+
+    def _described(self, name: str) -> Arm:
         arm, job = self.config.arms[name], self.job(name, 0.0, self.config.seeds[0])
         resize, length = self.config.resize_of(name, self.config.seeds[0]), self.data.tokens_each
         made = not arm.random and job.start.is_whole

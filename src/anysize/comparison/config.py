@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from anysize.errors import did_you_mean, joined
+from anysize.layers import LEAVE_ONE_OUT
 from anysize.training.config import (
     Calibration,
     Data,
@@ -140,6 +141,11 @@ class CompareConfig(Section):
             source=asked.source or self.source, **self.target.model_dump(), preset=asked.preset, select=asked.select,
             readers=asked.readers, layers=asked.layers, noise_db=asked.noise_db, untie=asked.untie, seed=seed,
         )  # fmt: skip
+
+    def leaves_one_out(self, source: str) -> bool:
+        """Whether the layers of an arm of this source are chosen by the loss without each of them."""
+        arms = [arm for arm in self.arms.values() if (arm.source or self.source) == source]
+        return any(arm.layers == LEAVE_ONE_OUT for arm in arms)
 
     def rates_of(self, arm: str) -> tuple[float, ...]:
         """Return the learning rates that an arm tries."""

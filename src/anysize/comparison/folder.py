@@ -47,9 +47,12 @@ class Place:
         """Where the config of the target lies."""
         return self.path / "target.json"
 
-    def scores(self, source: str) -> Path:
-        """Return where the scores of a source lie."""
-        return self.path / "scores" / f"{key_of(self.identity, source)}.safetensors"
+    def scores(self, config: CompareConfig, source: str) -> Path:
+        """Return where the scores of a source lie, with all that the arms ask of them."""
+        from anysize.calibration.scores import FORMAT  # noqa: PLC0415
+
+        key = key_of(self.identity, source, config.leaves_one_out(source), FORMAT)
+        return self.path / "scores" / f"{key}.safetensors"
 
     def start(self, config: CompareConfig, arm: str, seed: int) -> Path:
         """Return where the model that an arm starts from lies."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import dataclass
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,17 @@ from anysize.io.hub import open_checkpoint
 from anysize.io.whole import write_json
 from anysize.report.schema import Run
 from anysize.shrink import reads_scores
-from anysize.training.start import Start, StartFolder
+from anysize.training.arguments import fixed_arguments, training_arguments, with_defaults
+from anysize.training.data import datasets_of
+from anysize.training.start import (
+    Start,
+    StartFolder,
+    at_random,
+    folder_of,
+    load,
+    num_classes,
+    require_same_vocabulary,
+)
 
 _DEFAULTS: dict[str, Any] = {"save_strategy": "no", "logging_strategy": "steps", "eval_on_start": True}
 
@@ -66,8 +77,6 @@ def evaluation_steps(steps: int, evaluations: int) -> int:
 
 
 def _arguments(job: Job) -> Any:
-    from anysize.training.arguments import fixed_arguments, training_arguments, with_defaults  # noqa: PLC0415
-
     asked = job.config.training_of(job.arm)
     saved = {"save_strategy": "steps"} if "save_steps" in asked else {}
     given = with_defaults({**_DEFAULTS, **saved, **asked})
@@ -121,9 +130,9 @@ def prepare(job: Job) -> None:
     if job.config.arms[job.arm].random or job.start.is_whole:
         return
     scored = takes_scores(job.place, job.config, job.arm)
-    found = Scores.load(job.place.scores(resize.source)) if scored else None
-    # Scores serve all arms, so the comparison knows what they took.
-    job.start.write(resize, found, 0.0, quiet, "anysize compare")
+    # They serve all arms, so the comparison knows what they took.
+    found = partial(Scores.load, job.place.scores(job.config, resize.source)) if scored else None
+    job.start.write(resize, found, quiet, "anysize compare")
 
 
 def conversion_s(job: Job) -> float:
@@ -135,10 +144,6 @@ def conversion_s(job: Job) -> float:
 
 def _start(job: Job) -> Start:
     import torch  # noqa: PLC0415
-
-    from anysize.config import understand  # noqa: PLC0415
-    from anysize.io.hub import open_checkpoint  # noqa: PLC0415
-    from anysize.training.start import at_random, folder_of  # noqa: PLC0415
 
     if not job.config.arms[job.arm].random:
         return job.start.start(torch.float32)
@@ -152,11 +157,7 @@ def carry_out(job: Job) -> Run:
     before = known(job)
     if before is not None:
         return before
-    from anysize.config import understand  # noqa: PLC0415
-    from anysize.io.hub import open_checkpoint  # noqa: PLC0415
-    from anysize.training.data import datasets_of  # noqa: PLC0415
-    from anysize.training.loop import make_teacher, run  # noqa: PLC0415
-    from anysize.training.start import load, num_classes, require_same_vocabulary  # noqa: PLC0415
+    from anysize.training.loop import make_teacher, run  # noqa: PLC0415 - it needs transformers' trainer
 
     arm, args = in_small(job), _arguments(job)
     start = _start(job)

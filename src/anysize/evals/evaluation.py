@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from anysize.errors import OutputError
+from anysize.io.whole import write_whole
 
 
 class _Figures(BaseModel):
@@ -106,10 +107,7 @@ def save(found: Evaluation, path: Path) -> None:
     """Write an evaluation as JSON, at once under its name; raise OutputError where that fails."""
     check_output(path)
     path = path.expanduser()
-    writing = path.with_name(f".{path.name}.writing")
     try:
-        writing.write_text(found.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        writing.replace(path)
+        write_whole({path: (found.model_dump_json(indent=1) + "\n").encode()})
     except OSError as error:
-        writing.unlink(missing_ok=True)
         raise OutputError(f"cannot write the result to '{path}': {error.strerror}") from error

@@ -49,7 +49,7 @@ def check_tasks(names: Sequence[str], task_data: str) -> None:
     if problems:
         raise InputError(joined(problems))
     if find_spec("lm_eval") is None:
-        raise InputError("tasks are run by lm-eval, which is not installed: pip install 'anysize[eval]'")
+        raise InputError("tasks are run by lm-eval, which is not installed: install anysize with its extra 'eval'")
 
 
 def _part(name: str) -> Any:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from anysize.errors import CheckpointError
-from anysize.io.reader import Checkpoint
+from anysize.errors import CheckpointError, InputError
+from anysize.io.reader import Checkpoint, TensorSource
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 # Weights as safetensors only; whatever else a checkpoint needs is text. No Python file is ever fetched.
@@ -48,3 +52,14 @@ def local_folder(model: str, *, config_only: bool = False) -> Path:
 def open_checkpoint(model: str) -> Checkpoint:
     """Return the checkpoint that a path or a Hub id names; a Hub id stays its location, so that plans travel."""
     return Checkpoint(local_folder(model), location=None if Path(model).expanduser().exists() else model)
+
+
+def open_source(source: str | Path | PreTrainedModel) -> TensorSource:
+    """Return a folder, a Hub id or a loaded model as a source of tensors; raise CheckpointError if it is none."""
+    if isinstance(source, (str, Path)):
+        return open_checkpoint(str(source))
+    if not hasattr(source, "config") or not hasattr(source, "state_dict"):
+        raise InputError(f"the source is a {type(source).__name__}, wanted a folder, a Hub id or a transformers model")
+    from anysize.io.models import LoadedModel  # noqa: PLC0415 - it needs torch
+
+    return LoadedModel(source)

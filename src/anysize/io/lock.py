@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import warnings
 from pathlib import Path
 from types import TracebackType
@@ -15,7 +14,7 @@ from anysize.errors import OutputError
 
 _NAME = ".lock"
 # What a file system says that knows no locks: some network and user-space ones.
-_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)
 
 
 class FolderLock:
@@ -35,10 +34,11 @@ class FolderLock:
                 f"another process is at work in '{folder}': wait for it, or choose another output"
             ) from error
         except OSError as error:
-            if error.errno not in _NO_LOCKS:
+            if error.errno not in NO_LOCKS:
                 raise OutputError(
                     f"the output folder '{folder}' cannot be locked: {error.strerror or error}"
                 ) from error
+            self._path.unlink(missing_ok=True)
             warnings.warn(
                 f"the file system of '{folder}' has no locks: nothing keeps a second process out of it", stacklevel=2
             )
@@ -61,10 +61,8 @@ class FolderLock:
 
     def release(self) -> None:
         """Let another process in."""
-        # An open file cannot be removed on Windows. Elsewhere, the file of one who comes in between is not removed.
-        if os.name == "nt":
-            self._lock.release()
-        if self._lock.is_locked or os.name == "nt":
+        # Removed first: the file of one who comes in between is another one.
+        if self._lock.is_locked:
             with contextlib.suppress(OSError):
                 self._path.unlink(missing_ok=True)
         self._lock.release()

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import struct
+import warnings
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -22,6 +23,7 @@ import torch
 
 from anysize.errors import OutputError
 from anysize.executor import DimMaps, TensorJob
+from anysize.io.lock import NO_LOCKS
 from anysize.io.reader import INDEX_NAME, SINGLE_NAME, TensorInfo, TensorSource
 from anysize.recipe import BYTES, Plan, Recipe
 
@@ -158,6 +160,12 @@ class CheckpointWriter:
         except BlockingIOError as error:
             os.close(self._journal)
             raise OutputError(f"another run is writing '{self.output}' right now") from error
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            warnings.warn(
+                f"the file system of '{self.output}' has no locks: nothing keeps a second run out of it", stacklevel=3
+            )
 
     def _discard(self) -> None:
         """Remove the staging folder and the parents that were made for it, and only then let go of the lock."""

@@ -114,10 +114,9 @@ def _errors(
     if _largest(silent_rows) or _largest(got[:, torch.from_numpy(columns.fill == Fill.ZERO)]):
         error = max(error, 1.0)
     one = 0.0 if recipe.stored_as == "1+w" else 1.0
-    for fill, value in ((Fill.ONE, one),):
-        new_rows = read(target, recipe.name, recipe.shape, _sample(rows, columns, fill, generator), rows.target_size)
-        if new_rows.numel() and _largest(new_rows - value):
-            error = max(error, 1.0)
+    new_rows = read(target, recipe.name, recipe.shape, _sample(rows, columns, Fill.ONE, generator), rows.target_size)
+    if new_rows.numel() and _largest(new_rows - one):
+        error = max(error, 1.0)
     error = max(error, _mean_error(recipe, rows, columns, got, wanted, scale, read, source, target, generator))
     return error, _largest((folded - wanted.roll(1, dims=1)) / scale) if wanted.shape[1] > 1 else float("nan")
 
@@ -180,26 +179,27 @@ def _dense_errors(
     largest = float(got.abs().max().clamp(min=1e-30))
     for _ in range(ROWS_PER_TENSOR * 8):
         at = tuple(int(generator.integers(size)) for size in recipe.shape)
-        term, shifted = values, values
+        # What is taken by its index comes first: then little is left to be summed.
+        kept = {p: composed[p].index[at[p]] for p in range(last + 1) if p not in sides}
+        if NEW in kept.values():
+            continue
+        own = values[tuple(slice(kept[p], kept[p] + 1) if p in kept else slice(None) for p in range(last + 1))]
+        term, shifted = own, own
         for position in range(last, -1, -1):
             if position in sides:
                 weights = sides[position][at[position]].astype(np.float64)
                 term = np.tensordot(term, weights, (position, 0))
                 shifted = np.tensordot(shifted, np.roll(weights, 1), (position, 0))
             else:
-                index = composed[position].index[at[position]]
-                if index == NEW:
-                    break
                 factor = composed[position].factor[at[position]]
-                term, shifted = (np.take(v, index, axis=position) * factor for v in (term, shifted))
-        else:
-            found = got[at]
-            if recipe.share != "none" and reads not in sides:
-                # Copies share what the source reads there: together they hold it.
-                copies = np.flatnonzero(composed[reads].index == composed[reads].index[at[reads]])
-                found = got[tuple(copies if i == reads else at[i] for i in range(len(at)))].sum()
-            errors.append(abs(float(found) - float(term) * recipe.factor) / largest)
-            wrongs.append(abs(float(found) - float(shifted) * recipe.factor) / largest)
+                term, shifted = (np.take(v, 0, axis=position) * factor for v in (term, shifted))
+        found = got[at]
+        if recipe.share != "none" and reads not in sides:
+            # Copies share what the source reads there: together they hold it.
+            copies = np.flatnonzero(composed[reads].index == composed[reads].index[at[reads]])
+            found = got[tuple(copies if i == reads else at[i] for i in range(len(at)))].sum()
+        errors.append(abs(float(found) - float(term) * recipe.factor) / largest)
+        wrongs.append(abs(float(found) - float(shifted) * recipe.factor) / largest)
     return max(errors, default=0.0), max(wrongs, default=float("nan"))
 
 

@@ -13,8 +13,8 @@ import torch
 from anysize.config import understand
 from anysize.errors import CheckpointError
 from anysize.io.dtypes import TORCH
-from anysize.io.hub import open_checkpoint
-from anysize.io.models import LoadedModel, build_model
+from anysize.io.hub import open_source
+from anysize.io.models import build_model
 from anysize.io.provenance import RECORD, read_record
 from anysize.io.reader import Checkpoint, TensorSource, read_bytes, read_header
 from anysize.memory import fits_in_memory
@@ -121,10 +121,7 @@ def _against_plan(plan: Plan, source: TensorSource, target: Checkpoint) -> Verif
 
 def compare(source: str | Path | PreTrainedModel, target: str | Path | PreTrainedModel, *, full: bool) -> Verification:
     """Compare any two models of one family that read the same inputs; see `anysize.verify`."""
-    opened: list[TensorSource] = [
-        open_checkpoint(str(model)) if isinstance(model, (str, Path)) else LoadedModel(model)
-        for model in (source, target)
-    ]
+    opened = [open_source(model) for model in (source, target)]
     configs = [understand(tensors.config) for tensors in opened]
     if configs[0].architecture.model_type != configs[1].architecture.model_type:
         raise CheckpointError(

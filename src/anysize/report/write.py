@@ -26,9 +26,9 @@ def _refuse(folder: Path) -> None:
     for place in (folder, folder / FIGURES):
         if place.exists() and not place.is_dir():
             raise OutputError(f"the report cannot be written to '{folder}': '{place}' is not a folder")
-    for place in (folder / PAGE,):
-        if place.is_dir():
-            raise OutputError(f"the report cannot be written to '{folder}': '{place}' is a folder, not a file")
+    page = folder / PAGE
+    if page.is_dir():
+        raise OutputError(f"the report cannot be written to '{folder}': '{page}' is a folder, not a file")
 
 
 def write_report(results: Results, folder: Path) -> Written:

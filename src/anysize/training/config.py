@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from anysize.errors import did_you_mean, joined
+from anysize.layers import EVOLUTIONARY, SCORED
 from anysize.training.arguments import check_training_arguments
 from anysize.training.config_file import refusals
 
@@ -162,6 +163,12 @@ class Resize(Sizes):
     noise_db: float = 10.0
     seed: int = 0
     untie: bool = False
+
+    def sizes_alone(self) -> Resize:
+        """Return the resize that makes the same sizes by choices that need no data."""
+        by_data = self.layers in (*SCORED, EVOLUTIONARY)
+        kept = {name: getattr(self, name) for name in Sizes.model_fields}
+        return Resize(source=self.source, layers="auto" if by_data else self.layers, untie=self.untie, **kept)
 
 
 class TrainConfig(Section):

@@ -151,7 +151,6 @@ def run(
     recipe: Recipe | None = None,
     flip: bool = True,
     progress: Progress,
-    callbacks: tuple[TrainerCallback, ...] = (),
 ) -> Outcome:
     """Train a start to its last step, going on from the newest whole checkpoint in its output folder."""
     image = start.config.architecture.modality == "image"
@@ -167,9 +166,10 @@ def run(
         trainer = AnysizeTrainer(
             start.model, args, config=start.config, train=data.train, evaluate=data.held_out or None,  # pyright: ignore[reportArgumentType]
             collate=data.collate, teacher=teacher, recipe=recipe or Recipe(), plan=start.plan, flip=flip,
-            callbacks=[watch, *callbacks],
+            callbacks=[watch],
         )  # fmt: skip
-    except (ValueError, ImportError) as error:
+    except (ValueError, ImportError, RuntimeError) as error:
+        # RuntimeError: what report_to names is not installed.
         raise InputError(f"transformers refuses to train: {' '.join(str(error).split())[:300]}") from error
     if args.fsdp and not trainer.is_fsdp_enabled:
         # accelerate would train the whole model in every process, and say nothing.

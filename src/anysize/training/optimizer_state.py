@@ -11,6 +11,7 @@ which is the asymmetric reset of Yu et al. (2026, 2602.02472).
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,7 +72,10 @@ def require_kept(args: TrainingArguments) -> None:
     """Refuse to keep what a run with these arguments does not have, before it is trained."""
     if (optim := str(getattr(args.optim, "value", args.optim))) not in ADAMW:
         raise InputError(f"keep_optimizer: only the state of AdamW is kept, and training.optim is {optim}")
-    if args.fsdp or args.deepspeed:
+    launched = any(
+        os.environ.get(f"ACCELERATE_USE_{kind}", "false").lower() == "true" for kind in ("FSDP", "DEEPSPEED")
+    )
+    if args.fsdp or args.deepspeed or launched:
         raise InputError("keep_optimizer: needs whole tensors, and this run shards them; leave it out")
     if args.load_best_model_at_end:
         raise InputError("keep_optimizer: training.load_best_model_at_end leaves weights that the moments are not of")

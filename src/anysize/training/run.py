@@ -19,7 +19,7 @@ from anysize.io.models import quiet_transformers
 from anysize.io.provenance import companions
 from anysize.io.whole import write_json
 from anysize.layers import LEAVE_ONE_OUT
-from anysize.processes import first_process_first, wait_for_all
+from anysize.processes import first_process_first, rank_and_world, wait_for_all
 from anysize.target import public_sizes
 from anysize.tensors import num_parameters
 from anysize.training.arguments import fixed_arguments, training_arguments, with_defaults
@@ -38,12 +38,10 @@ from anysize.training.start import (
     num_classes,
     plan_of,
     require_same_vocabulary,
-    scores_for,
+    scores_from,
 )
 
 if TYPE_CHECKING:
-    from transformers import TrainerCallback
-
     from anysize.training.trainer import Teacher
 
 Progress = Callable[[str, int, int], None]
@@ -132,11 +130,11 @@ def _start(config: TrainConfig, state: Any, seed: int, progress: Progress, comma
     if config.resize is not None:
         place = StartFolder(Path(config.output).expanduser() / "start")
         if state.is_main_process and not place.is_whole:
-            scores, calibration_s = scores_for(
+            scores = scores_from(
                 config.resize.source, config.resize.calibration, config.data, progress,
                 leave_one_out=config.resize.layers == LEAVE_ONE_OUT,
             )  # fmt: skip
-            place.write(config.resize, scores, calibration_s, progress, command)
+            place.write(config.resize, scores, progress, command)
         wait_for_all()
         return place.start(dtype)
     location = config.model or config.random
@@ -170,7 +168,13 @@ def _save(
     """Write the trained model with what lies beside a checkpoint, as a folder that any loader takes."""
     trainer = outcome.trainer
     with quiet_transformers():
-        trainer.save_model(str(folder))
+        if trainer.is_fsdp_enabled:
+            # Whatever the checkpoints are: transformers writes no model where these are sharded, and says nothing.
+            whole: Any = trainer.accelerator.get_state_dict(trainer.model)
+            if trainer.args.should_save:
+                trainer.write_model(str(folder), whole)
+        else:
+            trainer.save_model(str(folder))
     # A pickle, which nothing of ours reads.
     (folder / "training_args.bin").unlink(missing_ok=True)
     if trainer.is_world_process_zero():
@@ -183,9 +187,7 @@ def _save(
         (folder / "README.md").write_text(training_card(start, found, command), encoding="utf-8")
 
 
-def train(
-    config: TrainConfig, *, command: str, origin: str, progress: Progress, callbacks: tuple[TrainerCallback, ...] = ()
-) -> dict[str, Any]:
+def train(config: TrainConfig, *, command: str, origin: str, progress: Progress) -> dict[str, Any]:
     """Carry out a training config and return its record: losses, tokens a second, seconds; a finished run at once.
 
     The same config goes on from its last whole checkpoint. Raises InputError or OutputError for what cannot be used.
@@ -200,10 +202,15 @@ def train(
         require_state(Path(folder_of(open_checkpoint(config.resize.source))), args, config.recipe)
     folder = _Folder(config)
     state = PartialState()
+    if state.num_processes != (world := rank_and_world()[1]):
+        raise InputError(
+            f"{world} processes were started and each trains alone, because there is no accelerator: set "
+            "training.use_cpu to train on processors together, or start one process"
+        )
     if (known := _claimed(folder, state)) is not None:
         return known
     try:
-        found = _trained(config, folder, args, state, command, progress, callbacks)
+        found = _trained(config, folder, args, state, command, progress)
         return folder.write(finished=True, found=found) if state.is_main_process else {}
     finally:
         folder.release()
@@ -211,7 +218,6 @@ def train(
 
 def _trained(
     config: TrainConfig, folder: _Folder, args: Any, state: Any, command: str, progress: Progress,
-    callbacks: tuple[TrainerCallback, ...],
 ) -> dict[str, Any]:  # fmt: skip
     """Train, write the model into the folder and return what was found."""
     try:
@@ -220,7 +226,7 @@ def _trained(
             data = datasets_of(config.data, start.config, start.tokenizer, args.train_batch_size, progress)
         outcome = run(
             start, data, args, teacher=_teacher(config, start, data), recipe=config.recipe, flip=config.data.flip,
-            progress=progress, callbacks=callbacks,
+            progress=progress,
         )  # fmt: skip
     except Exception:
         if state.is_main_process:
@@ -261,8 +267,7 @@ def foreseen(config: TrainConfig, origin: str) -> dict[str, Any]:
     """
     args = training_arguments({**with_defaults(config.training), **fixed_arguments(config.output)}, origin)
     if config.resize is not None:
-        plain = config.resize.model_copy(update={"preset": "auto", "select": "auto", "readers": "auto"})
-        understood = understand(plan_of(plain, None, _silent).target_config)
+        understood = understand(plan_of(config.resize.sizes_alone(), None, _silent).target_config)
     else:
         understood = understand(open_checkpoint(config.model or config.random).config)
     teacher = None
@@ -271,12 +276,12 @@ def foreseen(config: TrainConfig, origin: str) -> dict[str, Any]:
         teacher = understand(open_checkpoint(location).config)
         require_same_vocabulary(understood, teacher, location)
     batch, length = args.per_device_train_batch_size, config.data.sequence_length
-    by_shards: Any = args.fsdp_config
-    checkpointing = args.activation_checkpointing or bool((by_shards or {}).get("activation_checkpointing"))
+    by_shards: Any = args.fsdp_config if isinstance(args.fsdp_config, dict) else {}
+    checkpointing = args.gradient_checkpointing or by_shards.get("activation_checkpointing") is True
     tables = {
         f"{shards} with FSDP" if shards > 1 else "1, or each under DDP": training_memory(
             understood, teacher, batch=batch, length=length, half=bool(args.bf16 or args.fp16),
-            checkpointing=checkpointing, shards=shards,
+            checkpointing=bool(checkpointing), shards=shards,
         )
         for shards in (1, 2, 4, 8, 16, 32, 64)
     }  # fmt: skip

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,38 +62,35 @@ def load(location: str, dtype: torch.dtype) -> PreTrainedModel:
     return made
 
 
-def scores_for(
+def scores_from(
     source: str,
     calibration: Calibration | str | None,
     data: Data,
     progress: Progress,
     *,
     leave_one_out: bool = False,
-) -> tuple[Scores | None, float]:
-    """Return the scores that a resize is chosen by, None where it asks for none, and their processor seconds."""
+) -> Callable[[], Scores] | None:
+    """Return how to come by the scores that a resize is chosen by, once its sizes are known to be legal; or None."""
     from anysize.calibration.calibrate import CalibrationOptions, calibrated  # noqa: PLC0415
     from anysize.calibration.data import DataOptions  # noqa: PLC0415
     from anysize.calibration.scores import Scores  # noqa: PLC0415
 
     if calibration is None:
-        return None, 0.0
+        return None
     if isinstance(calibration, str):
         if calibration.endswith(".safetensors"):
-            return Scores.load(Path(calibration).expanduser()), 0.0
+            return partial(Scores.load, Path(calibration).expanduser())
         calibration = Calibration(data=calibration)
-    begin = time.process_time()
     asked = DataOptions(
         calibration.tokens, calibration.sequence_length, calibration.batch_size, calibration.column or data.column
     )
     # One process makes what all start from.
     options = CalibrationOptions(asked, leave_one_out=leave_one_out, shared=False)
-    found = calibrated(
-        open_checkpoint(source), calibration.data or data.train, options, tokenizer=data.tokenizer, progress=progress
-    )
-    return found, time.process_time() - begin
+    text = calibration.data or data.train
+    return partial(calibrated, open_checkpoint(source), text, options, tokenizer=data.tokenizer, progress=progress)
 
 
-def plan_of(resize: Resize, scores: Scores | None, progress: Progress) -> Plan:
+def plan_of(resize: Resize, scores: Callable[[], Scores] | None, progress: Progress) -> Plan:
     """Return the plan of a resize."""
     params = resize.num_params
     return api.plan(
@@ -133,16 +131,24 @@ class StartFolder:
         """Whether everything is there: what it took is written last."""
         return self._made.is_file()
 
-    def write(
-        self, resize: Resize, scores: Scores | None, calibration_s: float, progress: Progress, command: str
-    ) -> None:
+    def write(self, resize: Resize, scores: Callable[[], Scores] | None, progress: Progress, command: str) -> None:
         """Make and write all of it; what a killed process left half written is written again."""
-        begin = time.process_time()
-        plan, over = plan_of(resize, scores, progress), self.model.exists()
+        begin, calibration_s = time.process_time(), 0.0
+
+        def measured() -> Scores:
+            nonlocal calibration_s
+            assert scores is not None
+            start = time.process_time()
+            found = scores()
+            calibration_s = time.process_time() - start
+            return found
+
+        plan, over = plan_of(resize, scores and measured, progress), self.model.exists()
         self.path.mkdir(parents=True, exist_ok=True)
         api.apply(plan, self.model, source=resize.source, overwrite=over, command=command, progress=progress)
         plan.save(self._plan)
-        write_json(self._made, {"calibration_s": calibration_s, "conversion_s": time.process_time() - begin})
+        conversion_s = time.process_time() - begin - calibration_s
+        write_json(self._made, {"calibration_s": calibration_s, "conversion_s": conversion_s})
 
     @property
     def seconds(self) -> dict[str, float]:

@@ -134,8 +134,12 @@ class AnysizeTrainer(Trainer):
             if teacher.writer is not None:
                 teacher.writer = teacher.writer.to(self.args.device)
 
+    def write_model(self, folder: str, state: Mapping[str, torch.Tensor]) -> None:
+        """Write the gathered state of a sharded model as a plain checkpoint; for the first process alone."""
+        self._save(folder, state)
+
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """Write a checkpoint without the tensors that are tied to others, which a gathered state holds twice."""
+        # A gathered state holds tied tensors twice.
         if state_dict is not None:
             model: Any = self.accelerator.unwrap_model(self.model)
             tied = getattr(model, "all_tied_weights_keys", {})
