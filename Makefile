@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint types bench bench-shrink clean
+.PHONY: demo test lint types bench bench-train clean
 
 demo: $(STAMP)
 	HF_HUB_OFFLINE=1 $(BIN)/anysize demo
@@ -25,11 +25,13 @@ bench: $(STAMP)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.planning.run
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.conversion.run
 
-bench-shrink: $(STAMP)
+bench-train: $(STAMP)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.calibration.run
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.fitting.run
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.shrink.run
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.shrink.vision
+	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.throughput.run
+	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.train.run
 
 # The constraints pin every package; torch comes first, so that no other package pulls in another build of it.
 $(STAMP): pyproject.toml constraints.txt

@@ -19,6 +19,9 @@ from typing import Any
 
 import psutil
 
+# Novels, pictures and tasks lie beside the repository; benchmarks/README.md says what they are.
+DATA = Path(os.environ.get("ANYSIZE_BENCH_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+
 
 @dataclass(frozen=True)
 class Run:

@@ -1,4 +1,4 @@
-"""Write measured numbers into README.md and docs/exactness.md, between markers, from the results files alone.
+"""Write measured numbers into README.md and docs/, between markers, from the results files alone.
 
 python -m benchmarks.publish
 """
@@ -313,7 +313,8 @@ def measured_section() -> str:
     where = (
         f"{record['date']}, {machine['num_cores']} cores, {machine['memory_bytes'] / 2**30:.0f} GiB, no GPU, torch "
         f"{versions['torch']}, transformers {versions['transformers']}. Written by `python -m benchmarks.publish` from "
-        "the results that `make bench` writes; medians, with the range where runs differ."
+        "the results of [benchmarks/](benchmarks/README.md), which names each command; medians, with the range where "
+        "runs differ."
     )
     return f"{_table(['what', 'measured', 'asked', 'reached'], rows)}\n\n{where}"
 

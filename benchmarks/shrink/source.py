@@ -18,11 +18,12 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from anysize.training.distill import distilled, kl_divergence
+from benchmarks.measure import DATA
 from benchmarks.race import CACHE
 
 # Half of the loss is the divergence from the teacher; nine tenths are better (benchmarks/train, docs/log.md).
 TEACHER_WEIGHT = 0.5
-NOVELS = Path(__file__).resolve().parents[3] / "shared" / "data" / "novels"
+NOVELS = DATA / "novels"
 
 
 @dataclass(frozen=True)

@@ -27,10 +27,10 @@ from anysize.calibration.scores import FORMAT, Scores
 from anysize.executor import target_tensors
 from anysize.io.models import build_model
 from anysize.io.reader import Checkpoint
-from benchmarks.measure import write_results
+from benchmarks.measure import DATA, write_results
 from benchmarks.race import CACHE, Found, Job, carry_out, raced, summary, timed
 
-IMAGES = Path(__file__).resolve().parents[3] / "shared" / "data" / "cifar10"
+IMAGES = DATA / "cifar10"
 RATES = (5e-4, 1e-3, 2e-3, 4e-3)
 GOALS = ("random", "subcloning")
 ARMS: dict[str, dict[str, Any]] = {

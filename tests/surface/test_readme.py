@@ -28,6 +28,9 @@ def test_the_eight_lines_run_in_order(llama: Path, tmp_path: Path, monkeypatch: 
         tmp_path / "demo-output" / "source", hidden_size=128, intermediate_size=344, num_hidden_layers=4,
         num_attention_heads=4, num_key_value_heads=2, head_dim=32, vocab_size=997, tie_word_embeddings=True,
     )  # fmt: skip
+    words = (f"w{3 + i * i % 991}" for i in range(6_000))
+    (tmp_path / "demo-output" / "text").mkdir()
+    (tmp_path / "demo-output" / "text" / "train.txt").write_text(" ".join(words))
     monkeypatch.chdir(tmp_path)
     lines = [line for block in fenced("sh") for line in block.splitlines() if line.strip()]
     assert len(lines) == 8
@@ -82,6 +85,13 @@ def test_measured_numbers_are_those_of_the_results_files() -> None:
     training = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
     for suite in SUITES:
         assert replaced(training, f"compared {suite}", compared_section(suite)) == training
+
+
+def test_every_suite_is_named_with_its_command() -> None:
+    told = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    places = [place for place in ROOT.glob("benchmarks/*/*.py") if 'if __name__ == "__main__"' in place.read_text()]
+    assert len(places) > 8
+    assert [place.name for place in places if f"`benchmarks.{place.parent.name}.{place.stem}`" not in told] == []
 
 
 def test_every_file_that_the_readme_points_at_exists() -> None:
