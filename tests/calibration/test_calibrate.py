@@ -350,7 +350,7 @@ def test_scores_of_another_format_are_named(scores: Scores, tmp_path: Path) -> N
     scores.save(path)
     record = json.dumps(scores.record.model_dump() | {"format": 1})
     save_file(load_file(path), path, {"anysize": record})
-    with pytest.raises(CheckpointError, match="are of format 1, this version reads 2: calibrate again"):
+    with pytest.raises(CheckpointError, match="are of format 1, this version reads 3: calibrate again"):
         Scores.load(path)
 
 

@@ -189,10 +189,15 @@ def test_layers_that_do_nothing_are_the_ones_dropped(
     scores = anysize.calibrate(source, text, sequence_length=64, second_moments=False)
     told: list[tuple[str, int, int]] = []
     count = layers - len(PLANTS[layers])
-    options: dict[str, Any] = {"num_hidden_layers": count, "calibration": scores, "readers": "none"}
+    options: dict[str, Any] = {"num_hidden_layers": count, "readers": "none"}
     wanted = [layer for layer in range(layers) if layer not in PLANTS[layers]]
     plan = anysize.plan(
-        source, layers="evolutionary", progress=lambda *a: told.append(a), search_tokens=400_000, **options
+        source,
+        layers="evolutionary",
+        calibration=scores,
+        progress=lambda *a: told.append(a),
+        search_tokens=400_000,
+        **options,
     )
     assert kept(plan) == wanted
     assert plan.notes[0].startswith("layers evolutionary: KL 0.0000 nats from the source, the least of")
