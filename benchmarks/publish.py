@@ -98,6 +98,27 @@ def _planning_rows() -> list[list[str]]:
     ]
 
 
+def _calibration_rows() -> list[list[str]]:
+    ratios = results("calibration")["results"]["ratios"]
+    return [
+        [
+            f"calibration {way}, against a plain forward pass",
+            f"{found['median']:.2f}x ({found['min']:.2f} to {found['max']:.2f})",
+            f"≤ {found['asked']:g}x",
+            _verdict(found["median"] <= found["asked"]),
+        ]
+        for way, found in ratios.items()
+    ]
+
+
+def _throughput_rows() -> list[list[str]]:
+    found = results("throughput")["results"]
+    share = found["share_of_bare"]
+    label = "tokens a second of `anysize train`, share of a bare PyTorch loop's"
+    shown = f"{share['median']:.3f} ({share['min']:.2f} to {share['max']:.2f})"
+    return [[label, shown, f"≥ {found['asked']:g}", _verdict(share["median"] >= found["asked"])]]
+
+
 def _startup_rows() -> list[list[str]]:
     found = results("startup")["results"]
     rows: list[list[str]] = []
@@ -306,6 +327,8 @@ def measured_section() -> str:
         *_exactness_rows(),
         *_shrink_rows(),
         *_compared_rows(),
+        *_calibration_rows(),
+        *_throughput_rows(),
         *_conversion_rows(),
         *_planning_rows(),
         *_startup_rows(),

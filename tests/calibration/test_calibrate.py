@@ -54,6 +54,20 @@ def test_averages_are_those_of_all_tokens_at_once() -> None:
     assert found["minitron"].allclose(x.double().abs().mean(1).square().sum(0).sqrt(), rtol=1e-6)
 
 
+@pytest.mark.parametrize("size", [1, 511, 777])
+def test_second_moments_are_whole_though_half_of_them_is_computed(size: int) -> None:
+    sums, generator = SiteSums(size, second=True), torch.Generator().manual_seed(size)
+    total = torch.zeros(size, size, dtype=torch.float64)
+    for _ in range(3):
+        values = torch.randn(2, 5, size, generator=generator)
+        sums.add(values)
+        total += values.double().flatten(0, 1).T @ values.double().flatten(0, 1)
+        # What is asked for on the way, to be kept against a kill, changes nothing later.
+        found = sums.as_tensors()["second"]
+        assert torch.allclose(found, total, atol=1e-4)
+        assert torch.equal(found, found.T)
+
+
 def test_second_moments_may_see_fewer_tokens() -> None:
     x = torch.randn(1, 8, 3, generator=torch.Generator().manual_seed(0))
     sums = SiteSums(3, second=True)

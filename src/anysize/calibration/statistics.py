@@ -13,6 +13,12 @@ _PER_TOKEN = ("abs", "square", "mean", "second")
 _PER_SEQUENCE = ("minitron",)
 
 
+def _edges(size: int) -> list[int]:
+    """Return where strips of a symmetric matrix begin and end: narrow ones save more, wide ones multiply faster."""
+    strips = min(8, max(1, size // 256))
+    return [size * i // strips for i in range(strips + 1)]
+
+
 class SiteSums:
     """Running sums of one site's activations."""
 
@@ -37,12 +43,18 @@ class SiteSums:
         self.sequences += len(per_sequence)
         if "second" in self.sums:
             seen = rows[::stride]
-            self.sums["second"] += (seen.T @ seen).cpu()
+            # x x^T is symmetric: little more than half of it has to be computed. The rest is filled in at the end.
+            for begin, end in itertools.pairwise(_edges(rows.shape[-1])):
+                self.sums["second"][begin:end, begin:] += (seen[:, begin:end].T @ seen[:, begin:]).cpu()
             self.second_tokens += len(seen)
 
     def as_tensors(self) -> dict[str, torch.Tensor]:
         """Return the sums and the counts they were made of."""
         counts = torch.tensor([self.tokens, self.second_tokens, self.sequences], dtype=torch.float64)
+        if "second" in self.sums:
+            second = self.sums["second"]
+            for begin, end in itertools.pairwise(_edges(len(second))):
+                second[end:, begin:end] = second[begin:end, end:].T
         return {**self.sums, COUNT: counts}
 
 
