@@ -167,7 +167,8 @@ def _shrink_rows() -> list[list[str]]:
                 if kind == "steps"
                 else "the seconds, calibration, conversion and teacher included,"
             )
-            label = f"half width, no teachers, {name}: share of {what} of {goal} to its final loss ({seeds} seeds, rates tuned)"
+            shown = f"half width, no teachers, {name}: share of {what} of {goal} to its final loss"
+            label = f"{shown} ({seeds} seeds, rates tuned)"
             wanted = "" if asked is None else f"≤ {asked:.3g}"
             reached = "" if asked is None else _verdict(share is not None and share <= asked)
             rows.append([label, _share(share), wanted, reached])
