@@ -87,7 +87,12 @@ def test_byte_pairs_merge_as_before(found: list[tuple[str, str]], asked: set[int
     assert same_of_kept(tokenizer, used, text)
 
 
-@given(st.dictionaries(words, st.floats(-12, -0.1), max_size=9), subsets, st.data())
+# Scores that sums and files keep to the last bit: tokenizers reads others back with one bit changed, and a tie between
+# two segmentations then falls the other way, cut or not.
+exact = st.integers(-12 * 64, -7).map(lambda n: n / 64)
+
+
+@given(st.dictionaries(words, exact, max_size=9), subsets, st.data())
 def test_the_best_segmentation_stays_the_best(scored: dict[str, float], asked: set[int], data: st.DataObject) -> None:
     text = data.draw(text_of(scored))
     tokenizer = unigram(scored)
