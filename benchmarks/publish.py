@@ -151,14 +151,8 @@ def _shrink_rows() -> list[list[str]]:
     gain = before["subcloning, factor off"] - before["subspace"]
     arms = {row["arm"]: row for row in table["summary"]}
     steps, seeds = found["steps"], len(found["seeds"])
-    rows = [
-        [
-            "half width, before training: nats/token below selection without factor",
-            f"{gain:.2f}",
-            "≥ 1.5",
-            _verdict(gain >= 1.5),
-        ]
-    ]
+    first = "half width, before training: nats/token below selection without factor"
+    rows = [[first, f"{gain:.2f}", "≥ 1.5", _verdict(gain >= 1.5)]]
     for name, goal, kind, asked in _SHARES:
         if name in arms:
             share = arms[name][f"{kind}_share"][goal]
@@ -261,17 +255,6 @@ def _shares_of(row: Row, goal: str, kinds: tuple[str, ...]) -> list[str]:
     return [_share(getattr(reached, kind) if reached else None) for kind in kinds]
 
 
-def _rates(found: Results) -> str:
-    """Return which learning rates were tried, by which arms where some have their own."""
-    arms: dict[tuple[float, ...], list[str]] = {}
-    for arm in found.arms:
-        arms.setdefault(tuple(sorted({r.learning_rate for r in found.runs if r.arm == arm.name})), []).append(arm.name)
-    every = {tried: ", ".join(f"{rate:g}" for rate in tried) for tried in arms}
-    common = max(arms, key=lambda tried: len(arms[tried]))
-    others = [f" ({' and '.join(names)}: {every[tried]})" for tried, names in arms.items() if tried != common]
-    return f"Rates {every[common]}{''.join(others)}"
-
-
 def compared_section(suite: str) -> str:
     """Return what a comparison found, arm by arm, with everything that it cost."""
     found = compared(suite)
@@ -295,11 +278,12 @@ def compared_section(suite: str) -> str:
     about = "" if source is None else f"Source: {source.num_parameters:,} parameters, test loss {source.test:.3f}"
     if source is not None and source.train_s is not None:
         about += f", its own training {source.train_s:,.0f} s ({source.train_tokens or 0:,.0f} tokens)"
+    rates = ", ".join(f"{rate:g}" for rate in found.learning_rates)
     halved = "halved by short runs and " if any(run.status == "trial" for run in found.runs) else ""
     notes = " ".join(f"{note[0].upper()}{note[1:]}." for note in found.notes)
     where = (
         f"{found.steps:,} steps of {found.tokens_a_step:,} tokens, the same for every arm; an arm with fewer steps "
-        f"ends its own schedule there. {_rates(found)}, {halved}chosen on the validation books with the first of "
+        f"ends its own schedule there. Rates {rates}, {halved}chosen on the validation books with the first of "
         f"{len(found.seeds)} seeds; test books, medians over seeds. Shares are of the named arm's whole run; "
         "seconds (of the processor) and FLOPs count calibration, conversion and teacher. Rise: the most that a seed "
         f"stood above its step 0. {notes} {found.date}, {found.machine['num_cores']} cores, written by `python -m "

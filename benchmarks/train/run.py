@@ -27,12 +27,12 @@ from benchmarks.shrink.source import NOVELS, Settings, source, write_unseen
 HERE = Path(__file__).parent
 SOURCES = {
     "shrink": Settings(),
-    # Young and small: what trains beside it ends far below it.
+    # Young and small: what trains beside it ends 0.1 nats/token and more below it.
     "grow": Settings(
         hidden_size=64, intermediate_size=172, num_attention_heads=4, num_key_value_heads=2, steps=1100
     ),
 }  # fmt: skip
-_QUICK = {"learning_rates": [2e-3, 4e-3], "seeds": [0], "halving": True}
+_QUICK = {"learning_rates": [2e-3, 4e-3], "seeds": [0]}
 
 
 def _in_half(raw: Any) -> Any:

@@ -134,7 +134,8 @@ def unfitted_experts(config: SourceConfig, target: Target, scores: Scores, reade
             f"no calibration token was routed to {unseen} of {len(inside)} experts: nothing is known of their "
             "neurons, and what reads these is not fitted"
         )
-    if readers in ("least-squares", "sequential") and scores.record.second_moments:
+    # Families with experts have no sequential readers.
+    if readers == "least-squares" and scores.record.second_moments:
         kept = target.sizes["ffn"]
         few = sum(0 < float(scores.of(name, "samples")) < kept for name in inside)
         if few:

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 import anysize
 from anysize.calibration.calibrate import moment_stride, scores_bytes
 from anysize.calibration.data import DataOptions, token_batches, tokenizer_of
+from anysize.calibration.run import normalized
 from anysize.calibration.scores import Scores
 from anysize.calibration.sites import sites
 from anysize.calibration.statistics import SiteSums, averages
@@ -52,6 +53,14 @@ def test_averages_are_those_of_all_tokens_at_once() -> None:
     assert found["mean"].allclose(flat.mean(0), rtol=1e-5, atol=1e-6)
     assert found["second"].allclose(flat.T @ flat / 28, rtol=1e-5, atol=1e-6)
     assert found["minitron"].allclose(x.double().abs().mean(1).square().sum(0).sqrt(), rtol=1e-6)
+
+
+def test_a_norm_that_keeps_no_number_is_seen_with_its_own() -> None:
+    from transformers.models.olmo.modeling_olmo import OlmoLayerNorm
+
+    # So small that the number decides.
+    small, norm = 1e-3 * torch.randn(3, 16, generator=torch.Generator().manual_seed(0)), OlmoLayerNorm(16)
+    assert torch.allclose(normalized(norm, small, "layer"), norm(small), rtol=1e-4)
 
 
 @pytest.mark.parametrize("size", [1, 511, 777])

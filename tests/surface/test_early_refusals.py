@@ -74,3 +74,8 @@ def test_ids_in_another_form_than_ids(odd: dict[str, Any]) -> None:
 def test_an_empty_wish_for_tokens(llama: Path) -> None:
     with pytest.raises(InputError, match="keep_tokens is empty"):
         anysize.plan(llama, keep_tokens="")
+
+
+def test_what_is_no_model_is_not_verified(llama: Path) -> None:
+    with pytest.raises(InputError, match="the source is a int, wanted a folder, a Hub id or a transformers model"):
+        anysize.verify(llama, 42)  # type: ignore[arg-type]

@@ -199,6 +199,7 @@ def test_a_plan_is_applied_on_the_fly_and_its_source_teaches(
         ({"recipe": {"new_parameters": {"warmup_steps": 3}}}, "only a start that a plan makes (resize) has new"),
         ({"distill": {"teacher": "SOURCE", "hidden_weight": 1}}, "needs the writer maps of a plan"),
         ({"training": {"optim": "adafactor"}, "recipe": {"learning_rate_factors": {"norm": 2}}}, "needs AdamW"),
+        ({"training": {"report_to": "comet_ml"}}, "transformers refuses to train"),
         ({"training": {"fsdp": True}}, "training.fsdp: shards are for several accelerators"),
         ({"model": "nowhere/at/all"}, "nowhere/at/all"),
         ({"training": {"lr_scheduler_type": "cosin"}}, "transformers refuses training"),

@@ -19,15 +19,7 @@ from anysize.report.schema import Run
 from anysize.shrink import reads_scores
 from anysize.training.arguments import fixed_arguments, training_arguments, with_defaults
 from anysize.training.data import datasets_of
-from anysize.training.start import (
-    Start,
-    StartFolder,
-    at_random,
-    folder_of,
-    load,
-    num_classes,
-    require_same_vocabulary,
-)
+from anysize.training.start import Start, StartFolder, at_random, folder_of
 
 _DEFAULTS: dict[str, Any] = {"save_strategy": "no", "logging_strategy": "steps", "eval_on_start": True}
 
@@ -162,14 +154,8 @@ def carry_out(job: Job) -> Run:
     arm, args = in_small(job), _arguments(job)
     start = _start(job)
     data = datasets_of(job.config.data, start.config, start.tokenizer, args.train_batch_size, quiet)
-    teacher = None
-    if arm.distill is not None:
-        location = arm.distill.teacher or job.config.source
-        tensors = open_checkpoint(location)
-        require_same_vocabulary(start.config, understand(tensors.config), location)
-        model = load(location, next(start.model.parameters()).dtype)
-        classes = num_classes(start.config)
-        teacher = make_teacher(model, arm.distill, location, f"{location} {tensors.identity}", data, classes, start)
+    source = job.config.source
+    teacher = None if arm.distill is None else make_teacher(arm.distill, source, data, start)
     outcome = run(start, data, args, teacher=teacher, recipe=arm.recipe, flip=job.config.data.flip, progress=quiet)
     split = "test" if job.config.data.test else "validation"
     at = tuple(step for step, found in sorted(outcome.curve.items()) if all(map(isfinite, found.values())))

@@ -55,7 +55,10 @@ def open_checkpoint(model: str) -> Checkpoint:
 
 
 def open_source(source: str | Path | PreTrainedModel) -> TensorSource:
-    """Return a folder, a Hub id or a loaded model as a source of tensors; raise CheckpointError if it is none."""
+    """Return a folder, a Hub id or a loaded model as a source of tensors.
+
+    Raises InputError for anything else, CheckpointError where there is no such model.
+    """
     if isinstance(source, (str, Path)):
         return open_checkpoint(str(source))
     if not hasattr(source, "config") or not hasattr(source, "state_dict"):

@@ -13,17 +13,19 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from transformers import TrainerCallback
 
+from anysize.config import understand
 from anysize.errors import InputError
+from anysize.io.hub import open_checkpoint
 from anysize.io.models import quiet_transformers
 from anysize.training.config import Distill, Recipe
 from anysize.training.data import Datasets
 from anysize.training.self_data import Continuations
-from anysize.training.start import Start
+from anysize.training.start import Start, load, num_classes, require_same_vocabulary
 from anysize.training.targets import TargetCache
 from anysize.training.trainer import AnysizeTrainer, Teacher
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, TrainingArguments
+    from transformers import TrainingArguments
 
 Progress = Callable[[str, int, int], None]
 _STATE = "trainer_state.json"
@@ -85,11 +87,14 @@ def curve_of(history: list[dict[str, Any]], names: list[str], *, image: bool) ->
     return found
 
 
-def make_teacher(
-    model: PreTrainedModel, options: Distill, location: str, identity: str, data: Datasets, classes: int, start: Start
-) -> Teacher:
-    """Return a teacher as the trainer wants it; raise InputError where its options do not fit the run."""
+def make_teacher(options: Distill, source: str, data: Datasets, start: Start) -> Teacher:
+    """Load the teacher that is named, else the source; raise InputError where it or its options do not fit the run."""
+    location = options.teacher or source
+    tensors = open_checkpoint(location)
+    require_same_vocabulary(start.config, understand(tensors.config), location)
+    model = load(location, next(start.model.parameters()).dtype)
     model.eval().requires_grad_(False)
+    identity, classes = f"{location} {tensors.identity}", num_classes(start.config)
     cache = words = None
     if options.cache and data.num_sequences is None:
         raise InputError("distill.cache: streamed sequences have no numbers to keep anything under")

@@ -35,7 +35,6 @@ from anysize.training.start import (
     at_random,
     folder_of,
     load,
-    num_classes,
     plan_of,
     require_same_vocabulary,
     scores_from,
@@ -147,14 +146,7 @@ def _start(config: TrainConfig, state: Any, seed: int, progress: Progress, comma
 def _teacher(config: TrainConfig, start: Start, data: Datasets) -> Teacher | None:
     if config.distill is None:
         return None
-    location = config.distill.teacher or (config.resize.source if config.resize else "")
-    tensors = open_checkpoint(location)
-    understood = understand(tensors.config)
-    require_same_vocabulary(start.config, understood, location)
-    model = load(location, next(start.model.parameters()).dtype)
-    return make_teacher(
-        model, config.distill, location, f"{location} {tensors.identity}", data, num_classes(start.config), start
-    )
+    return make_teacher(config.distill, config.resize.source if config.resize else "", data, start)
 
 
 def _keep_optimizer(trainer: Any, folder: Path) -> None:
@@ -168,13 +160,7 @@ def _save(
     """Write the trained model with what lies beside a checkpoint, as a folder that any loader takes."""
     trainer = outcome.trainer
     with quiet_transformers():
-        if trainer.is_fsdp_enabled:
-            # Whatever the checkpoints are: transformers writes no model where these are sharded, and says nothing.
-            whole: Any = trainer.accelerator.get_state_dict(trainer.model)
-            if trainer.args.should_save:
-                trainer.write_model(str(folder), whole)
-        else:
-            trainer.save_model(str(folder))
+        trainer.save_model(str(folder))
     # A pickle, which nothing of ours reads.
     (folder / "training_args.bin").unlink(missing_ok=True)
     if trainer.is_world_process_zero():

@@ -134,9 +134,15 @@ class AnysizeTrainer(Trainer):
             if teacher.writer is not None:
                 teacher.writer = teacher.writer.to(self.args.device)
 
-    def write_model(self, folder: str, state: Mapping[str, torch.Tensor]) -> None:
-        """Write the gathered state of a sharded model as a plain checkpoint; for the first process alone."""
-        self._save(folder, state)
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the model as a plain checkpoint, gathered where it is sharded; all processes have to call this."""
+        if not self.is_fsdp_enabled or _internal_call:
+            super().save_model(output_dir, _internal_call)
+            return
+        # transformers writes no model where checkpoints are sharded, and says nothing.
+        state: Any = self.accelerator.get_state_dict(self.model)
+        if self.args.should_save:
+            self._save(output_dir, state)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         # A gathered state holds tied tensors twice.
