@@ -29,7 +29,6 @@ bench-train: $(STAMP)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.calibration.run
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.fitting.run
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.shrink.run
-	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.shrink.vision
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.throughput.run
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.train.run
 

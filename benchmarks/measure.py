@@ -21,6 +21,8 @@ import psutil
 
 # Novels, pictures and tasks lie beside the repository; benchmarks/README.md says what they are.
 DATA = Path(os.environ.get("ANYSIZE_BENCH_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+# What is trained once and kept: sources, and the finished runs of comparisons.
+CACHE = Path(os.environ.get("ANYSIZE_CACHE", Path.home() / ".cache" / "anysize")) / "benchmarks"
 
 
 @dataclass(frozen=True)

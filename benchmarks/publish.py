@@ -19,8 +19,7 @@ from benchmarks.conversion.run import ASKED
 from benchmarks.measure import anysize
 
 ROOT = Path(__file__).parent.parent
-# The comparisons of benchmarks/train, and the arm of growing that is not to get worse on the way.
-SUITES = ("shrink", "grow")
+# The arm of growing that is not to get worse on the way.
 NO_DIP = "fresh, gentle"
 
 
@@ -208,6 +207,8 @@ def shrink_section() -> str:
     return "\n\n".join(parts)
 
 
+# The comparisons of benchmarks/train: a config each.
+COMPARISONS = sorted(place.stem for place in (ROOT / "benchmarks" / "train").glob("*.yaml"))
 # Suite, arm, goal, what is counted, the share that is asked for.
 _COMPARED: tuple[tuple[str, str, str, str, float], ...] = (
     ("shrink", "subspace + distillation", "random", "steps", 1 / 18),
@@ -215,6 +216,9 @@ _COMPARED: tuple[tuple[str, str, str, str, float], ...] = (
     ("shrink", "subspace + distillation, 3/10 of the steps", "subcloning", "steps", 3 / 10),
     ("grow", "fresh, old slower, half the steps", "random", "steps", 1 / 2),
     ("grow", "fresh, old slower, 2/5 of the steps", "hypercloning", "steps", 2 / 5),
+    ("grow-by-half", "fresh, old slower, half the steps", "random", "steps", 1 / 2),
+    ("grow-by-half", "fresh, old slower, 2/5 of the steps", "hypercloning", "steps", 2 / 5),
+    ("shrink-vision", "subspace + distillation, 1/5 of the steps", "random", "steps", 1 / 5),
 )
 _COUNTED = {
     "steps": "the steps", "seconds": "the seconds, calibration, conversion and teacher included,"
@@ -237,7 +241,7 @@ def _compared_rows() -> list[list[str]]:
         row = next((row for row in found.rows if row.arm == arm), None)
         reached = row.reached.get(goal) if row else None
         share = getattr(reached, f"{kind}_share") if reached else None
-        label = f"{found.title}, {arm}: share of {_COUNTED[kind]} of {goal} to its final loss"
+        label = f"{found.title}, {arm}: share of {_COUNTED[kind]} of {goal} to its final {found.metric.name}"
         seeds = f" ({len(found.seeds)} seeds, rates tuned)"
         rows.append([label + seeds, _share(share), f"≤ {asked:.3g}", _verdict(share is not None and share <= asked)])
     grown = compared("grow")
@@ -263,7 +267,7 @@ def compared_section(suite: str) -> str:
     first, *others = found.goals
     kinds = ("steps_share", "seconds_share", "flops_share", "seconds_share_with_source")
     columns = ["arm", "rate", "steps", "before", "after", "of each seed", "rise"]
-    columns += [f"{what} to {first}'s loss" for what in ("steps", "seconds", "FLOPs")] + ["seconds with the source's"]
+    columns += [f"{what} to {first}'s" for what in ("steps", "seconds", "FLOPs")] + ["seconds with the source's"]
     columns += [f"steps to {goal}'s" for goal in others]
     steps = {run.arm: run.steps for run in found.runs if run.status == "finished"}
     lines = [
@@ -275,18 +279,22 @@ def compared_section(suite: str) -> str:
         for row in found.rows
     ]  # fmt: skip
     source = found.source
-    about = "" if source is None else f"Source: {source.num_parameters:,} parameters, test loss {source.test:.3f}"
+    unit = "images" if found.modality == "image" else "tokens"
+    about = (
+        f"Source: {source.num_parameters:,} parameters, test {found.metric.name} {source.test:.3f}" if source else ""
+    )
     if source is not None and source.train_s is not None:
-        about += f", its own training {source.train_s:,.0f} s ({source.train_tokens or 0:,.0f} tokens)"
+        about += f", its own training {source.train_s:,.0f} s ({source.train_tokens or 0:,.0f} {unit})"
     rates = ", ".join(f"{rate:g}" for rate in found.learning_rates)
     halved = "halved by short runs and " if any(run.status == "trial" for run in found.runs) else ""
     notes = " ".join(f"{note[0].upper()}{note[1:]}." for note in found.notes)
     where = (
-        f"{found.steps:,} steps of {found.tokens_a_step:,} tokens, the same for every arm; an arm with fewer steps "
-        f"ends its own schedule there. Rates {rates}, {halved}chosen on the validation books with the first of "
-        f"{len(found.seeds)} seeds; test books, medians over seeds. Shares are of the named arm's whole run; "
-        "seconds (of the processor) and FLOPs count calibration, conversion and teacher. Rise: the most that a seed "
-        f"stood above its step 0. {notes} {found.date}, {found.machine['num_cores']} cores, written by `python -m "
+        f"{found.steps:,} steps of {found.tokens_a_step:,} {unit}, the same for every arm; an arm with fewer steps "
+        f"ends its own schedule there. Rates {rates}, {halved}chosen on validation data with the first of "
+        f"{len(found.seeds)} seeds; test data, medians over seeds. Before, after: {found.metric.name} in "
+        f"{found.metric.unit}. Shares are of the named arm's whole run, to its final {found.metric.name}; seconds (of "
+        "the processor) and FLOPs count calibration, conversion and teacher. Rise: the most that a seed stood above "
+        f"its step 0. {notes} {found.date}, {found.machine['num_cores']} cores, written by `python -m "
         f"benchmarks.publish` from the results of `{found.command}`."
     )
     return f"**{found.title}.** {about}.\n\n{_table(columns, lines)}\n\n{where}"
@@ -371,7 +379,7 @@ def main() -> None:
         ("docs/exactness.md", "exactness", exactness_section()),
         ("docs/shrinking.md", "shrink", shrink_section()),
         ("docs/shrinking.md", "memory", memory_section()),
-        *(("docs/training.md", f"compared {suite}", compared_section(suite)) for suite in SUITES),
+        *(("docs/training.md", f"compared {suite}", compared_section(suite)) for suite in COMPARISONS),
     ):
         path = ROOT / name
         path.write_text(replaced(path.read_text(encoding="utf-8"), section, body), encoding="utf-8")

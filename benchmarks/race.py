@@ -15,11 +15,10 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from statistics import median
 from typing import Any
 
-CACHE = Path(os.environ.get("ANYSIZE_CACHE", Path.home() / ".cache" / "anysize" / "benchmarks"))
+from benchmarks.measure import CACHE
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
     python -m benchmarks.shrink.run [--quick]
 
-A Llama of about a million parameters is pretrained on novels (cached), cut to half its width, heads and feed-forward
-(and depth), and each arm of arms.json is trained on the same batches. Rates are chosen on the validation books with the
+A Llama of about a million parameters is pretrained on novels (cached), cut to half its width, heads and feed-forward,
+and each arm of arms.json is trained on the same batches. Rates are chosen on the validation books with the
 first seed; every figure is of the test books.
 """
 
@@ -19,25 +19,29 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.measure import write_results
 from benchmarks.race import Job, raced, summary
-from benchmarks.shrink.source import NOVELS, Settings, held_out_loss, source, tokens
-from benchmarks.shrink.text import ARMS, SUITES, make, run_full, run_quick, scores_of, settings_of, takes_scores
+from benchmarks.shrink.text import ARMS, SIZES, make, run_full, run_quick, scores_of, settings_of, takes_scores
+from benchmarks.train.novels import NOVELS, Settings, held_out_loss, source, tokens
 
 RATES = (1e-3, 2e-3, 4e-3, 8e-3)
 GOALS = ("random", "subcloning")
 
 
-def _arms_of(suite: str, *, quick: bool) -> list[str]:
-    return [name for name, arm in ARMS.items() if suite in arm["suites"] and (not quick or arm.get("quick"))]
+# In the records of runs that are kept.
+_NAME = "half width"
+
+
+def _arms_of(*, quick: bool) -> list[str]:
+    return [name for name, arm in ARMS.items() if not quick or arm.get("quick")]
 
 
 def _loss(model: Any, ids: torch.Tensor, settings: Settings) -> float:
     return held_out_loss(model.eval(), ids, settings, 192)
 
 
-def _before(suite: str, ids: torch.Tensor, settings: Settings, *, quick: bool) -> dict[str, float]:
+def _before(ids: torch.Tensor, settings: Settings, *, quick: bool) -> dict[str, float]:
     """Return the test loss before training of every arm that starts from weights of its own."""
-    own = [name for name in _arms_of(suite, quick=quick) if ARMS[name].keys() <= {"options", "init", "suites", "quick"}]
-    jobs = {name: Job(suite, name, 0.0, 0, 0, 0, 0.0) for name in own}
+    own = [name for name in _arms_of(quick=quick) if ARMS[name].keys() <= {"options", "init", "quick"}]
+    jobs = {name: Job(_NAME, name, 0.0, 0, 0, 0, 0.0) for name in own}
     return {name: _loss(make(job, quick=quick)[0], ids, settings) for name, job in jobs.items()}
 
 
@@ -47,7 +51,6 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one seed, fewer arms, steps and rates")
     parser.add_argument("--steps", type=int, default=None, help="training steps of every arm (default 800)")
     parser.add_argument("--arms", nargs="*", choices=list(ARMS), help="only these (random and subcloning always)")
-    parser.add_argument("--suites", nargs="*", choices=list(SUITES), default=list(SUITES))
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes, one thread each")
     asked = parser.parse_args()
     quick: bool = asked.quick
@@ -56,35 +59,29 @@ def main() -> None:
     if not NOVELS.is_dir():
         raise SystemExit(f"the novels are not here ({NOVELS.name}): this suite needs them")
     begin = time.perf_counter()
-    settings = settings_of("random", quick=quick)
+    settings = settings_of(quick=quick)
     home, made = source(settings)
     calibration_s = scores_of(settings)[1]
-    tables: dict[str, Any] = {}
-    for suite in ("half width",) if quick else asked.suites:
-        arms = [name for name in _arms_of(suite, quick=quick) if not asked.arms or name in (*asked.arms, *GOALS)]
+    arms = [name for name in _arms_of(quick=quick) if not asked.arms or name in (*asked.arms, *GOALS)]
 
-        def job(arm: str, rate: float, seed: int, suite: str = suite) -> Job:
-            steps = round(whole * ARMS[arm].get("share", 1.0))
-            decay = ARMS[arm].get("weight_decay", settings.weight_decay)
-            return Job(suite, arm, rate, seed, steps, whole, decay)
+    def job(arm: str, rate: float, seed: int) -> Job:
+        steps = round(whole * ARMS[arm].get("share", 1.0))
+        decay = ARMS[arm].get("weight_decay", settings.weight_decay)
+        return Job(_NAME, arm, rate, seed, steps, whole, decay)
 
-        # What every process would otherwise make at once.
-        own = {name: settings_of(name, quick=quick) for name in arms}
-        extra = {name: scores_of(own[name])[1] if takes_scores(name, suite, own[name]) else 0.0 for name in arms}
-        runs = raced(arms, rates, seeds, job, run_quick if quick else run_full, asked.workers)
-        tables[suite] = {"sizes": SUITES[suite], "summary": summary(runs, GOALS, extra), "runs": runs}
+    runs = raced(arms, rates, seeds, job, run_quick if quick else run_full, asked.workers)
+    extra = {name: calibration_s if takes_scores(name) else 0.0 for name in arms}
+    table: dict[str, Any] = {"sizes": SIZES, "summary": summary(runs, GOALS, extra), "runs": runs}
     ids = tokens(settings)["test"]
     results = {
         "source": {**made, "test_loss": _loss(AutoModelForCausalLM.from_pretrained(home), ids, settings)},
         "steps": whole, "seeds": list(seeds), "rates": list(rates), "tokens_a_step": settings.batch * settings.context,
         "calibration_s": calibration_s, "suite_s": time.perf_counter() - begin,
-        "before": {suite: _before(suite, ids, settings, quick=quick) for suite in list(SUITES)[:2]}, "tables": tables,
+        "before": {_NAME: _before(ids, settings, quick=quick)}, "tables": {_NAME: table},
     }  # fmt: skip
     write_results(__file__, results, seed=seeds[0], name="quick" if quick else "latest")
-    for name, table in tables.items():
-        print(name)
-        for row in table["summary"]:
-            print({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()})
+    for row in table["summary"]:
+        print({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()})
 
 
 if __name__ == "__main__":

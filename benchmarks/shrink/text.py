@@ -1,4 +1,4 @@
-"""The language suites: what each arm starts from, and how it is trained on novels."""
+"""What each arm starts from, and how it is trained on novels."""
 
 from __future__ import annotations
 
@@ -17,25 +17,19 @@ from anysize.io.models import build_model
 from anysize.io.reader import Checkpoint
 from anysize.shrink import reads_scores
 from benchmarks.race import Found, Job, carry_out, timed
-from benchmarks.shrink.source import NOVELS, Settings, config, held_out_loss, source, tokens, train
+from benchmarks.train.novels import NOVELS, Settings, config, held_out_loss, source, tokens, train
 
 ARMS: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "arms.json").read_text(encoding="utf-8"))
-_HALF = {"hidden_size": 64, "intermediate_size": 172, "num_attention_heads": 4, "num_key_value_heads": 2}
-# The sizes of the target that each suite asks for.
-SUITES: dict[str, dict[str, int]] = {
-    "half width": _HALF,
-    "half width and depth": {**_HALF, "num_hidden_layers": 2},
-    "quarter width": {"hidden_size": 32, "intermediate_size": 86, "num_attention_heads": 2, "num_key_value_heads": 1},
-}
+# The target.
+SIZES = {"hidden_size": 64, "intermediate_size": 172, "num_attention_heads": 4, "num_key_value_heads": 2}
 QUICK_SOURCE_STEPS = 800
 _EVALUATIONS, _WINDOWS = 30, 192
 _CALIBRATION: dict[str, Any] = {"tokens": 131_072, "sequence_length": 128, "batch_size": 16}
 
 
-def settings_of(arm: str, *, quick: bool) -> Settings:
-    """Return what an arm's source is made of."""
-    settings = replace(Settings(), **ARMS[arm].get("source", {}))
-    return replace(settings, steps=QUICK_SOURCE_STEPS) if quick else settings
+def settings_of(*, quick: bool) -> Settings:
+    """Return what the source is made of."""
+    return replace(Settings(), steps=QUICK_SOURCE_STEPS) if quick else Settings()
 
 
 @cache
@@ -49,47 +43,35 @@ def scores_of(settings: Settings) -> tuple[Scores, float]:
     return Scores.load(place), json.loads(record.read_text())["seconds"]
 
 
-def asked_of(arm: str, suite: str, settings: Settings) -> tuple[dict[str, int], dict[str, Any]]:
-    """Return the sizes that an arm changes and the options that mean something for them."""
-    sizes = {k: v for k, v in SUITES[suite].items() if v != getattr(settings, k)}
-    options = dict(ARMS[arm]["options"])
-    if "num_hidden_layers" not in sizes:
-        options.pop("layers", None)
-    return sizes, options
-
-
-def takes_scores(arm: str, suite: str, settings: Settings) -> bool:
+def takes_scores(arm: str) -> bool:
     """Whether an arm is chosen or fitted by what calibration found."""
     if "options" not in ARMS[arm]:
         return False
-    sizes, options = asked_of(arm, suite, settings)
-    cut = [{"num_hidden_layers": "layer"}.get(key, key) for key in sizes]
-    preset, select, readers, layers = (options.get(n, "auto") for n in ("preset", "select", "readers", "layers"))
-    return reads_scores(preset, select, readers, layers, cut)
+    options = ARMS[arm]["options"]
+    preset, select, readers = (options.get(n, "auto") for n in ("preset", "select", "readers"))
+    return reads_scores(preset, select, readers, "auto", list(SIZES))
 
 
 def make(job: Job, *, quick: bool) -> tuple[Any, float]:
     """Return the model that a job starts from, and the seconds that its conversion took."""
-    arm, sizes = ARMS[job.arm], SUITES[job.suite]
-    settings = settings_of(job.arm, quick=quick)
+    arm, settings = ARMS[job.arm], settings_of(quick=quick)
     if arm.get("init") == "random":
         from transformers import LlamaConfig, LlamaForCausalLM
 
         torch.manual_seed(1000 + job.seed)
-        return timed(lambda: LlamaForCausalLM(LlamaConfig.from_dict({**config(settings), **sizes})))
+        return timed(lambda: LlamaForCausalLM(LlamaConfig.from_dict({**config(settings), **SIZES})))
     home, _ = source(settings)
-    sizes, options = asked_of(job.arm, job.suite, settings)
-    scores = scores_of(settings)[0] if takes_scores(job.arm, job.suite, settings) else None
+    scores = scores_of(settings)[0] if takes_scores(job.arm) else None
 
     def convert() -> Any:
-        plan = anysize.plan(home, seed=job.seed, calibration=scores, **sizes, **options)
+        plan = anysize.plan(home, seed=job.seed, calibration=scores, **SIZES, **arm["options"])
         return build_model(plan.model_class, plan.target_config, target_tensors(plan, Checkpoint(home)), torch.float32)
 
     return timed(convert)
 
 
 def _train(model: Any, job: Job, *, quick: bool) -> Found:
-    settings = settings_of(job.arm, quick=quick)
+    settings = settings_of(quick=quick)
     ids = tokens(settings)
     at = sorted({round(job.steps * i / _EVALUATIONS) for i in range(_EVALUATIONS + 1)})
 

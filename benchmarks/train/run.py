@@ -1,9 +1,9 @@
-"""What a resized start saves, measured by `anysize compare` itself: shrinking with and without a teacher, and growing.
+"""What a resized start saves, measured by `anysize compare` itself: shrinking and growing, text and images.
 
-    python -m benchmarks.train.run [shrink] [grow] [--quick]
+    python -m benchmarks.train.run [SUITE ...] [--quick]
 
-The sources are pretrained on novels and cached. A suite is a config file beside this script; it goes on where it was
-stopped. Results are those of the comparison, for `anysize report` and for the tables of the docs.
+A suite is a config file beside this script; its sources are trained first and cached. It goes on where it was stopped.
+Results are those of the comparison, for `anysize report` and for the tables of the docs.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,39 @@ from anysize.comparison.compare import compare
 from anysize.comparison.config import compare_config
 from anysize.report.schema import Results
 from anysize.training.config_file import read_yaml, spelled
-from benchmarks.race import CACHE
-from benchmarks.shrink.source import NOVELS, Settings, source, write_unseen
+from benchmarks.measure import CACHE
+from benchmarks.train import novels, pictures
 
 HERE = Path(__file__).parent
-SOURCES = {
-    "shrink": Settings(),
-    # Young and small: what trains beside it ends 0.1 nats/token and more below it.
-    "grow": Settings(
-        hidden_size=64, intermediate_size=172, num_attention_heads=4, num_key_value_heads=2, steps=1100
-    ),
+Source = novels.Settings | pictures.Settings
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What the sources of a config file are made of, by the names that it has for them; the first is its `source`.
+
+    data: the folder that its data are in. quick_steps: of the sources in a quick run, where theirs take too long.
+    """
+
+    sources: Mapping[str, Source]
+    data: str = "novels"
+    quick_steps: int | None = None
+
+
+_LARGE = novels.Settings()
+_HALF = replace(_LARGE, hidden_size=64, intermediate_size=172, num_attention_heads=4, num_key_value_heads=2)
+_QUARTER = replace(_LARGE, hidden_size=32, intermediate_size=86, num_attention_heads=2, num_key_value_heads=1)
+# Young and small: what trains beside it ends 0.1 nats/token and more below it.
+_YOUNG = replace(_HALF, steps=1100)
+SUITES = {
+    "shrink": Suite({"source": _LARGE}, quick_steps=800),
+    "shrink-depth": Suite({"source": _LARGE}, quick_steps=800),
+    "shrink-further": Suite({"source": _LARGE, "closer": _HALF}, quick_steps=800),
+    "shrink-vision": Suite({"source": pictures.Settings()}, data="images", quick_steps=1000),
+    "grow": Suite({"source": _YOUNG}),
+    "grow-by-half": Suite({"source": _YOUNG}),
+    "grow-ages": Suite({"source": replace(_QUARTER, steps=6000), "young": replace(_QUARTER, steps=500),
+                        "older": replace(_QUARTER, steps=2000)}),
 }  # fmt: skip
 _QUICK = {"learning_rates": [2e-3, 4e-3], "seeds": [0]}
 
@@ -45,32 +69,38 @@ def _in_half(raw: Any) -> Any:
     }
 
 
-def config_of(suite: str, made: dict[str, Any], *, quick: bool) -> dict[str, Any]:
-    """Return the config of a suite: its file, with what its source cost."""
-    raw = read_yaml(HERE / f"{suite}.yaml")
-    settings = SOURCES[suite]
-    tokens = settings.steps * settings.batch * settings.context
-    raw["source_cost"] = {"train_s": made["cpu_s"], "train_tokens": tokens}
-    if quick:
-        raw |= {**_QUICK, "output": f"{suite}-quick"}
-        raw = _in_half(raw)
-    return raw
+def _with_costs(raw: dict[str, Any], costs: Mapping[str, dict[str, float]]) -> dict[str, Any]:
+    """Return a config that says what the training of each of its sources took."""
+    arms = {
+        name: arm | {"source_cost": costs[arm["source"]]} if "source" in arm else arm
+        for name, arm in raw["arms"].items()
+    }
+    return raw | {"source_cost": costs[raw["source"]], "arms": arms}
 
 
-def run(suite: str, *, quick: bool, workers: int | None) -> Results:
+def run(name: str, *, quick: bool, workers: int | None) -> Results:
     """Carry out a suite in the cache, where it is resumed, and write its results beside this script."""
-    home, made = source(replace(SOURCES[suite], steps=800) if quick and suite == "shrink" else SOURCES[suite])
-    # Paths in results are those of a place that looks alike everywhere.
-    place = CACHE / "train" / f"{suite}-{home.name}"
-    place.mkdir(parents=True, exist_ok=True)
-    if not (place / "source").exists():
-        (place / "source").symlink_to(home)
-    write_unseen(place / "novels", SOURCES[suite])
-    os.chdir(place)
-    raw = config_of(suite, made, quick=quick)
+    suite, raw = SUITES[name], read_yaml(HERE / f"{name}.yaml")
     with progress_bars(enabled=True) as progress:
-        command = f"python -m benchmarks.train.run {suite}{' --quick' if quick else ''}"
-        config = compare_config({**raw, "workers": workers}, f"{suite}.yaml")
+        costs: dict[str, dict[str, float]] = {}
+        homes: dict[str, Path] = {}
+        for source, made_of in suite.sources.items():
+            settings = replace(made_of, steps=suite.quick_steps) if quick and suite.quick_steps else made_of
+            homes[source], seconds = settings.source(progress)
+            costs[source] = {"train_s": seconds, "train_tokens": settings.examples}
+        # Paths in results are those of a place that looks alike everywhere.
+        place = CACHE / "train" / "-".join([name, *(home.name for home in homes.values())])
+        place.mkdir(parents=True, exist_ok=True)
+        for source, home in homes.items():
+            if not (place / source).exists():
+                (place / source).symlink_to(home)
+        next(iter(suite.sources.values())).write_data(place / suite.data)
+        os.chdir(place)
+        raw = _with_costs(raw, costs)
+        if quick:
+            raw = _in_half(raw | _QUICK | {"output": f"{name}-quick"})
+        command = f"python -m benchmarks.train.run {name}{' --quick' if quick else ''}"
+        config = compare_config({**raw, "workers": workers}, f"{name}.yaml")
         results = compare(config, text=spelled(raw), command=command, progress=progress)
     target = HERE / "results" / f"{raw['output']}.json"
     target.parent.mkdir(exist_ok=True)
@@ -82,16 +112,17 @@ def run(suite: str, *, quick: bool, workers: int | None) -> Results:
 def main() -> None:
     """Run the suites that are asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("suites", nargs="*", choices=[[], *SOURCES], help="all where none is named")
+    parser.add_argument("suites", nargs="*", choices=[[], *SUITES], help="all where none is named")
     parser.add_argument("--quick", action="store_true", help="one seed, two rates, half the steps")
     parser.add_argument("--workers", type=int, default=None, help="runs at a time (default: one a core)")
     asked = parser.parse_args()
-    if not NOVELS.is_dir():
-        raise SystemExit(f"the novels are not here ({NOVELS.name}): these suites need them")
-    for suite in asked.suites or SOURCES:
+    for name in asked.suites or SUITES:
+        folder = novels.NOVELS if SUITES[name].data == "novels" else pictures.IMAGES
+        if not folder.is_dir():
+            raise SystemExit(f"the data are not here ({folder.name}): {name} needs them, see benchmarks/README.md")
         begin = time.perf_counter()
-        run(suite, quick=asked.quick, workers=asked.workers)
-        print(f"{suite}: {time.perf_counter() - begin:.0f} s")
+        run(name, quick=asked.quick, workers=asked.workers)
+        print(f"{name}: {time.perf_counter() - begin:.0f} s")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from anysize.comparison.config import compare_config
 from anysize.comparison.flops import forward_flops
 from anysize.comparison.folder import claimed
 from anysize.config import understand
-from anysize.errors import OutputError
+from anysize.errors import InputError, OutputError
 from anysize.io.lock import FolderLock
 from anysize.io.reader import Checkpoint
 from anysize.report.schema import Results
@@ -204,6 +204,22 @@ def test_a_comparison_that_shows_nothing_about_growing_says_so(llama: Path, stor
     assert found.arm("fresh").plan is not None
     assert found.arm("fresh").plan.exact  # type: ignore[union-attr]
     assert found.arm("fresh").calibration_s == 0
+
+
+def test_each_arm_pays_for_its_own_source() -> None:
+    far = {"source": "far", "source_cost": {"train_s": 7.0}}
+    arms = {
+        "random": {"random": True}, "taught": {"random": True, "distill": {}}, "ours": {},
+        "by another": {"distill": {"teacher": "elsewhere"}}, "far": far, "unknown": {"source": "unknown"},
+    }  # fmt: skip
+    config = compare_config(
+        config_of(Path("s"), Path("t"), Path("o"), arms=arms, source_cost={"train_s": 50.0}), "c.yaml"
+    )
+    assert {name: config.source_cost_of(name).train_s for name in arms} == {
+        "random": 0, "taught": 50, "ours": 50, "by another": None, "far": 7, "unknown": None
+    }  # fmt: skip
+    with pytest.raises(InputError, match="without a source of its own"):
+        compare_config({**config_of(Path("s"), Path("t"), Path("o")), "arms": {"a": {"source_cost": {}}}}, "c.yaml")
 
 
 @pytest.mark.parametrize(

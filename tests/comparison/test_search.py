@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from anysize.comparison.search import ladder, search
 from anysize.comparison.summary import best_rates, rows_of, steps_to
-from anysize.report.schema import Arm, Run, SourceRecord
+from anysize.report.schema import Arm, Run
 
 
 def run(arm: str, rate: float, losses: list[float], *, seed: int = 0, steps: int = 100, **changes: object) -> Run:
@@ -73,10 +73,17 @@ def test_what_an_arm_needs_holds_all_that_it_costs() -> None:
     runs = [run("random", 1e-3, [8.0, 5.0, 4.0], train_s=100.0), run("ours", 1e-3, [6.0, 4.0, 3.0], train_s=200.0)]
     arms = {
         "random": arm("random"),
-        "ours": arm("ours", calibration_s=20, calibration_flops=800, conversion_s=5, teacher_flops_a_token=2.0),
+        "ours": arm(
+            "ours",
+            calibration_s=20,
+            calibration_flops=800,
+            conversion_s=5,
+            teacher_flops_a_token=2.0,
+            source_train_s=1000,
+            source_train_flops=6000,
+        ),
     }
-    source = SourceRecord(location="s", num_parameters=1, sizes={}, test=3.5, train_s=1000.0, train_flops=6000.0)
-    row = {r.arm: r for r in rows_of(runs, arms, ["random"], 10, source)}["ours"]
+    row = {r.arm: r for r in rows_of(runs, arms, ["random"], 10)}["ours"]
     found = row.reached["random"]
     assert found is not None
     assert (found.steps, found.steps_share, found.tokens) == (50, 0.5, 500)
@@ -84,7 +91,7 @@ def test_what_an_arm_needs_holds_all_that_it_costs() -> None:
     assert found.flops_share == pytest.approx(4800 / 6000)
     assert found.seconds == 20 + 5 + 100
     assert found.seconds_share == pytest.approx(1.25)
-    # The teacher comes from the source, so its training counts where it is known.
+    # Its training counts where it is known.
     assert found.flops_share_with_source == pytest.approx((4800 + 6000) / 6000)
     assert found.seconds_share_with_source == pytest.approx((125 + 1000) / 100)
 
@@ -92,7 +99,7 @@ def test_what_an_arm_needs_holds_all_that_it_costs() -> None:
 def test_an_arm_that_a_seed_does_not_bring_there_is_not_reached() -> None:
     runs = [run("random", 1e-3, [8.0, 4.0]), run("random", 1e-3, [8.0, 4.0], seed=1),
             run("ours", 1e-3, [6.0, 3.0]), run("ours", 1e-3, [6.0, 5.0], seed=1)]  # fmt: skip
-    rows = {r.arm: r for r in rows_of(runs, {n: arm(n) for n in ("random", "ours")}, ["random"], 1, None)}
+    rows = {r.arm: r for r in rows_of(runs, {n: arm(n) for n in ("random", "ours")}, ["random"], 1)}
     assert rows["ours"].reached == {"random": None}
     assert rows["ours"].after_of_seeds == (3.0, 5.0)
     assert rows["random"].reached == {}
@@ -101,7 +108,7 @@ def test_an_arm_that_a_seed_does_not_bring_there_is_not_reached() -> None:
 def test_a_seed_that_diverged_counts_as_not_reached_and_the_dip_is_told() -> None:
     runs = [run("random", 1e-3, [8.0, 4.0]), run("ours", 1e-3, [5.0, 5.5, 3.0]),
             run("ours", 1e-3, [5.0], seed=1, status="diverged")]  # fmt: skip
-    rows = {r.arm: r for r in rows_of(runs, {n: arm(n) for n in ("random", "ours")}, ["random"], 1, None)}
+    rows = {r.arm: r for r in rows_of(runs, {n: arm(n) for n in ("random", "ours")}, ["random"], 1)}
     assert rows["ours"].num_diverged == 1
     assert rows["ours"].reached == {"random": None}
     assert rows["ours"].rise == 0.5

@@ -65,7 +65,7 @@ def test_both_set_up_commands_are_named_and_exist() -> None:
 
 def test_measured_numbers_are_those_of_the_results_files() -> None:
     from benchmarks.publish import (
-        SUITES,
+        COMPARISONS,
         compared_section,
         exactness_section,
         measured_section,
@@ -83,7 +83,7 @@ def test_measured_numbers_are_those_of_the_results_files() -> None:
     assert replaced(shrinking, "shrink", shrink_section()) == shrinking
     assert replaced(shrinking, "memory", memory_section()) == shrinking
     training = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
-    for suite in SUITES:
+    for suite in COMPARISONS:
         assert replaced(training, f"compared {suite}", compared_section(suite)) == training
 
 

@@ -257,7 +257,7 @@ class Comparison:
         metric = Metric(name="error rate", unit="share of images") if image else Metric(
             name="loss", unit="nats/token", bits_per_byte=self.data.bits_per_byte[split])  # fmt: skip
         source = self._source_record(split)
-        rows = rows_of(runs, arms, config.goals, tokens_a_step, source)
+        rows = rows_of(runs, arms, config.goals, tokens_a_step)
         return Results(
             title=config.title or f"{Path(config.source).name}: {', '.join(config.arms)}", complete=complete,
             modality="image" if image else "text", metric=metric,
@@ -300,7 +300,8 @@ class Comparison:
             # A sequence that the teacher writes goes through it once more.
             passes = bool(arm.distill.weight or arm.distill.hidden_weight) + bool(arm.distill.self_data)
             teacher = passes * forward_flops(understood, length)
-        settings = arm.model_dump(mode="json", exclude_defaults=True)
+        settings = arm.model_dump(mode="json", exclude_defaults=True, exclude={"source_cost"})
+        cost = self.config.source_cost_of(name)
         calibration = self.config.calibration.data or self.config.data.train
         start = "a random initialization" if arm.random else f"{resize.preset} from {Path(resize.source).name}"
         command = "" if arm.random else resize_command(resize, calibration if used else "")
@@ -311,6 +312,7 @@ class Comparison:
             teacher_flops_a_token=teacher,
             teacher_steps=arm.distill.until_step if arm.distill else None,
             calibration_flops=self._calibration_flops(resize.source) if used else 0.0,
+            source_train_s=cost.train_s, source_train_flops=cost.train_flops,
             plan=plan_record(plan) if plan else None,
         )  # fmt: skip
 
@@ -324,11 +326,11 @@ class Comparison:
         if split == "validation":
             yield "there are no test data: figures are of the validation data that rates were chosen on"
         grown = num_parameters(self.target) > num_parameters(self.source)
-        random = next((row for row in rows if self.config.arms[row.arm].random), None)
-        if grown and random is not None and source is not None and random.after > source.test - 0.1:
+        random = min((row.after for row in rows if self.config.arms[row.arm].random), default=None)
+        if grown and random is not None and source is not None and random > source.test - 0.1:
             yield (
-                f"this comparison shows nothing about growing: the random arm ends at {random.after:.3f}, and the "
-                f"source itself is at {source.test:.3f}; train longer, or grow a younger source"
+                f"this comparison shows nothing about growing '{source.location}': the random arm ends at "
+                f"{random:.3f}, and the source itself is at {source.test:.3f}; train longer, or grow a younger source"
             )
         for row in rows:
             tried = self.config.rates_of(row.arm)

@@ -26,16 +26,26 @@ _SHARED = ("seed", "data_seed", "per_device_train_batch_size", "gradient_accumul
            "num_train_epochs")  # fmt: skip
 
 
+class SourceCost(Section):
+    """What the source's own training took, where it is known; shares are then told with and without it."""
+
+    train_s: float | None = Field(default=None, ge=0)
+    train_flops: float | None = Field(default=None, ge=0)
+    train_tokens: float | None = Field(default=None, ge=0)
+
+
 class ArmConfig(Section):
     """One arm.
 
     random: a fresh model of the target's sizes instead of a resized source. preset to untie: see `anysize resize`.
-    source: another source than the comparison's. distill, recipe: see training. training: TrainingArguments of this
-    arm alone, such as weight_decay, or fewer max_steps with a schedule of their own. learning_rates: another grid.
+    source: another source than the comparison's, and source_cost what its training took. distill, recipe: see training.
+    training: TrainingArguments of this arm alone, such as weight_decay, or fewer max_steps with a schedule of their
+    own. learning_rates: another grid.
     """
 
     random: bool = False
     source: str = ""
+    source_cost: SourceCost = Field(default_factory=SourceCost)
     preset: str = "auto"
     select: str = "auto"
     readers: str = "auto"
@@ -55,6 +65,8 @@ class ArmConfig(Section):
             raise ValueError(f"a random start takes no {joined(sorted(given))}")
         if self.random and self.recipe.optimizer_state == "carried":
             raise ValueError("recipe.optimizer_state: a random start has no source whose state it could carry")
+        if not self.source and "source_cost" in self.model_fields_set:
+            raise ValueError("source_cost: an arm without a source of its own costs what the comparison's does")
         if self.distill is not None and self.distill.cache:
             raise ValueError("distill.cache: later runs would have their teacher for nothing, and seconds are compared")
         if shared := [name for name in _SHARED if name in self.training]:
@@ -73,14 +85,6 @@ def _checked_rates(rates: tuple[float, ...]) -> tuple[float, ...]:
     if len(set(rates)) != len(rates):
         raise ValueError("a learning rate stands twice")
     return tuple(sorted(rates))
-
-
-class SourceCost(Section):
-    """What the source's own training took, where it is known; shares are then told with and without it."""
-
-    train_s: float | None = Field(default=None, ge=0)
-    train_flops: float | None = Field(default=None, ge=0)
-    train_tokens: float | None = Field(default=None, ge=0)
 
 
 class CompareConfig(Section):
@@ -141,6 +145,15 @@ class CompareConfig(Section):
             source=asked.source or self.source, **self.target.model_dump(), preset=asked.preset, select=asked.select,
             readers=asked.readers, layers=asked.layers, noise_db=asked.noise_db, untie=asked.untie, seed=seed,
         )  # fmt: skip
+
+    def source_cost_of(self, arm: str) -> SourceCost:
+        """Return what the models took that an arm starts from or learns from; nothing for a random start alone."""
+        asked = self.arms[arm]
+        if asked.random and asked.distill is None:
+            return SourceCost(train_s=0.0, train_flops=0.0, train_tokens=0.0)
+        if asked.distill is not None and asked.distill.teacher not in ("", self.source):
+            return SourceCost()
+        return asked.source_cost if asked.source else self.source_cost
 
     def leaves_one_out(self, source: str) -> bool:
         """Whether the layers of an arm of this source are chosen by the loss without each of them."""

@@ -62,7 +62,7 @@ class Place:
 
     def run(self, config: CompareConfig, arm: str, rate: float, seed: int, steps: int) -> Path:
         """Return the folder of one run: two arms that differ in nothing but their names share it."""
-        asked = config.arms[arm].model_dump(mode="json", exclude={"learning_rates"})
+        asked = config.arms[arm].model_dump(mode="json", exclude={"learning_rates", "source_cost"})
         return self.path / "runs" / key_of(self.identity, asked, config.evaluations, rate, seed, steps)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 
 from anysize.comparison.search import score
-from anysize.report.schema import Arm, Reached, Row, Run, SourceRecord
+from anysize.report.schema import Arm, Reached, Row, Run
 
 
 def best_rates(runs: Sequence[Run]) -> dict[str, float]:
@@ -32,9 +32,7 @@ def steps_to(run: Run, level: float) -> float | None:
     return None
 
 
-def _reached(
-    runs: Sequence[Run], arm: Arm, goal: Sequence[Run], goal_arm: Arm, tokens_a_step: int, source: SourceRecord | None
-) -> Reached | None:
+def _reached(runs: Sequence[Run], arm: Arm, goal: Sequence[Run], goal_arm: Arm, tokens_a_step: int) -> Reached | None:
     level = median(run.test[-1] for run in goal)
     found = [steps_to(run, level) for run in runs]
     there = [steps for steps in found if steps is not None]
@@ -43,16 +41,12 @@ def _reached(
     steps, whole = median(there), goal[0].steps
     seconds, goal_seconds = _seconds(arm, runs, steps), _seconds(goal_arm, goal, whole)
     flops, goal_flops = _flops(arm, steps, tokens_a_step), _flops(goal_arm, whole, tokens_a_step)
-    # A random start needs no source.
-    from_source = source is not None and (arm.plan is not None or arm.teacher_flops_a_token > 0)
-    more_s, more_flops = (source.train_s, source.train_flops) if source and from_source else (0.0, 0.0)
+    more_s, more_flops = arm.source_train_s, arm.source_train_flops
     return Reached(
         steps=steps, tokens=steps * tokens_a_step, flops=flops, seconds=seconds, steps_share=steps / whole,
         flops_share=flops / goal_flops if goal_flops else 0.0, seconds_share=seconds / max(1e-9, goal_seconds),
-        flops_share_with_source=None if source is None or source.train_flops is None or more_flops is None
-        else (flops + more_flops) / goal_flops,
-        seconds_share_with_source=None if source is None or source.train_s is None or more_s is None
-        else (seconds + more_s) / goal_seconds,
+        flops_share_with_source=None if more_flops is None else (flops + more_flops) / max(1e-9, goal_flops),
+        seconds_share_with_source=None if more_s is None else (seconds + more_s) / max(1e-9, goal_seconds),
     )  # fmt: skip
 
 
@@ -74,9 +68,7 @@ def _seconds(arm: Arm, runs: Sequence[Run], steps: float) -> float:
     return arm.calibration_s + arm.conversion_s + own + taught
 
 
-def rows_of(
-    runs: Sequence[Run], arms: Mapping[str, Arm], goals: Sequence[str], tokens_a_step: int, source: SourceRecord | None
-) -> tuple[Row, ...]:
+def rows_of(runs: Sequence[Run], arms: Mapping[str, Arm], goals: Sequence[str], tokens_a_step: int) -> tuple[Row, ...]:
     """Return a row an arm at its best rate: medians over seeds. Arms without a finished run have none."""
     best = best_rates(runs)
     finished = {
@@ -88,7 +80,7 @@ def rows_of(
         lost = [r for r in runs if r.arm == arm and r.learning_rate == best[arm] and r.status == "diverged"]
         # A seed that diverged did not come anywhere.
         reached = {
-            goal: None if lost else _reached(found, arms[arm], finished[goal], arms[goal], tokens_a_step, source)
+            goal: None if lost else _reached(found, arms[arm], finished[goal], arms[goal], tokens_a_step)
             for goal in goals
             if goal in finished and goal != arm
         }

@@ -1,4 +1,4 @@
-"""The source of the shrink suite: a Llama of about a million parameters, pretrained on novels, the same on every run.
+"""The sources of the language suites: Llamas of about a million parameters, pretrained on novels.
 
 Everything is a function of the settings below and is cached outside the repository, under their hash.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -18,8 +19,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from anysize.training.distill import distilled, kl_divergence
-from benchmarks.measure import DATA
-from benchmarks.race import CACHE
+from benchmarks.measure import CACHE, DATA
 
 # Half of the loss is the divergence from the teacher; nine tenths are better (benchmarks/train, docs/log.md).
 TEACHER_WEIGHT = 0.5
@@ -48,6 +48,21 @@ class Settings:
     def key(self) -> str:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
 
+    @property
+    def examples(self) -> int:
+        """How many tokens it is trained on."""
+        return self.steps * self.batch * self.context
+
+    def write_data(self, folder: Path) -> None:
+        """Write train.parquet, of text that no source has been trained on, and validation.parquet and test.parquet."""
+        _write_unseen(folder, self)
+
+    def source(self, progress: Callable[[str, int, int], None]) -> tuple[Path, float]:
+        """Return the folder of the trained source, and the processor seconds that it took; a finished one at once."""
+        del progress
+        home, made = source(self)
+        return home, made["cpu_s"]
+
 
 def config(settings: Settings) -> dict[str, Any]:
     """Return the source's config."""
@@ -72,8 +87,7 @@ def _text(split: str, characters: int) -> str:
     return "\n\n".join(_rows(split))[:characters]
 
 
-def write_unseen(folder: Path, settings: Settings) -> None:
-    """Write train.parquet, of text that no source has been trained on, and validation.parquet and test.parquet."""
+def _write_unseen(folder: Path, settings: Settings) -> None:
     import pyarrow
     import pyarrow.parquet as parquet
 

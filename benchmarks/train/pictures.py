@@ -1,0 +1,82 @@
+"""The source of the vision suite: a small ViT, trained on CIFAR-10 by `anysize train`, cached under its settings."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from anysize.io.whole import write_json
+from anysize.training.config import train_config
+from anysize.training.run import train
+from benchmarks.measure import CACHE, DATA
+
+IMAGES = DATA / "cifar10"
+_NUM_HELD_OUT = 5_000
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the source is made of."""
+
+    hidden_size: int = 96
+    intermediate_size: int = 192
+    num_hidden_layers: int = 4
+    num_attention_heads: int = 6
+    patch_size: int = 4
+    batch: int = 64
+    steps: int = 3000
+    rate: float = 2e-3
+    weight_decay: float = 0.05
+    seed: int = 0
+
+    @property
+    def examples(self) -> int:
+        """How many images it is trained on, each as often as it comes."""
+        return self.steps * self.batch
+
+    @property
+    def _config(self) -> dict[str, Any]:
+        sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "patch_size")
+        return {
+            "model_type": "vit", "architectures": ["ViTForImageClassification"], "image_size": 32, "num_channels": 3,
+            "id2label": {str(i): str(i) for i in range(10)}, "label2id": {str(i): i for i in range(10)},
+            **{name: getattr(self, name) for name in sizes},
+        }  # fmt: skip
+
+    def write_data(self, folder: Path) -> None:
+        """Write train, validation and test.parquet: the last 5,000 training images are held out to choose rates on."""
+        import pyarrow.parquet as parquet
+
+        folder.mkdir(parents=True, exist_ok=True)
+        if (folder / "validation.parquet").is_file():
+            return
+        shutil.copy(IMAGES / "test.parquet", folder)
+        table = parquet.read_table(IMAGES / "train.parquet")
+        kept = table.num_rows - _NUM_HELD_OUT
+        parquet.write_table(table.slice(0, kept), folder / "train.parquet")
+        parquet.write_table(table.slice(kept), folder / "validation.parquet.partial")
+        (folder / "validation.parquet.partial").replace(folder / "validation.parquet")
+
+    def source(self, progress: Callable[[str, int, int], None]) -> tuple[Path, float]:
+        """Return the folder of the trained source, and the processor seconds that it took; a finished one at once."""
+        settings = json.dumps(asdict(self), sort_keys=True)
+        home = CACHE / f"vit-{hashlib.sha256(settings.encode()).hexdigest()[:16]}"
+        config = home.with_name(f"{home.name}-config")
+        config.mkdir(parents=True, exist_ok=True)
+        write_json(config / "config.json", self._config)
+        self.write_data(CACHE / "images")
+        asked = {
+            "output": str(home), "random": str(config),
+            "data": {"train": str(CACHE / "images" / "train.parquet")},
+            "training": {
+                "max_steps": self.steps, "per_device_train_batch_size": self.batch, "learning_rate": self.rate,
+                "weight_decay": self.weight_decay, "seed": self.seed, "logging_steps": 100,
+            },
+        }  # fmt: skip
+        made = train_config(asked, "pictures.py")
+        return home, train(made, command="anysize train", origin="pictures.py", progress=progress)["train_s"]
