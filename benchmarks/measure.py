@@ -19,10 +19,12 @@ from typing import Any
 
 import psutil
 
+from anysize.io.cache import cache_folder
+
 # Novels, pictures and tasks lie beside the repository; benchmarks/README.md says what they are.
 DATA = Path(os.environ.get("ANYSIZE_BENCH_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 # What is trained once and kept: sources, and the finished runs of comparisons.
-CACHE = Path(os.environ.get("ANYSIZE_CACHE", Path.home() / ".cache" / "anysize")) / "benchmarks"
+CACHE = cache_folder() / "benchmarks"
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,8 @@ class Run:
     peak_bytes: int
 
 
-def cache_folder() -> Path:
-    """Return the folder for what benchmarks make and keep, outside the repository."""
+def scratch_folder() -> Path:
+    """Return the folder for the checkpoints that conversions are measured on, outside the repository."""
     folder = Path(os.environ.get("ANYSIZE_BENCH_CACHE", Path(tempfile.gettempdir()) / "anysize-bench"))
     folder.mkdir(parents=True, exist_ok=True)
     return folder

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.checkpoints import llama_config, random_checkpoint
-from benchmarks.measure import Run, anysize, cache_folder, run, spread, write_results
+from benchmarks.measure import Run, anysize, run, scratch_folder, spread, write_results
 
 ASKED = {"hypercloning": 2.0, "split": 4.0, "fresh": None}
 SOURCE = llama_config(hidden=1024, ffn=2816, layers=14, heads=16, kv_heads=16, vocab=32768)
@@ -101,7 +101,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one repeat and no memory series")
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
-    work = cache_folder() / "conversion"
+    work = scratch_folder() / "conversion"
     results: dict[str, Any] = {"speed": time_conversions(work, 1 if arguments.quick else arguments.repeats)}
     if not arguments.quick:
         results["memory"] = measure_memory(work)

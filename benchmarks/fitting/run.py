@@ -19,7 +19,7 @@ from anysize.config import understand
 from anysize.tensors import num_parameters
 from benchmarks.calibration.run import tokenizer_files
 from benchmarks.checkpoints import llama_config, random_checkpoint
-from benchmarks.measure import anysize, cache_folder, run, write_results
+from benchmarks.measure import anysize, run, scratch_folder, write_results
 
 LEAST, FEW, MANY = 2, 32, 128
 _SIZES: dict[str, Any] = {"hidden": 512, "ffn": 1408, "heads": 8, "kv_heads": 4, "vocab": 512}
@@ -61,7 +61,7 @@ def _measure(home: Path, layers: int, *, low_memory: tuple[bool, ...]) -> dict[s
 
 def main() -> None:
     """Run the suite and write its results."""
-    home = cache_folder() / "fitting"
+    home = scratch_folder() / "fitting"
     least = _measure(home, LEAST, low_memory=(True,))
     few, many = (_measure(home, layers, low_memory=(True, False)) for layers in (FEW, MANY))
     a_layer = (many["float32_bytes"] - few["float32_bytes"]) / (MANY - FEW)

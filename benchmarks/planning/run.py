@@ -8,14 +8,14 @@ from __future__ import annotations
 import shutil
 
 from benchmarks.checkpoints import hollow_checkpoint, llama_config
-from benchmarks.measure import anysize, cache_folder, run, spread, write_results
+from benchmarks.measure import anysize, run, scratch_folder, spread, write_results
 
 _REPEATS = 3
 
 
 def main() -> None:
     """Plan a doubling of a 405 B-shaped Llama and write what it took."""
-    folder = cache_folder() / "planning"
+    folder = scratch_folder() / "planning"
     config = llama_config(hidden=16384, ffn=53248, layers=126, heads=128, kv_heads=8, vocab=128256)
     apparent = hollow_checkpoint(folder, config, num_files=191)
     sizes = ["--hidden-size", "20480", "--intermediate-size", "65536", "--num-hidden-layers", "140"]

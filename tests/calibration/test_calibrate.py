@@ -140,7 +140,7 @@ def test_the_size_that_is_told_is_about_the_size_of_the_file(llama: Path, scores
 def test_data_that_are_read_again_have_to_be_those_of_the_scores(
     llama: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("ANYSIZE_CACHE", str(tmp_path / "cache"))
     data = written(tmp_path / "data.txt", text.read_bytes())
     monkeypatch.chdir(tmp_path)
     scores = anysize.calibrate(llama, "data.txt", sequence_length=64, tokens=2048)
@@ -157,7 +157,7 @@ def test_data_are_read_again_with_the_tokenizer_that_was_named(
     new_llama: Callable[..., Path], llama: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     options: dict[str, Any],
 ) -> None:  # fmt: skip
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("ANYSIZE_CACHE", str(tmp_path / "cache"))
     mute = new_llama(tmp_path / "mute")
     for path in mute.glob("tokenizer*"):
         path.unlink()
@@ -243,7 +243,7 @@ def test_a_loss_that_is_no_number_is_no_score(llama: Path, text: Path) -> None:
 def test_a_model_in_memory_stays_in_its_mode(
     llama: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("ANYSIZE_CACHE", str(tmp_path))
     model = load(llama, "LlamaForCausalLM").train()
     model.get_submodule("model.layers.0").eval()
     before = {name: module.training for name, module in model.named_modules()}

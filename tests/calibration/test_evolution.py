@@ -41,8 +41,8 @@ PLANTED = (0, 2, 3, 5, 8, 9, 12, 13, 15)
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache folder of the test's own."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "anysize" / "search"
+    monkeypatch.setenv("ANYSIZE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "search"
 
 
 class Far:
@@ -415,8 +415,8 @@ def test_data_that_are_gone_and_a_cache_that_cannot_be_written_are_named(
     with pytest.raises(InputError, match=r"gone\.txt' do not exist"):
         anysize.plan(source, calibration=gone, num_hidden_layers=3, layers="evolutionary")
     (tmp_path / "file").write_text("")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    with pytest.raises(OutputError, match="set XDG_CACHE_HOME to a folder that can be written"):
+    monkeypatch.setenv("ANYSIZE_CACHE", str(tmp_path / "file"))
+    with pytest.raises(OutputError, match="set ANYSIZE_CACHE to a folder that can be written"):
         anysize.plan(source, calibration=scores, num_hidden_layers=3, layers="evolutionary")
 
 

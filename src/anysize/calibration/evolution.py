@@ -22,9 +22,10 @@ from anysize import __version__
 from anysize.calibration.calibrate import CalibrationOptions, chosen_device, loaded_source, mode_kept
 from anysize.calibration.data import Batch, batches_again
 from anysize.calibration.divergence import Divergence
-from anysize.calibration.ledger import Candidate, Ledger, cache_folder
+from anysize.calibration.ledger import Candidate, Ledger
 from anysize.config import SourceConfig, understand
 from anysize.errors import SizeError
+from anysize.io.cache import cache_folder
 from anysize.layers import CUT, SCORED, layer_plan
 from anysize.split import stream
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -13,11 +12,6 @@ from anysize.errors import OutputError
 Candidate = tuple[int, ...]
 # The sets and the number of a batch in, the KL of each set on that batch out, one by one.
 Measure = Callable[[Sequence[Candidate], int], Iterable[float]]
-
-
-def cache_folder() -> Path:
-    """Return where unfinished work is kept that has no output to lie beside: $XDG_CACHE_HOME/anysize or ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "anysize"
 
 
 class Ledger:
@@ -82,7 +76,7 @@ class Ledger:
                 file.write(f"\n{json.dumps([candidate, batch, value])}")
         except OSError as error:
             raise OutputError(
-                f"cannot keep the search's state as '{self._place}': {error.strerror}; set XDG_CACHE_HOME to a folder "
+                f"cannot keep the search's state as '{self._place}': {error.strerror}; set ANYSIZE_CACHE to a folder "
                 "that can be written"
             ) from error
 

@@ -14,8 +14,9 @@ import torch
 from torch.utils.data import Dataset
 
 from anysize.errors import InputError, joined
+from anysize.io.cache import cache_folder
 from anysize.io.rows import picture, rows
-from anysize.training.tokens import cache_folder, data_identity
+from anysize.training.tokens import data_identity
 
 Example = dict[str, torch.Tensor]
 Progress = Callable[[str, int, int], None]

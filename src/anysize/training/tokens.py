@@ -20,6 +20,7 @@ import torch
 from torch.utils.data import Dataset, IterableDataset
 
 from anysize.errors import InputError
+from anysize.io.cache import cache_folder
 from anysize.io.rows import documents
 
 if TYPE_CHECKING:
@@ -30,11 +31,6 @@ Progress = Callable[[str, int, int], None]
 _DOCUMENTS_AT_ONCE = 64
 # A document is cut here before it is tokenized, so that one of any length takes little memory.
 _LONGEST = 1 << 20
-
-
-def cache_folder() -> Path:
-    """Return where tokenized data are kept: ANYSIZE_CACHE, or anysize's own folder in the home's cache."""
-    return Path(os.environ.get("ANYSIZE_CACHE") or Path.home() / ".cache" / "anysize").expanduser()
 
 
 def data_identity(data: str) -> str:
