@@ -22,6 +22,8 @@ def show_foreseen(found: Mapping[str, Any], *, as_json: bool) -> None:
     sizes = ", ".join(f"{name} {size}" for name, size in found["sizes"].items())
     say(f"{found['num_parameters']:,} parameters: {sizes}")
     say(f"{found['tokens_a_step_each']:,} tokens a step on each device")
+    if note := found.get("note"):
+        say(f"note: {note}")
     kinds = ("states", "teacher", "activations", "logits", "total")
     rows = [[name, *(size_of(taken[kind]) for kind in kinds)] for name, taken in found["memory_bytes"].items()]
     print_table("memory of a device (activations are an estimate)", ["devices", *kinds], rows)
@@ -37,6 +39,8 @@ def show_training(found: Mapping[str, Any], output: str, *, as_json: bool) -> No
     if curve:
         rows = [[step, *(f"{losses[split]:.4f}" for split in splits)] for step, losses in curve.items()]
         print_table("held-out loss", ["step", *splits], rows)
+    if note := found.get("note"):
+        say(f"note: {note}")
     rate = found["tokens"] / max(found["train_s"], 1e-9)
     say(f"made {output}: {found['steps']:,} steps, {found['tokens']:,} tokens, {rate:,.0f} a second of training")
 

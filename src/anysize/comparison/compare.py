@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from anysize.comparison.config import CompareConfig
+from anysize.comparison.config import ArmConfig, CompareConfig
 from anysize.comparison.flops import forward_flops, training_flops
 from anysize.comparison.folder import RECORD, claimed
 from anysize.comparison.job import Job, carry_out, conversion_s, known, prepare, takes_scores
@@ -32,6 +32,7 @@ from anysize.target import public_sizes
 from anysize.tensors import num_parameters
 from anysize.training.arguments import fixed_arguments, training_arguments, with_defaults
 from anysize.training.data import Datasets, datasets_of
+from anysize.training.gentle import gently
 from anysize.training.optimizer_state import require_state
 from anysize.training.start import folder_of, plan_of, require_same_vocabulary, scores_from
 
@@ -87,6 +88,7 @@ class Comparison:
         self.source = understand(self.tensors.config)
         self._check_vocabularies()
         self.target = self._target()
+        self.config = self._completed()
         self.data = self._data()
         self._check_states()
         self.lock = FolderLock.of_runs(Path(config.output).expanduser(), RECORD, "comparison")
@@ -134,6 +136,15 @@ class Comparison:
         if resize.vocab_size not in (None, self.source.sizes.get("vocab")):
             raise InputError("target.vocab_size: all arms and the teacher share the source's vocabulary")
         return understand(plan_of(plain, None, self.progress).target_config)
+
+    def _completed(self) -> CompareConfig:
+        """Return the config with what its arms leave to us: how a grown start is trained."""
+        config, arms = self.config, dict[str, ArmConfig]()
+        for name, arm in config.arms.items():
+            source = understand(open_checkpoint(arm.source).config) if arm.source else self.source
+            preset = "random" if arm.random else arm.preset
+            arms[name], _ = gently(arm, preset, source, self.target, config.training_of(name))
+        return config.model_copy(update={"arms": arms})
 
     def _data(self) -> Datasets:
         batch = int(self.config.training.get("per_device_train_batch_size", 8))
@@ -310,7 +321,7 @@ class Comparison:
             settings=settings, calibration_s=self.calibration_s.get(resize.source, 0.0) if used else 0.0,
             conversion_s=conversion_s(job) if made else 0.0, flops_a_token=training_flops(target, length),
             teacher_flops_a_token=teacher,
-            teacher_steps=arm.distill.until_step if arm.distill else None,
+            teacher_steps=arm.distill.steps_taught(self.config.steps_of(name)) if arm.distill else None,
             calibration_flops=self._calibration_flops(resize.source) if used else 0.0,
             source_train_s=cost.train_s, source_train_flops=cost.train_flops,
             plan=plan_record(plan) if plan else None,

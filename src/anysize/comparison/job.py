@@ -96,7 +96,7 @@ def in_small(job: Job) -> ArmConfig:
 
     distill, recipe = arm.distill, arm.recipe
     if distill is not None and distill.until_step is not None:
-        distill = distill.model_copy(update={"until_step": max(1, scaled(distill.until_step))})
+        distill = distill.model_copy(update={"until_step": max(1, scaled(distill.steps_taught(whole)))})
     if (new := recipe.new_parameters) is not None:
         warmups = {"warmup_steps": scaled(new.warmup_steps), "old_warmup_steps": scaled(new.old_warmup_steps)}
         recipe = recipe.model_copy(update={"new_parameters": new.model_copy(update=warmups)})

@@ -71,23 +71,33 @@ class Distill(Section):
 
     teacher: a folder or Hub id; the source of the resize where empty. weight: of the KL to the teacher, the rest is
     the plain loss; 0 where only hidden_weight or self_data is wanted. temperature: of both distributions. until_step:
-    afterwards the plain loss alone. top_k: of each distribution keep so many tokens and the rest as one; None keeps
-    all. cache: a folder where the top-k targets of every sequence are kept for the next run. hidden_weight: of the
-    distance between the residual streams, which the writer maps of the plan make comparable. self_data: the student
-    learns what the teacher says after the beginning of each sequence; `cache` keeps that as well.
+    afterwards the plain loss alone; a number below 1 is a share of the run's steps. top_k: of each distribution keep
+    so many tokens and the rest as one; None keeps all. cache: a folder where the top-k targets of every sequence are
+    kept for the next run. hidden_weight: of the distance between the residual streams, which the writer maps of the
+    plan make comparable. self_data: the student learns what the teacher says after the beginning of each sequence;
+    `cache` keeps that as well.
     """
 
     teacher: str = ""
     weight: float = Field(default=0.9, ge=0, le=1)
     temperature: float = Field(default=1.0, gt=0)
-    until_step: int | None = Field(default=None, ge=1)
+    until_step: int | float | None = Field(default=None, gt=0)
     top_k: int | None = Field(default=None, ge=1)
     cache: str = ""
     hidden_weight: float = Field(default=0.0, ge=0)
     self_data: SelfData | None = None
 
+    def steps_taught(self, steps: int) -> int:
+        """Return how many of the steps of a run are taught."""
+        until = self.until_step
+        if until is None:
+            return steps
+        return max(1, round(until * steps)) if until < 1 else min(int(until), steps)
+
     @model_validator(mode="after")
     def _sound(self) -> Distill:
+        if self.until_step is not None and self.until_step > 1 and self.until_step != int(self.until_step):
+            raise ValueError(f"until_step is {self.until_step}: wanted a whole number of steps, or a share below 1")
         if self.cache and not (self.weight and self.top_k) and not self.self_data:
             raise ValueError("cache keeps top-k targets, and the words of self_data: ask for either of them as well")
         if not self.weight and (idle := self.model_fields_set & {"top_k", "temperature"}):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from anysize.config import understand
+from anysize.config import SourceConfig, understand
 from anysize.errors import InputError
 from anysize.io.hub import open_checkpoint
 from anysize.io.lock import FolderLock
@@ -24,8 +24,9 @@ from anysize.target import public_sizes
 from anysize.tensors import num_parameters
 from anysize.training.arguments import fixed_arguments, training_arguments, with_defaults
 from anysize.training.card import training_card
-from anysize.training.config import TrainConfig
+from anysize.training.config import Resize, TrainConfig
 from anysize.training.data import Datasets, datasets_of
+from anysize.training.gentle import gently
 from anysize.training.loop import Outcome, last_checkpoint, make_teacher, run
 from anysize.training.memory import training_memory
 from anysize.training.optimizer_state import require_kept, require_state, save_state
@@ -173,6 +174,19 @@ def _save(
         (folder / "README.md").write_text(training_card(start, found, command), encoding="utf-8")
 
 
+def _target_of(resize: Resize) -> SourceConfig:
+    """Return the config of what a resize makes, planned without its calibration, which chooses no sizes."""
+    return understand(plan_of(resize.sizes_alone(), None, _silent).target_config)
+
+
+def _completed(config: TrainConfig) -> tuple[TrainConfig, str]:
+    """Return a config with what it leaves to us, and a note that says so where there is any."""
+    if config.resize is None:
+        return config, ""
+    source = understand(open_checkpoint(config.resize.source).config)
+    return gently(config, config.resize.preset, source, _target_of(config.resize), config.training)
+
+
 def train(config: TrainConfig, *, command: str, origin: str, progress: Progress) -> dict[str, Any]:
     """Carry out a training config and return its record: losses, tokens a second, seconds; a finished run at once.
 
@@ -180,6 +194,7 @@ def train(config: TrainConfig, *, command: str, origin: str, progress: Progress)
     """
     from accelerate import PartialState  # noqa: PLC0415
 
+    config, note = _completed(config)
     given = with_defaults({**_held_out(config), **config.training})
     args = training_arguments({**given, **fixed_arguments(config.output)}, origin)
     if config.keep_optimizer:
@@ -196,7 +211,7 @@ def train(config: TrainConfig, *, command: str, origin: str, progress: Progress)
     if (known := _claimed(folder, state)) is not None:
         return known
     try:
-        found = _trained(config, folder, args, state, command, progress)
+        found = {**_trained(config, folder, args, state, command, progress), "note": note}
         return folder.write(finished=True, found=found) if state.is_main_process else {}
     finally:
         folder.release()
@@ -251,9 +266,10 @@ def foreseen(config: TrainConfig, origin: str) -> dict[str, Any]:
 
     The target of a resize that shrinks is planned without its calibration, which chooses coordinates but no sizes.
     """
+    config, note = _completed(config)
     args = training_arguments({**with_defaults(config.training), **fixed_arguments(config.output)}, origin)
     if config.resize is not None:
-        understood = understand(plan_of(config.resize.sizes_alone(), None, _silent).target_config)
+        understood = _target_of(config.resize)
     else:
         understood = understand(open_checkpoint(config.model or config.random).config)
     teacher = None
@@ -275,4 +291,5 @@ def foreseen(config: TrainConfig, origin: str) -> dict[str, Any]:
         "num_parameters": num_parameters(understood), "sizes": public_sizes(understood),
         "tokens_a_step_each": batch * length * args.gradient_accumulation_steps,
         "memory_bytes": {name: {**asdict(found), "total": found.total} for name, found in tables.items()},
+        "note": note,
     }  # fmt: skip

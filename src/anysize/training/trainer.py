@@ -165,7 +165,7 @@ class AnysizeTrainer(Trainer):
             epoch = int(self.state.epoch or 0)
             inputs["pixel_values"] = flipped(inputs["pixel_values"], sequence, self.args.seed * 1_009 + epoch)
         teacher = self.teacher if training else None
-        if teacher is not None and self.state.global_step >= (teacher.options.until_step or self.state.max_steps):
+        if teacher is not None and self.state.global_step >= teacher.options.steps_taught(self.state.max_steps):
             teacher = None
         more = {"use_cache": False} if "input_ids" in inputs else {}
         if teacher is not None and teacher.words is not None:
