@@ -29,7 +29,7 @@ class Settings:
     num_attention_heads: int = 6
     patch_size: int = 4
     batch: int = 64
-    steps: int = 3000
+    steps: int = 2000
     rate: float = 2e-3
     weight_decay: float = 0.05
     seed: int = 0
