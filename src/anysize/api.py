@@ -61,7 +61,7 @@ def _request(
     elif num_params is not None:
         chosen = targets.for_budget(config, num_params, legality(config, options))
     elif like is not None:
-        chosen = targets.like(config, understand(read_config(local_folder(str(like), config_only=True))))
+        chosen = targets.like(config, understand(read_config(local_folder(str(like), without_weights=True))))
     chosen |= {name: size for name, size in sizes.items() if size is not None}
     if not chosen and not options.untie and options.dtype == "keep":
         raise SizeError(

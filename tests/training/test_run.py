@@ -294,3 +294,19 @@ def test_two_processes_do_not_train_in_one_folder(llama: Path, story: Path, tmp_
     assert sorted(p.name for p in output.iterdir()) == [".lock", "anysize-train.json"]
     first.release()
     assert [p.name for p in output.iterdir()] == ["anysize-train.json"]
+
+
+def test_a_random_start_needs_no_weights(llama: Path, story: Path, tmp_path: Path, cli: Run) -> None:
+    blank = tmp_path / "blank"
+    blank.mkdir()
+    for path in llama.iterdir():
+        if path.suffix != ".safetensors":
+            (blank / path.name).write_bytes(path.read_bytes())
+    config = config_of(llama, story, tmp_path / "out", random=str(blank), training={"max_steps": 4})
+    config.pop("model")
+    path = written(tmp_path / "c.yaml", config)
+    assert cli("train", path, "--plan-only").code == 0
+    done = cli("train", path)
+    assert done.code == 0, done.err
+    assert record(tmp_path / "out")["curve"]["4"]["validation"] < record(tmp_path / "out")["curve"]["0"]["validation"]
+    assert cli("train", path, "--set", f"model={blank}", "--set", "random=").code == 2

@@ -14,9 +14,8 @@ if TYPE_CHECKING:
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 # Weights as safetensors only; whatever else a checkpoint needs is text. No Python file is ever fetched.
-_WANTED = [
-    "*.safetensors",
-    "*.safetensors.index.json",
+_WEIGHTS = ["*.safetensors"]
+_TEXT = [
     "*.json",
     "*.txt",
     "*.model",
@@ -26,10 +25,10 @@ _WANTED = [
 ]
 
 
-def local_folder(model: str, *, config_only: bool = False) -> Path:
+def local_folder(model: str, *, without_weights: bool = False) -> Path:
     """Return the folder of a model given as a path or a Hub id; a Hub id is downloaded (or found in the cache).
 
-    With `config_only`, no weights are downloaded. `HF_HUB_OFFLINE`, `HF_HOME` and `HF_TOKEN` work as everywhere.
+    With `without_weights`, no weights are downloaded. `HF_HUB_OFFLINE`, `HF_HOME` and `HF_TOKEN` work as everywhere.
     Raises CheckpointError when there is no such model.
     """
     path = Path(model).expanduser()
@@ -43,7 +42,7 @@ def local_folder(model: str, *, config_only: bool = False) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError  # noqa: PLC0415
 
     try:
-        return Path(snapshot_download(model, allow_patterns=["config.json"] if config_only else _WANTED))
+        return Path(snapshot_download(model, allow_patterns=_TEXT if without_weights else [*_WEIGHTS, *_TEXT]))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(f"'{model}' is not a folder here and could not be had from the Hub: {reason}") from error

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from anysize.config import SourceConfig, understand
+from anysize.config import SourceConfig, read_config, understand
 from anysize.errors import InputError
-from anysize.io.hub import open_checkpoint
+from anysize.io.hub import local_folder, open_checkpoint
 from anysize.io.lock import FolderLock
 from anysize.io.models import quiet_transformers
 from anysize.io.provenance import companions
@@ -137,11 +137,11 @@ def _start(config: TrainConfig, state: Any, seed: int, progress: Progress, comma
             place.write(config.resize, scores, progress, command)
         wait_for_all()
         return place.start(dtype)
-    location = config.model or config.random
-    tensors = open_checkpoint(location)
     if config.model:
-        return Start(load(location, dtype), understand(tensors.config), folder_of(tensors))
-    return at_random(understand(tensors.config), folder_of(tensors), seed, dtype)
+        tensors = open_checkpoint(config.model)
+        return Start(load(config.model, dtype), understand(tensors.config), folder_of(tensors))
+    folder = local_folder(config.random, without_weights=True)
+    return at_random(understand(read_config(folder)), str(folder), seed, dtype)
 
 
 def _teacher(config: TrainConfig, start: Start, data: Datasets) -> Teacher | None:
@@ -271,7 +271,7 @@ def foreseen(config: TrainConfig, origin: str) -> dict[str, Any]:
     if config.resize is not None:
         understood = _target_of(config.resize)
     else:
-        understood = understand(open_checkpoint(config.model or config.random).config)
+        understood = understand(read_config(local_folder(config.model or config.random, without_weights=True)))
     teacher = None
     if config.distill is not None:
         location = config.distill.teacher or (config.resize.source if config.resize else "")
