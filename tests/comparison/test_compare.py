@@ -25,6 +25,7 @@ from anysize.errors import InputError, OutputError
 from anysize.io.lock import FolderLock
 from anysize.io.reader import Checkpoint
 from anysize.report.schema import Results
+from anysize.training.gentle import DISTILL
 from tests import tiny
 from tests.conftest import Ran
 from tests.training.test_run import story as story
@@ -206,17 +207,50 @@ def test_a_comparison_that_shows_nothing_about_growing_says_so(llama: Path, stor
     assert found.arm("fresh").calibration_s == 0
 
 
+def test_a_silent_arm_grows_gently_and_is_taught_by_its_own_source(
+    llama: Path, new_llama: Callable[..., Path], story: Path, tmp_path: Path
+) -> None:
+    other = str(new_llama(tmp_path / "other", seed=7))
+    arms = {"random": {"random": True}, "ours": {}, "theirs": {"source": other}, "fresh": {"preset": "fresh"}}
+    asked = compare_config(
+        config_of(llama, story, tmp_path / "out", arms=arms, target={"intermediate_size": 96}), "c.yaml"
+    )
+    made = engine.Comparison(asked, "text", "command", lambda *_: None)
+    made.lock.release()
+    found = made.config.arms
+    assert found["ours"].distill == DISTILL
+    assert found["theirs"].distill == DISTILL.model_copy(update={"teacher": other})
+    assert (found["random"].distill, found["fresh"].distill) == (None, None)
+    notes = list(made._notes([], [], None, "test"))
+    assert [note.partition(":")[0] for note in notes if "grown gently" in note] == ["'ours'", "'theirs'"]
+
+
+def test_arms_of_other_sizes_are_refused(
+    llama: Path, new_llama: Callable[..., Path], story: Path, tmp_path: Path, cli: Run
+) -> None:
+    other = new_llama(tmp_path / "other", intermediate_size=40)
+    arms = {"random": {"random": True}, "theirs": {"source": str(other)}}
+    config = config_of(llama, story, tmp_path / "out", arms=arms, target={"scale": 0.5})
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
+    done = cli("compare", tmp_path / "c.yaml")
+    assert done.code == 2
+    assert "arm 'theirs': target makes" in done.err
+    assert not (tmp_path / "out").exists()
+
+
 def test_each_arm_pays_for_its_own_source() -> None:
     far = {"source": "far", "source_cost": {"train_s": 7.0}}
     arms = {
         "random": {"random": True}, "taught": {"random": True, "distill": {}}, "ours": {},
         "by another": {"distill": {"teacher": "elsewhere"}}, "far": far, "unknown": {"source": "unknown"},
+        "far, taught by near": {**far, "distill": {}}, "far, taught by itself": {**far, "distill": {"teacher": "far"}},
     }  # fmt: skip
     config = compare_config(
         config_of(Path("s"), Path("t"), Path("o"), arms=arms, source_cost={"train_s": 50.0}), "c.yaml"
     )
     assert {name: config.source_cost_of(name).train_s for name in arms} == {
-        "random": 0, "taught": 50, "ours": 50, "by another": None, "far": 7, "unknown": None
+        "random": 0, "taught": 50, "ours": 50, "by another": None, "far": 7, "unknown": None,
+        "far, taught by near": 57, "far, taught by itself": 7,
     }  # fmt: skip
     with pytest.raises(InputError, match="without a source of its own"):
         compare_config({**config_of(Path("s"), Path("t"), Path("o")), "arms": {"a": {"source_cost": {}}}}, "c.yaml")

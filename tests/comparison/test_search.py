@@ -72,7 +72,7 @@ def test_steps_to_a_level_are_interpolated() -> None:
 def test_what_an_arm_needs_holds_all_that_it_costs() -> None:
     runs = [run("random", 1e-3, [8.0, 5.0, 4.0], train_s=100.0), run("ours", 1e-3, [6.0, 4.0, 3.0], train_s=200.0)]
     arms = {
-        "random": arm("random"),
+        "random": arm("random", source_train_s=0, source_train_flops=0),
         "ours": arm(
             "ours",
             calibration_s=20,
@@ -94,6 +94,12 @@ def test_what_an_arm_needs_holds_all_that_it_costs() -> None:
     # Its training counts where it is known.
     assert found.flops_share_with_source == pytest.approx((4800 + 6000) / 6000)
     assert found.seconds_share_with_source == pytest.approx((125 + 1000) / 100)
+    # So does that of the goal, and what nobody knows is not guessed.
+    arms["random"] = arm("random", source_train_s=300)
+    found = {r.arm: r for r in rows_of(runs, arms, ["random"], 10)}["ours"].reached["random"]
+    assert found is not None
+    assert found.seconds_share_with_source == pytest.approx((125 + 1000) / (100 + 300))
+    assert found.flops_share_with_source is None
 
 
 def test_an_arm_that_a_seed_does_not_bring_there_is_not_reached() -> None:

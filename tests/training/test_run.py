@@ -309,4 +309,6 @@ def test_a_random_start_needs_no_weights(llama: Path, story: Path, tmp_path: Pat
     done = cli("train", path)
     assert done.code == 0, done.err
     assert record(tmp_path / "out")["curve"]["4"]["validation"] < record(tmp_path / "out")["curve"]["0"]["validation"]
-    assert cli("train", path, "--set", f"model={blank}", "--set", "random=").code == 2
+    refused = cli("train", path, "--set", f"model={blank}", "--set", "random=''", "--set", f"output={tmp_path / 'no'}")
+    assert refused.code == 2
+    assert "has no model.safetensors" in refused.err

@@ -39,8 +39,6 @@ def show_training(found: Mapping[str, Any], output: str, *, as_json: bool) -> No
     if curve:
         rows = [[step, *(f"{losses[split]:.4f}" for split in splits)] for step, losses in curve.items()]
         print_table("held-out loss", ["step", *splits], rows)
-    if note := found.get("note"):
-        say(f"note: {note}")
     rate = found["tokens"] / max(found["train_s"], 1e-9)
     say(f"made {output}: {found['steps']:,} steps, {found['tokens']:,} tokens, {rate:,.0f} a second of training")
 

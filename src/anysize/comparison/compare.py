@@ -84,6 +84,7 @@ class Comparison:
     def __init__(self, config: CompareConfig, text: str, command: str, progress: Progress) -> None:
         self.config, self.text, self.command, self.progress = config, text, command, progress
         self._arms: dict[str, Arm] = {}
+        self._decided: list[str] = []
         self.tensors = open_checkpoint(config.source)
         self.source = understand(self.tensors.config)
         self._check_vocabularies()
@@ -132,10 +133,20 @@ class Comparison:
         """Return the config that all arms have: that of a plan which needs no data."""
         resize = next((self.config.resize_of(arm, 0) for arm in self.config.arms), None)
         assert resize is not None
-        plain = resize.sizes_alone().model_copy(update={"source": self.config.source, "untie": False})
         if resize.vocab_size not in (None, self.source.sizes.get("vocab")):
             raise InputError("target.vocab_size: all arms and the teacher share the source's vocabulary")
-        return understand(plan_of(plain, None, self.progress).target_config)
+        plain = resize.sizes_alone().model_copy(update={"source": self.config.source, "untie": False})
+        target = understand(plan_of(plain, None, self.progress).target_config)
+        for name, arm in self.config.arms.items():
+            if arm.source:
+                other = plain.model_copy(update={"source": arm.source})
+                made = understand(plan_of(other, None, self.progress).target_config)
+                if made.sizes != target.sizes:
+                    raise InputError(
+                        f"arm '{name}': target makes {_told(made)} of '{arm.source}' and {_told(target)} of "
+                        f"'{self.config.source}', and all arms have the same sizes: name each size"
+                    )
+        return target
 
     def _completed(self) -> CompareConfig:
         """Return the config with what its arms leave to us: how a grown start is trained."""
@@ -143,7 +154,11 @@ class Comparison:
         for name, arm in config.arms.items():
             source = understand(open_checkpoint(arm.source).config) if arm.source else self.source
             preset = "random" if arm.random else arm.preset
-            arms[name], _ = gently(arm, preset, source, self.target, config.training_of(name))
+            # It is taught by what it is made from, as in a run of its own.
+            arms[name], note = gently(
+                arm, preset, config.training_of(name), lambda source=source: (source, self.target), teacher=arm.source
+            )
+            self._decided += [f"'{name}': {note}"] if note else []
         return config.model_copy(update={"arms": arms})
 
     def _data(self) -> Datasets:
@@ -348,6 +363,7 @@ class Comparison:
             if len(tried) > 1 and row.learning_rate in (tried[0], tried[-1]):
                 end = "smallest" if row.learning_rate == tried[0] else "largest"
                 yield f"the best rate of '{row.arm}' is the {end} that was tried: its best may lie beyond"
+        yield from self._decided
         if any(run.status == "diverged" for run in runs):
             yield "some runs diverged: their losses were not finite"
 
@@ -355,6 +371,10 @@ class Comparison:
 def _tokenizer_of(tensors: TensorSource) -> bytes:
     place = Path(folder_of(tensors)) / "tokenizer.json"
     return place.read_bytes() if place.is_file() else b""
+
+
+def _told(config: SourceConfig) -> str:
+    return ", ".join(f"{name} {size}" for name, size in public_sizes(config).items())
 
 
 def _num_gpus() -> int:

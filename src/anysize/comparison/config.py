@@ -149,11 +149,18 @@ class CompareConfig(Section):
     def source_cost_of(self, arm: str) -> SourceCost:
         """Return what the models took that an arm starts from or learns from; nothing for a random start alone."""
         asked = self.arms[arm]
-        if asked.random and asked.distill is None:
-            return SourceCost(train_s=0.0, train_flops=0.0, train_tokens=0.0)
-        if asked.distill is not None and asked.distill.teacher not in ("", self.source):
-            return SourceCost()
-        return asked.source_cost if asked.source else self.source_cost
+        costs = {self.source: self.source_cost}
+        if asked.source:
+            costs[asked.source] = asked.source_cost
+        used = set() if asked.random else {asked.source or self.source}
+        if asked.distill is not None:
+            used.add(asked.distill.teacher or self.source)
+        found = [costs.get(model, SourceCost()).model_dump() for model in sorted(used)]
+        sums: dict[str, float | None] = {}
+        for name in SourceCost.model_fields:
+            known = [cost[name] for cost in found if cost[name] is not None]
+            sums[name] = sum(known) if len(known) == len(found) else None
+        return SourceCost(**sums)
 
     def leaves_one_out(self, source: str) -> bool:
         """Whether the layers of an arm of this source are chosen by the loss without each of them."""

@@ -41,22 +41,20 @@ def _reached(runs: Sequence[Run], arm: Arm, goal: Sequence[Run], goal_arm: Arm, 
     steps, whole = median(there), goal[0].steps
     seconds, goal_seconds = _seconds(arm, runs, steps), _seconds(goal_arm, goal, whole)
     flops, goal_flops = _flops(arm, steps, tokens_a_step), _flops(goal_arm, whole, tokens_a_step)
-    more_s, more_flops = arm.source_train_s, arm.source_train_flops
+    own_s, own_flops = arm.source_train_s, arm.source_train_flops
+    goal_s, goal_own_flops = goal_arm.source_train_s, goal_arm.source_train_flops
     return Reached(
         steps=steps, tokens=steps * tokens_a_step, flops=flops, seconds=seconds, steps_share=steps / whole,
         flops_share=flops / goal_flops if goal_flops else 0.0, seconds_share=seconds / max(1e-9, goal_seconds),
-        flops_share_with_source=None if more_flops is None else (flops + more_flops) / max(1e-9, goal_flops),
-        seconds_share_with_source=None if more_s is None else (seconds + more_s) / max(1e-9, goal_seconds),
+        flops_share_with_source=None if own_flops is None or goal_own_flops is None
+        else (flops + own_flops) / max(1e-9, goal_flops + goal_own_flops),
+        seconds_share_with_source=None if own_s is None or goal_s is None
+        else (seconds + own_s) / max(1e-9, goal_seconds + goal_s),
     )  # fmt: skip
 
 
-def _taught(arm: Arm, steps: float) -> float:
-    """Return in how many of the first steps an arm's teacher is listened to."""
-    return steps if arm.teacher_steps is None else min(steps, arm.teacher_steps)
-
-
 def _flops(arm: Arm, steps: float, tokens_a_step: int) -> float:
-    training = steps * arm.flops_a_token + _taught(arm, steps) * arm.teacher_flops_a_token
+    training = steps * arm.flops_a_token + arm.taught(steps) * arm.teacher_flops_a_token
     return arm.calibration_flops + tokens_a_step * training
 
 
@@ -64,7 +62,7 @@ def _seconds(arm: Arm, runs: Sequence[Run], steps: float) -> float:
     """Return what an arm takes for so many steps: medians over seeds, the teacher's only while it is listened to."""
     whole = runs[0].steps
     own = median(run.train_s - run.teacher_s for run in runs) * steps / whole
-    taught = median(run.teacher_s for run in runs) * _taught(arm, steps) / max(1e-9, _taught(arm, whole))
+    taught = median(run.teacher_s for run in runs) * arm.taught(steps) / max(1e-9, arm.taught(whole))
     return arm.calibration_s + arm.conversion_s + own + taught
 
 

@@ -80,6 +80,10 @@ class Arm(_Record):
     teacher_steps: int | None = None
     plan: PlanRecord | None = None
 
+    def taught(self, steps: float) -> float:
+        """Return in how many of the first steps the teacher is listened to."""
+        return steps if self.teacher_steps is None else min(steps, self.teacher_steps)
+
 
 class Run(_Record):
     """One training run: what was measured after so many steps (`at`), on validation and on test data.
@@ -105,7 +109,7 @@ class Reached(_Record):
     """What an arm needs to come to the final loss of another, absolute and as a share of that other's whole run.
 
     seconds include calibration, conversion and teacher, FLOPs calibration and teacher; the `_with_source` shares also
-    the training of the source, where its cost is known.
+    the training of the source on either side, where its cost is known.
     """
 
     steps: float

@@ -134,7 +134,8 @@ def _cost(results: Results, arm: Arm) -> tuple[Cell, ...]:
     ]  # fmt: skip
     train, teacher = (median([getattr(run, key) for run in runs] or [0.0]) for key in ("train_s", "teacher_s"))
     steps = median([run.steps for run in runs] or [0])
-    total = steps * results.tokens_a_step * (arm.flops_a_token + arm.teacher_flops_a_token)
+    trained = steps * arm.flops_a_token + arm.taught(steps) * arm.teacher_flops_a_token
+    total = results.tokens_a_step * trained
     told = [Cell(seconds(train)), Cell(seconds(teacher) if arm.teacher_flops_a_token or teacher else "–")]
     told += [Cell(seconds(arm.calibration_s + arm.conversion_s + train), tone="best")]
     return (

@@ -92,12 +92,14 @@ class Distill(Section):
         until = self.until_step
         if until is None:
             return steps
-        return max(1, round(until * steps)) if until < 1 else min(int(until), steps)
+        return max(1, round(until * steps)) if isinstance(until, float) else min(until, steps)
 
     @model_validator(mode="after")
     def _sound(self) -> Distill:
-        if self.until_step is not None and self.until_step > 1 and self.until_step != int(self.until_step):
-            raise ValueError(f"until_step is {self.until_step}: wanted a whole number of steps, or a share below 1")
+        if isinstance(self.until_step, float) and self.until_step >= 1:
+            raise ValueError(
+                f"until_step is {self.until_step}: wanted a whole number of steps, or a share of the run below 1"
+            )
         if self.cache and not (self.weight and self.top_k) and not self.self_data:
             raise ValueError("cache keeps top-k targets, and the words of self_data: ask for either of them as well")
         if not self.weight and (idle := self.model_fields_set & {"top_k", "temperature"}):

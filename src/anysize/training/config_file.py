@@ -25,13 +25,16 @@ def _allowed(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
     return list(section.model_fields) if section else []
 
 
+_KINDS = ("str", "int", "float")
+
+
 def refusals(error: ValidationError, model: type[BaseModel], origin: str) -> InputError:
     """Return one sentence for all that is wrong with a config, with the nearest known key for each unknown one."""
     told: list[str] = []
     for problem in error.errors():
         *path, last = problem["loc"] or ("",)
         # A union's branches have names of their own in the path.
-        where = ".".join(str(part) for part in (*path, last) if part and part != "str")
+        where = ".".join(str(part) for part in (*path, last) if part and part not in _KINDS)
         if problem["type"] == "extra_forbidden":
             known = _allowed(model, tuple(path))
             told.append(f"unknown key '{where}'{did_you_mean(str(last), known)}")

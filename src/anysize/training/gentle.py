@@ -6,13 +6,14 @@ teaching. docs/training.md has it beside other ways.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from anysize.config import SourceConfig
 from anysize.io.models import empty_model
 from anysize.tensors import expected_tensors
 from anysize.training.config import Distill, NewParameters, Recipe, Section
+from anysize.training.optimizer_state import ADAMW, sharded
 
 DISTILL = Distill(weight=0.5, until_step=0.5)
 RECIPE = Recipe(new_parameters=NewParameters(old_learning_rate_factor=0.1))
@@ -24,18 +25,24 @@ Asked = TypeVar("Asked", bound=Section)
 
 
 def gently(
-    asked: Asked, preset: str, source: SourceConfig, target: SourceConfig, training: Mapping[str, Any]
-) -> tuple[Asked, str]:
+    asked: Asked, preset: str, training: Mapping[str, Any], sizes: Callable[[], tuple[SourceConfig, SourceConfig]],
+    *, teacher: str = "",
+) -> tuple[Asked, str]:  # fmt: skip
     """Return a run's config, or an arm's, with `distill` and `recipe` as growing wants them, and a note that says so.
 
     What names a preset, a `distill` or a `recipe` is left as it is, and so is what does not grow in width or shrinks
-    anywhere. Where growth cannot be trained like this, the note says why.
+    anywhere: `sizes` gives the configs of source and target, and is not called before they matter. Where growth cannot
+    be trained like this, the note says why. teacher: as in `Distill`.
     """
-    if preset != "auto" or asked.model_fields_set & {"distill", "recipe"} or not _grows(source, target):
+    if preset != "auto" or asked.model_fields_set & {"distill", "recipe"}:
+        return asked, ""
+    source, target = sizes()
+    if not _grows(source, target):
         return asked, ""
     if why := _why_not(target, training):
         return asked, f"not grown gently: {why}"
-    return asked.model_copy(update={"distill": DISTILL, "recipe": RECIPE}), NOTE
+    distill = DISTILL.model_copy(update={"teacher": teacher})
+    return asked.model_copy(update={"distill": distill, "recipe": RECIPE}), NOTE
 
 
 def _grows(source: SourceConfig, target: SourceConfig) -> bool:
@@ -46,8 +53,10 @@ def _grows(source: SourceConfig, target: SourceConfig) -> bool:
 
 
 def _why_not(target: SourceConfig, training: Mapping[str, Any]) -> str:
-    if training.get("fsdp"):
-        return "old and new values lie in the same tensors, and FSDP shards them"
+    if sharded(training.get("fsdp"), training.get("deepspeed")):
+        return "old and new values lie in the same tensors, and this run shards them"
+    if (optim := str(training.get("optim", ADAMW[0]))) not in ADAMW:
+        return f"it needs AdamW, and training.optim is {optim}"
     in_memory = {name for name, _ in empty_model(target.model_class, target.full).named_parameters()}
     if other := sorted(expected_tensors(target).keys() - in_memory):
         return f"transformers fuses or renames tensors in memory, such as '{other[0]}'"
