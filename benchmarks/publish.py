@@ -212,14 +212,15 @@ _COMPARED: tuple[tuple[str, str, str, str, float], ...] = (
     ("shrink", "subspace + distillation", "random", "steps", 1 / 18),
     ("shrink", "subspace + distillation", "random", "seconds", 1 / 9),
     ("shrink", "subspace + distillation, 3/10 of the steps", "subcloning", "steps", 3 / 10),
-    ("grow", "fresh, old slower, half the steps", "random", "steps", 1 / 2),
-    ("grow", "fresh, gentle, 2/5 of the steps", "hypercloning", "steps", 2 / 5),
-    ("grow-by-half", "fresh, gentle, half the steps", "random", "steps", 1 / 2),
-    ("grow-by-half", "fresh, gentle, 2/5 of the steps", "hypercloning", "steps", 2 / 5),
+    ("grow", "fresh, half the steps", "random", "steps", 1 / 2),
+    ("grow", "fresh, gentle, half the steps", "random", "steps", 1 / 2),
+    ("grow", "fresh, gentle", "hypercloning", "steps", 2 / 5),
+    ("grow-by-half", "fresh, half the steps", "random", "steps", 1 / 2),
+    ("grow-by-half", "fresh, gentle", "hypercloning", "steps", 2 / 5),
     ("shrink-vision", "subspace + distillation, 1/5 of the steps", "random", "steps", 1 / 5),
 )
 # The arms of growing that are to lose nothing on the way, and to end below the random start.
-_GENTLE = (("grow", "fresh, gentle"), ("grow-by-half", "fresh, gentle, half the steps"))
+_GENTLE = (("grow", "fresh, gentle"), ("grow-by-half", "fresh, gentle"))
 _COUNTED = {
     "steps": "the steps", "seconds": "the seconds, calibration, conversion and teacher included,"
 }  # fmt: skip
