@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from anysize.io.whole import write_json
 from anysize.training.config import train_config
@@ -49,17 +50,19 @@ class Settings:
         }  # fmt: skip
 
     def write_data(self, folder: Path) -> None:
-        """Write train, validation and test.parquet: the last 5,000 training images are held out to choose rates on."""
+        """Write train, validation and test.parquet in a random order: 5,000 training images choose the rates."""
         import pyarrow.parquet as parquet
 
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / "validation.parquet").is_file():
             return
-        shutil.copy(IMAGES / "test.parquet", folder)
-        table = parquet.read_table(IMAGES / "train.parquet")
-        kept = table.num_rows - _NUM_HELD_OUT
-        parquet.write_table(table.slice(0, kept), folder / "train.parquet")
-        parquet.write_table(table.slice(kept), folder / "validation.parquet.partial")
+        # As they come, they lie class by class.
+        train, test = (parquet.read_table(IMAGES / f"{split}.parquet") for split in ("train", "test"))
+        order = np.random.default_rng(0).permutation(train.num_rows)
+        held_out, kept = order[:_NUM_HELD_OUT], order[_NUM_HELD_OUT:]
+        parquet.write_table(test.take(np.random.default_rng(0).permutation(test.num_rows)), folder / "test.parquet")
+        parquet.write_table(train.take(kept), folder / "train.parquet")
+        parquet.write_table(train.take(held_out), folder / "validation.parquet.partial")
         (folder / "validation.parquet.partial").replace(folder / "validation.parquet")
 
     def source(self, progress: Callable[[str, int, int], None]) -> tuple[Path, float]:
