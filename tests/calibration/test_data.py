@@ -7,9 +7,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from pyarrow import Table, parquet
 
 from anysize.calibration.data import DataOptions, pieces, token_batches, tokenizer_of
 from anysize.errors import InputError
+from anysize.io.rows import rows
 
 SHORT = DataOptions(sequence_length=8)
 
@@ -58,6 +60,17 @@ def test_the_order_is_the_same_every_time_and_follows_the_data(tmp_path: Path) -
 
     assert first == [text for text, _ in pieces(str(data), SHORT)]
     assert first != sorted(first, key=int), "documents come in their order in the file"
+
+
+def test_rows_that_lie_class_by_class_are_mixed(tmp_path: Path) -> None:
+    labels = [row // 3_000 for row in range(30_000)]
+    parquet.write_table(Table.from_pydict({"label": labels}), tmp_path / "rows.parquet", row_group_size=1_000)
+    found = [row["label"] for row in rows(str(tmp_path / "rows.parquet"))]
+    assert sorted(found) == labels
+    assert found == [row["label"] for row in rows(str(tmp_path / "rows.parquet"))]
+    first = [found[:500].count(label) for label in range(10)]
+    assert min(first) > 20
+    assert [row["label"] for row in rows(str(tmp_path / "rows.parquet"), ordered=True)] == labels
 
 
 def test_files_of_a_folder_are_mixed(tmp_path: Path) -> None:

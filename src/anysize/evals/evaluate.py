@@ -204,10 +204,10 @@ def _on_text(subject: Subject, other: Subject | None, held: Held, progress: Prog
 
 
 def _labelled(subject: Subject, held: Held) -> Iterator[tuple[torch.Tensor, int]]:
-    """Yield (picture, label), the first `tokens` of the data."""
+    """Yield (picture, label), `tokens` of the data: of all parts of them, because images often lie by class."""
     size, channels = subject.config.full["image_size"], subject.config.full["num_channels"]
     column, classes = held.label_column or "label", subject.config.sizes["label"]
-    for count, row in enumerate(rows(held.data, ordered=True, split=held.split)):
+    for count, row in enumerate(rows(held.data, split=held.split)):
         if count == held.tokens:
             return
         if column not in row:

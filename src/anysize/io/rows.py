@@ -17,6 +17,7 @@ from anysize.errors import InputError, joined
 
 if TYPE_CHECKING:
     import torch
+    from pyarrow.parquet import ParquetFile
 
 Row = dict[str, Any]
 _TEXT = {".txt": "text", ".md": "text", ".py": "text", ".parquet": "parquet", ".jsonl": "json", ".json": "json"}
@@ -24,6 +25,8 @@ _PREFERRED = ("text", "content")
 # Rows are shuffled within a window of so many, in which long documents count as several rows.
 _WINDOW = 1000
 _NEAR = 256
+# Groups of rows of a parquet file that are read in turns, and what they may take together, uncompressed.
+_MOST_GROUPS, _GROUP_BYTES = 64, 1 << 28
 
 
 def rows(data: str, *, ordered: bool = False, split: str = "train") -> Iterator[Row]:
@@ -100,9 +103,22 @@ def _parquet_rows(file: Path, *, ordered: bool) -> Iterator[Row]:
 
     with parquet.ParquetFile(file) as opened:
         groups = list(range(opened.num_row_groups))
-        if not ordered:
-            random.Random(0).shuffle(groups)
-        for batch in opened.iter_batches(batch_size=64, row_groups=groups):
+        if ordered:
+            for batch in opened.iter_batches(batch_size=64):
+                yield from batch.to_pylist()
+            return
+        random.Random(0).shuffle(groups)
+        largest = max((opened.metadata.row_group(group).total_byte_size for group in groups), default=1)
+        at_once = max(1, min(_MOST_GROUPS, _GROUP_BYTES // max(1, largest)))
+        readers = [_group_rows(opened, groups[first::at_once]) for first in range(at_once)]
+        # In turns, because rows often lie by label or by author and a window holds few groups.
+        for turn in itertools.zip_longest(*readers):
+            yield from (row for row in turn if row is not None)
+
+
+def _group_rows(opened: ParquetFile, groups: list[int]) -> Iterator[Row]:
+    for group in groups:
+        for batch in opened.iter_batches(batch_size=16, row_groups=[group]):
             yield from batch.to_pylist()
 
 

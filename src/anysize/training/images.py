@@ -34,7 +34,7 @@ class Images(Dataset[Example]):
     ) -> None:  # fmt: skip
         size, channels = config["image_size"], config["num_channels"]
         num_classes = config["num_labels"]
-        key = json.dumps([data_identity(data), split, label_column, size, channels, max_images, 1])
+        key = json.dumps([data_identity(data), split, label_column, size, channels, max_images, 2])
         self._home = cache_folder() / "images" / hashlib.sha256(key.encode()).hexdigest()[:24]
         if not (self._home / "labels.npy").is_file():
             self._decode(data, split, label_column, size, channels, max_images, progress)

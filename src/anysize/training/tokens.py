@@ -109,7 +109,7 @@ def packed(
     backend: Any = getattr(tokenizer, "backend_tokenizer", None)
     spelled = backend.to_str() if backend is not None else repr(tokenizer)
     dtype = "uint16" if vocab_size <= 1 << 16 else "uint32"
-    key = json.dumps([data_identity(data), split, column, spelled, tokenizer.eos_token_id, max_tokens, dtype, 1])
+    key = json.dumps([data_identity(data), split, column, spelled, tokenizer.eos_token_id, max_tokens, dtype, 2])
     home = cache_folder() / "tokens" / hashlib.sha256(key.encode()).hexdigest()[:24]
     record, place = home / "made.json", home / f"ids.{dtype}"
     if record.is_file():
