@@ -25,7 +25,6 @@ from anysize.errors import InputError, OutputError
 from anysize.io.lock import FolderLock
 from anysize.io.reader import Checkpoint
 from anysize.report.schema import Results
-from anysize.training.gentle import DISTILL
 from tests import tiny
 from tests.conftest import Ran
 from tests.training.test_run import story as story
@@ -205,24 +204,6 @@ def test_a_comparison_that_shows_nothing_about_growing_says_so(llama: Path, stor
     assert found.arm("fresh").plan is not None
     assert found.arm("fresh").plan.exact  # type: ignore[union-attr]
     assert found.arm("fresh").calibration_s == 0
-
-
-def test_a_silent_arm_grows_gently_and_is_taught_by_its_own_source(
-    llama: Path, new_llama: Callable[..., Path], story: Path, tmp_path: Path
-) -> None:
-    other = str(new_llama(tmp_path / "other", seed=7))
-    arms = {"random": {"random": True}, "ours": {}, "theirs": {"source": other}, "fresh": {"preset": "fresh"}}
-    asked = compare_config(
-        config_of(llama, story, tmp_path / "out", arms=arms, target={"intermediate_size": 96}), "c.yaml"
-    )
-    made = engine.Comparison(asked, "text", "command", lambda *_: None)
-    made.lock.release()
-    found = made.config.arms
-    assert found["ours"].distill == DISTILL
-    assert found["theirs"].distill == DISTILL.model_copy(update={"teacher": other})
-    assert (found["random"].distill, found["fresh"].distill) == (None, None)
-    notes = list(made._notes([], [], None, "test"))
-    assert [note.partition(":")[0] for note in notes if "grown gently" in note] == ["'ours'", "'theirs'"]
 
 
 def test_arms_of_other_sizes_are_refused(

@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import anysize
+from anysize.errors import InputError
 from anysize.proof.parity import load
+from anysize.training.config import Distill, train_config
 from anysize.training.distill import distilled, kl_divergence, kl_of_top, stream_distance, top_targets
 from anysize.training.stream import stream_writer
 from anysize.training.targets import TargetCache
@@ -123,3 +125,15 @@ def test_targets_are_computed_once_and_found_again(tmp_path: Path) -> None:
     assert torch.allclose(first[1], compute()[1], rtol=1e-3)
     cache("another").of(torch.tensor([1, 3]), compute)
     assert len(calls) == 4
+
+
+@pytest.mark.parametrize(("until", "taught"), [(None, 10), (0.5, 5), (0.01, 1), (1, 1), (4, 4), (40, 10)])
+def test_a_teacher_is_heard_for_a_share_or_a_number_of_steps(until: float | None, taught: int) -> None:
+    assert Distill(until_step=until).steps_taught(10) == taught
+
+
+@pytest.mark.parametrize("until", [1.0, 1.5, 0, -2, "soon"])
+def test_what_is_no_number_of_steps_is_refused(until: object) -> None:
+    raw = {"output": "o", "resize": {"source": "s"}, "data": {"train": "t"}, "distill": {"until_step": until}}
+    with pytest.raises(InputError, match=r"until_step: Input|until_step is 1"):
+        train_config(raw, "c.yaml")

@@ -19,6 +19,7 @@ from anysize.calibration import calibrate
 from anysize.training.config import Resize, train_config
 from anysize.training.run import _Folder
 from anysize.training.start import plan_of
+from anysize.training.trainer import AnysizeTrainer
 from tests.conftest import Ran
 
 Run = Callable[..., Ran]
@@ -175,15 +176,24 @@ def test_shards_of_a_plan_applied_on_the_fly_learn_what_whole_models_do(
 
 
 def test_a_plan_is_applied_on_the_fly_and_its_source_teaches(
-    llama: Path, story: Path, tmp_path: Path, cli: Run
+    llama: Path, story: Path, tmp_path: Path, cli: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    heard: list[int] = []
+    mixed = AnysizeTrainer._with_teacher
+
+    def counted(self: AnysizeTrainer, *arguments: Any) -> torch.Tensor:
+        heard.append(self.state.global_step)
+        return mixed(self, *arguments)
+
+    monkeypatch.setattr(AnysizeTrainer, "_with_teacher", counted)
     resize = {"source": str(llama), "hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1,
               "preset": "subspace", "calibration": {"tokens": 4096, "sequence_length": 64}}  # fmt: skip
-    distill = {"weight": 0.5, "temperature": 2.0, "until_step": 6, "top_k": 8, "hidden_weight": 0.1}
+    distill = {"weight": 0.5, "temperature": 2.0, "until_step": 0.5, "top_k": 8, "hidden_weight": 0.1}
     config = {**config_of(llama, story, tmp_path / "out"), "resize": resize, "distill": distill, "model": ""}
     done = cli("train", written(tmp_path / "c.yaml", config))
     assert done.code == 0, done.err
     found = record(tmp_path / "out")
+    assert heard == [*range(6)]
     assert found["teacher_s"] > 0
     assert found["calibration_s"] > 0
     losses = [entry["validation"] for entry in found["curve"].values()]

@@ -22,8 +22,6 @@ def show_foreseen(found: Mapping[str, Any], *, as_json: bool) -> None:
     sizes = ", ".join(f"{name} {size}" for name, size in found["sizes"].items())
     say(f"{found['num_parameters']:,} parameters: {sizes}")
     say(f"{found['tokens_a_step_each']:,} tokens a step on each device")
-    if note := found.get("note"):
-        say(f"note: {note}")
     kinds = ("states", "teacher", "activations", "logits", "total")
     rows = [[name, *(size_of(taken[kind]) for kind in kinds)] for name, taken in found["memory_bytes"].items()]
     print_table("memory of a device (activations are an estimate)", ["devices", *kinds], rows)

@@ -39,11 +39,7 @@ def train(
         show_foreseen(foreseen(asked, origin), as_json=json)
         return
 
-    def tell(note: str) -> None:
-        # Standard output may be JSON.
-        typer.echo(f"note: {note}", err=True)
-
     with keeping_work_on_interrupt(), progress_bars(enabled=not json) as progress:
-        found = carry_out(asked, command=command_line(), origin=origin, progress=progress, tell=tell)
+        found = carry_out(asked, command=command_line(), origin=origin, progress=progress)
     if found:
         show_training(found, asked.output, as_json=json)

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from anysize.comparison.config import ArmConfig, CompareConfig
+from anysize.comparison.config import CompareConfig
 from anysize.comparison.flops import forward_flops, training_flops
 from anysize.comparison.folder import RECORD, claimed
 from anysize.comparison.job import Job, carry_out, conversion_s, known, prepare, takes_scores
@@ -32,7 +32,6 @@ from anysize.target import public_sizes
 from anysize.tensors import num_parameters
 from anysize.training.arguments import fixed_arguments, training_arguments, with_defaults
 from anysize.training.data import Datasets, datasets_of
-from anysize.training.gentle import gently
 from anysize.training.optimizer_state import require_state
 from anysize.training.start import folder_of, plan_of, require_same_vocabulary, scores_from
 
@@ -84,12 +83,10 @@ class Comparison:
     def __init__(self, config: CompareConfig, text: str, command: str, progress: Progress) -> None:
         self.config, self.text, self.command, self.progress = config, text, command, progress
         self._arms: dict[str, Arm] = {}
-        self._decided: list[str] = []
         self.tensors = open_checkpoint(config.source)
         self.source = understand(self.tensors.config)
         self._check_vocabularies()
         self.target = self._target()
-        self.config = self._completed()
         self.data = self._data()
         self._check_states()
         self.lock = FolderLock.of_runs(Path(config.output).expanduser(), RECORD, "comparison")
@@ -147,19 +144,6 @@ class Comparison:
                         f"'{self.config.source}', and all arms have the same sizes: name each size"
                     )
         return target
-
-    def _completed(self) -> CompareConfig:
-        """Return the config with what its arms leave to us: how a grown start is trained."""
-        config, arms = self.config, dict[str, ArmConfig]()
-        for name, arm in config.arms.items():
-            source = understand(open_checkpoint(arm.source).config) if arm.source else self.source
-            preset = "random" if arm.random else arm.preset
-            # It is taught by what it is made from, as in a run of its own.
-            arms[name], note = gently(
-                arm, preset, config.training_of(name), lambda source=source: (source, self.target), teacher=arm.source
-            )
-            self._decided += [f"'{name}': {note}"] if note else []
-        return config.model_copy(update={"arms": arms})
 
     def _data(self) -> Datasets:
         batch = int(self.config.training.get("per_device_train_batch_size", 8))
@@ -363,7 +347,6 @@ class Comparison:
             if len(tried) > 1 and row.learning_rate in (tried[0], tried[-1]):
                 end = "smallest" if row.learning_rate == tried[0] else "largest"
                 yield f"the best rate of '{row.arm}' is the {end} that was tried: its best may lie beyond"
-        yield from self._decided
         if any(run.status == "diverged" for run in runs):
             yield "some runs diverged: their losses were not finite"
 

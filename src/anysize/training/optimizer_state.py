@@ -68,19 +68,14 @@ def save_state(model: PreTrainedModel, optimizer: torch.optim.Optimizer, folder:
     partial.replace(place)
 
 
-def sharded(fsdp: object, deepspeed: object) -> bool:
-    """Whether a run with these arguments, or under what launched it, divides its tensors over devices."""
-    launched = any(
-        os.environ.get(f"ACCELERATE_USE_{kind}", "false").lower() == "true" for kind in ("FSDP", "DEEPSPEED")
-    )
-    return bool(fsdp or deepspeed or launched)
-
-
 def require_kept(args: TrainingArguments) -> None:
     """Refuse to keep what a run with these arguments does not have, before it is trained."""
     if (optim := str(getattr(args.optim, "value", args.optim))) not in ADAMW:
         raise InputError(f"keep_optimizer: only the state of AdamW is kept, and training.optim is {optim}")
-    if sharded(args.fsdp, args.deepspeed):
+    launched = any(
+        os.environ.get(f"ACCELERATE_USE_{kind}", "false").lower() == "true" for kind in ("FSDP", "DEEPSPEED")
+    )
+    if args.fsdp or args.deepspeed or launched:
         raise InputError("keep_optimizer: needs whole tensors, and this run shards them; leave it out")
     if args.load_best_model_at_end:
         raise InputError("keep_optimizer: training.load_best_model_at_end leaves weights that the moments are not of")

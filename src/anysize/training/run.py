@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from anysize.config import SourceConfig, read_config, understand
-from anysize.errors import AnysizeError, InputError
+from anysize.config import read_config, understand
+from anysize.errors import InputError
 from anysize.io.hub import local_folder, open_checkpoint
 from anysize.io.lock import FolderLock
 from anysize.io.models import quiet_transformers
@@ -24,9 +24,8 @@ from anysize.target import public_sizes
 from anysize.tensors import num_parameters
 from anysize.training.arguments import fixed_arguments, training_arguments, with_defaults
 from anysize.training.card import training_card
-from anysize.training.config import Resize, TrainConfig
+from anysize.training.config import TrainConfig
 from anysize.training.data import Datasets, datasets_of
-from anysize.training.gentle import gently
 from anysize.training.loop import Outcome, last_checkpoint, make_teacher, run
 from anysize.training.memory import training_memory
 from anysize.training.optimizer_state import require_kept, require_state, save_state
@@ -55,30 +54,21 @@ def _held_out(config: TrainConfig) -> dict[str, Any]:
     return {"eval_strategy": "steps", "eval_steps": config.training.get("eval_steps", 100)}
 
 
-# What a config may leave to us (see gentle.py); a run that goes on keeps what it began with.
-_LEFT_TO_US = {"distill", "recipe"}
-
-
 class _Folder:
-    """The folder of a run: who made it, whether it is done, and the config with what it leaves to us (once claimed)."""
+    """The folder of a run: who made it, and whether it is done."""
 
     def __init__(self, config: TrainConfig) -> None:
         self.path = Path(config.output).expanduser()
-        self.config, self.note = config, ""
-        self._is_silent = not config.model_fields_set & _LEFT_TO_US
         self._is_new = False
         self._lock: FolderLock | None = None
-
-    @property
-    def _asked(self) -> dict[str, Any]:
-        return json.loads(self.config.model_dump_json(exclude={"output"}))
+        self._config = json.loads(config.model_dump_json(exclude={"output"}))
 
     def claim(self) -> dict[str, Any] | None:
         """Take the folder, or return the record of the same run where it is finished; refuse any other folder."""
         self._lock = FolderLock.of_runs(self.path, _RECORD, "run")
         try:
             known = self._claimed()
-        except AnysizeError:
+        except InputError:
             self.release()
             raise
         if known is not None:
@@ -90,24 +80,13 @@ class _Folder:
         self._is_new = not record.is_file()
         if record.is_file():
             known = json.loads(record.read_text(encoding="utf-8"))
-            if self._is_silent and known.get("is_silent"):
-                began = {name: known["config"][name] for name in _LEFT_TO_US}
-                self.config = TrainConfig.model_validate({**self._asked, "output": self.config.output, **began})
-                self.note = known["note"]
-            asked = self._asked
-            if known["config"] != asked:
-                changed = sorted(
-                    k for k in {*known["config"], *asked} if known["config"].get(k) != asked.get(k)
-                )  # fmt: skip
+            if known["config"] != self._config:
+                changed = sorted(k for k in {*known["config"], *self._config}
+                                 if known["config"].get(k) != self._config.get(k))  # fmt: skip
                 raise InputError(
                     f"the output '{self.path}' is of another config ({', '.join(changed)} differ): choose another one"
                 )
             return known if known["finished"] else None
-        try:
-            self.config, self.note = _completed(self.config)
-        except AnysizeError:
-            self.withdraw()
-            raise
         self.write(finished=False, found={})
         return None
 
@@ -123,28 +102,25 @@ class _Folder:
 
     def write(self, *, finished: bool, found: Mapping[str, Any]) -> dict[str, Any]:
         """Write the record, whole or not at all."""
-        told = {"finished": finished, "is_silent": self._is_silent, "note": self.note, "config": self._asked, **found}
+        told = {"finished": finished, "config": self._config, **found}
         write_json(self.path / _RECORD, told)
         return told
 
 
-def _claimed(folder: _Folder, state: Any) -> tuple[dict[str, Any] | None, TrainConfig]:
-    """Return what the first process finds in the folder, and the config as it is to be carried out, in every process.
-
-    All raise where the folder is refused.
-    """
+def _claimed(folder: _Folder, state: Any) -> dict[str, Any] | None:
+    """Return what the first process finds in the folder, in every process; all raise where it is refused."""
     from accelerate.utils import broadcast_object_list  # noqa: PLC0415
 
-    told: list[Any] = [None, None, None]
+    told: list[Any] = [None, None]
     if state.is_main_process:
         try:
-            told[:2] = folder.claim(), folder.config
-        except AnysizeError as error:
-            told[2] = error
+            told[0] = folder.claim()
+        except InputError as error:
+            told[1] = error
     broadcast_object_list(told)
-    if told[2] is not None:
-        raise told[2]
-    return told[0], told[1]
+    if told[1] is not None:
+        raise told[1]
+    return told[0]
 
 
 def _start(config: TrainConfig, state: Any, seed: int, progress: Progress, command: str) -> Start:
@@ -197,39 +173,10 @@ def _save(
         (folder / "README.md").write_text(training_card(start, found, command), encoding="utf-8")
 
 
-def _silent(stage: str, done: int, total: int) -> None:
-    del stage, done, total
-
-
-def _unheard(told: str) -> None:
-    del told
-
-
-def _target_of(resize: Resize) -> SourceConfig:
-    """Return the config of what a resize makes, planned without its calibration, which chooses no sizes."""
-    return understand(plan_of(resize.sizes_alone(), None, _silent).target_config)
-
-
-def _completed(config: TrainConfig) -> tuple[TrainConfig, str]:
-    """Return a config with what it leaves to us, and a note that says so where there is any."""
-    resize = config.resize
-    if resize is None:
-        return config, ""
-
-    def sizes() -> tuple[SourceConfig, SourceConfig]:
-        source = understand(read_config(local_folder(resize.source, without_weights=True)))
-        return source, _target_of(resize)
-
-    return gently(config, resize.preset, config.training, sizes)
-
-
-def train(
-    config: TrainConfig, *, command: str, origin: str, progress: Progress, tell: Callable[[str], None] = _unheard
-) -> dict[str, Any]:
+def train(config: TrainConfig, *, command: str, origin: str, progress: Progress) -> dict[str, Any]:
     """Carry out a training config and return its record: losses, tokens a second, seconds; a finished run at once.
 
-    The same config goes on from its last whole checkpoint. `tell` hears, before anything is trained, what was decided
-    where the config is silent. Raises InputError or OutputError for what cannot be used.
+    The same config goes on from its last whole checkpoint. Raises InputError or OutputError for what cannot be used.
     """
     from accelerate import PartialState  # noqa: PLC0415
 
@@ -246,11 +193,8 @@ def train(
             f"{world} processes were started and each trains alone, because there is no accelerator: set "
             "training.use_cpu to train on processors together, or start one process"
         )
-    known, config = _claimed(folder, state)
-    if known is not None:
+    if (known := _claimed(folder, state)) is not None:
         return known
-    if folder.note and state.is_main_process:
-        tell(folder.note)
     try:
         found = _trained(config, folder, args, state, command, progress)
         return folder.write(finished=True, found=found) if state.is_main_process else {}
@@ -298,15 +242,18 @@ def _found(outcome: Outcome, start: Start, data: Datasets) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _silent(stage: str, done: int, total: int) -> None:
+    del stage, done, total
+
+
 def foreseen(config: TrainConfig, origin: str) -> dict[str, Any]:
     """Return what a run would be: sizes, tokens a step, and bytes on each of some numbers of devices; loads no weights.
 
     The target of a resize that shrinks is planned without its calibration, which chooses coordinates but no sizes.
     """
-    config, note = _completed(config)
     args = training_arguments({**with_defaults(config.training), **fixed_arguments(config.output)}, origin)
     if config.resize is not None:
-        understood = _target_of(config.resize)
+        understood = understand(plan_of(config.resize.sizes_alone(), None, _silent).target_config)
     else:
         understood = understand(read_config(local_folder(config.model or config.random, without_weights=True)))
     teacher = None
@@ -328,5 +275,4 @@ def foreseen(config: TrainConfig, origin: str) -> dict[str, Any]:
         "num_parameters": num_parameters(understood), "sizes": public_sizes(understood),
         "tokens_a_step_each": batch * length * args.gradient_accumulation_steps,
         "memory_bytes": {name: {**asdict(found), "total": found.total} for name, found in tables.items()},
-        "note": note,
     }  # fmt: skip
