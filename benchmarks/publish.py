@@ -219,7 +219,12 @@ _COMPARED: tuple[tuple[str, str, str, str, float], ...] = (
     ("shrink-vision", "subspace + distillation, 1/5 of the steps", "random", "steps", 1 / 5),
 )
 # The arms of growing that are to lose nothing on the way, and to end below the random start.
-_NO_DIP = (("grow", "fresh, eased in"), ("grow-by-half", "fresh, eased in"))
+_NO_DIP = (
+    ("grow", "fresh"),
+    ("grow", "fresh, eased in"),
+    ("grow-by-half", "fresh"),
+    ("grow-by-half", "fresh, eased in"),
+)
 _COUNTED = {
     "steps": "the steps", "seconds": "the seconds, calibration, conversion and teacher included,"
 }  # fmt: skip
@@ -291,6 +296,11 @@ def compared_section(suite: str) -> str:
     if source is not None and source.train_s is not None:
         about += f", its own training {source.train_s:,.0f} s ({source.train_tokens or 0:,.0f} {unit})"
     rates = ", ".join(f"{rate:g}" for rate in found.learning_rates)
+    own = [
+        f"'{arm.name}' tried {', '.join(f'{rate:g}' for rate in arm.settings['learning_rates'])}"
+        for arm in found.arms if "learning_rates" in arm.settings
+    ]  # fmt: skip
+    rates += f" ({'; '.join(own)})" if own else ""
     halved = "halved by short runs and " if any(run.status == "trial" for run in found.runs) else ""
     notes = " ".join(f"{note[0].upper()}{note[1:]}." for note in found.notes)
     where = (
