@@ -22,9 +22,9 @@ import psutil
 from anysize.io.cache import cache_folder
 
 # Novels, pictures and tasks lie beside the repository; benchmarks/README.md says what they are.
-DATA = Path(os.environ.get("ANYSIZE_BENCH_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+DATA = Path(os.environ.get("ANYSIZE_BENCH_DATA", Path(__file__).parents[2] / "shared" / "data")).resolve()
 # What is trained once and kept: sources, and the finished runs of comparisons.
-CACHE = cache_folder() / "benchmarks"
+CACHE = cache_folder().resolve() / "benchmarks"
 
 
 @dataclass(frozen=True)

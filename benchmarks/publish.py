@@ -170,7 +170,7 @@ def shrink_section() -> str:
     """Return what shrinking keeps before training, and what it saves in training, arm by arm."""
     record = results("shrink")
     found = record["results"]
-    before = found["before"]
+    before = {suite: losses for suite, losses in found["before"].items() if suite in found["tables"]}
     rows = [
         [arm, *(f"{before[suite][arm]:.3f}" if arm in before[suite] else "" for suite in before)]
         for arm in before["half width"]

@@ -56,7 +56,7 @@ SUITES = {
     "grow-ages": Suite({"source": replace(_QUARTER, steps=6000), "young": replace(_QUARTER, steps=500),
                         "older": replace(_QUARTER, steps=2000)}),
 }  # fmt: skip
-_QUICK = {"learning_rates": [2e-3, 4e-3], "seeds": [0]}
+_COUNTS_STEPS = ("max_steps", "until_step", "warmup_steps", "old_warmup_steps")
 
 
 def _in_half(raw: Any) -> Any:
@@ -64,7 +64,7 @@ def _in_half(raw: Any) -> Any:
     if not isinstance(raw, dict):
         return raw
     return {
-        key: value // 2 if key in ("max_steps", "until_step") and isinstance(value, int) else _in_half(value)
+        key: value // 2 if key in _COUNTS_STEPS and isinstance(value, int) else _in_half(value)
         for key, value in raw.items()
     }
 
@@ -98,7 +98,8 @@ def run(name: str, *, quick: bool, workers: int | None) -> Results:
         os.chdir(place)
         raw = _with_costs(raw, costs)
         if quick:
-            raw = _in_half(raw | _QUICK | {"output": f"{name}-quick"})
+            rates = raw["learning_rates"][:2]
+            raw = _in_half(raw | {"learning_rates": rates, "seeds": [0], "output": f"{name}-quick"})
         command = f"python -m benchmarks.train.run {name}{' --quick' if quick else ''}"
         config = compare_config({**raw, "workers": workers}, f"{name}.yaml")
         results = compare(config, text=spelled(raw), command=command, progress=progress)
@@ -116,10 +117,12 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one seed, two rates, half the steps")
     parser.add_argument("--workers", type=int, default=None, help="runs at a time (default: one a core)")
     asked = parser.parse_args()
-    for name in asked.suites or SUITES:
+    suites: list[str] = asked.suites or list(SUITES)
+    for name in suites:
         folder = novels.NOVELS if SUITES[name].data == "novels" else pictures.IMAGES
         if not folder.is_dir():
-            raise SystemExit(f"the data are not here ({folder.name}): {name} needs them, see benchmarks/README.md")
+            raise SystemExit(f"{folder} is not there: {name} needs it, see benchmarks/README.md")
+    for name in suites:
         begin = time.perf_counter()
         run(name, quick=asked.quick, workers=asked.workers)
         print(f"{name}: {time.perf_counter() - begin:.0f} s")

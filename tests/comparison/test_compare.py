@@ -225,13 +225,14 @@ def test_each_arm_pays_for_its_own_source() -> None:
         "random": {"random": True}, "taught": {"random": True, "distill": {}}, "ours": {},
         "by another": {"distill": {"teacher": "elsewhere"}}, "far": far, "unknown": {"source": "unknown"},
         "far, taught by near": {**far, "distill": {}}, "far, taught by itself": {**far, "distill": {"teacher": "far"}},
+        "named": {"source": "s"},
     }  # fmt: skip
     config = compare_config(
         config_of(Path("s"), Path("t"), Path("o"), arms=arms, source_cost={"train_s": 50.0}), "c.yaml"
     )
     assert {name: config.source_cost_of(name).train_s for name in arms} == {
         "random": 0, "taught": 50, "ours": 50, "by another": None, "far": 7, "unknown": None,
-        "far, taught by near": 57, "far, taught by itself": 7,
+        "far, taught by near": 57, "far, taught by itself": 7, "named": 50,
     }  # fmt: skip
     with pytest.raises(InputError, match="without a source of its own"):
         compare_config({**config_of(Path("s"), Path("t"), Path("o")), "arms": {"a": {"source_cost": {}}}}, "c.yaml")

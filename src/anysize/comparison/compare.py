@@ -336,7 +336,8 @@ class Comparison:
         if split == "validation":
             yield "there are no test data: figures are of the validation data that rates were chosen on"
         grown = num_parameters(self.target) > num_parameters(self.source)
-        random = min((row.after for row in rows if self.config.arms[row.arm].random), default=None)
+        arms = self.config.arms
+        random = min((row.after for row in rows if arms[row.arm].random and not arms[row.arm].distill), default=None)
         if grown and random is not None and source is not None and random > source.test - 0.1:
             yield (
                 f"this comparison shows nothing about growing '{source.location}': the random arm ends at "

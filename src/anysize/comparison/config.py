@@ -150,7 +150,7 @@ class CompareConfig(Section):
         """Return what the models took that an arm starts from or learns from; nothing for a random start alone."""
         asked = self.arms[arm]
         costs = {self.source: self.source_cost}
-        if asked.source:
+        if asked.source and (asked.source != self.source or "source_cost" in asked.model_fields_set):
             costs[asked.source] = asked.source_cost
         used = set() if asked.random else {asked.source or self.source}
         if asked.distill is not None:

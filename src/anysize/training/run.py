@@ -255,7 +255,10 @@ def foreseen(config: TrainConfig, origin: str) -> dict[str, Any]:
     if config.resize is not None:
         understood = understand(plan_of(config.resize.sizes_alone(), None, _silent).target_config)
     else:
-        understood = understand(read_config(local_folder(config.model or config.random, without_weights=True)))
+        understood = understand(
+            open_checkpoint(config.model).config if config.model
+            else read_config(local_folder(config.random, without_weights=True))
+        )  # fmt: skip
     teacher = None
     if config.distill is not None:
         location = config.distill.teacher or (config.resize.source if config.resize else "")
@@ -269,7 +272,8 @@ def foreseen(config: TrainConfig, origin: str) -> dict[str, Any]:
             understood, teacher, batch=batch, length=length, half=bool(args.bf16 or args.fp16),
             checkpointing=bool(checkpointing), shards=shards, apart=config.recipe.new_parameters is not None,
         )
-        for shards in (1, 2, 4, 8, 16, 32, 64)
+        # What has rates of its own element by element cannot be sharded.
+        for shards in ((1,) if config.recipe.new_parameters else (1, 2, 4, 8, 16, 32, 64))
     }  # fmt: skip
     return {
         "num_parameters": num_parameters(understood), "sizes": public_sizes(understood),
