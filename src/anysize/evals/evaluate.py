@@ -79,8 +79,9 @@ def evaluate(
 
     `data` is a text file, a folder, parquet or jsonl with a text column (`column` where there are several) or a `split`
     of a Hub data set, read in its order: the first `tokens` tokens (for an image model so many images from all parts of
-    the data, with integer labels in `label_column`). Windows are `sequence_length` tokens long, by default 1,024 or what the model has positions for;
-    `docs/evaluation.md` says how they are made. `source` adds its own loss, KL(source || model) and top-1 agreement.
+    the data, with integer labels in `label_column`). Windows are `sequence_length` tokens long, by default 1,024 or
+    what the model has positions for; `docs/evaluation.md` says how they are made. `source` adds its own loss,
+    KL(source || model) and top-1 agreement.
     `tasks` are run by lm-eval on the parquet files in `task_data`, the first `limit` examples of each.
     Raises InputError for what cannot be used or compared, and as `anysize.plan` does for a checkpoint.
     """
