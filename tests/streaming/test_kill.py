@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -87,13 +88,17 @@ def test_a_whole_command_that_is_interrupted_exits_130_and_goes_on(
     source = new_llama(tmp_path / "source", head_dim=96, **sizes)
     command = [str(Path(sys.executable).with_name("anysize")), "resize", str(source), str(tmp_path / "out")]
     command += ["--hidden-size", "768", "--intermediate-size", "3072", "--preset", "split", "--verify", "off"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     journal = writer.staging_folder(tmp_path / "out") / writer.JOURNAL
-    while not (journal.is_file() and journal.read_bytes().count(b"\n") > 3):
-        assert process.poll() is None
-        time.sleep(0.002)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    for _ in range(5):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        while not (journal.is_file() and journal.read_bytes().count(b"\n") > 3) and process.poll() is None:
+            time.sleep(0.002)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+        # On a busy machine it may be done before it hears of it.
+        if process.returncode != 0:
+            break
+        shutil.rmtree(tmp_path / "out")
     assert process.returncode == 130, err
     assert "the same command continues where it stopped" in err
     assert not (tmp_path / "out").exists()
