@@ -19,6 +19,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from anysize.training.distill import distilled, kl_divergence
+from anysize.training.optimizer_state import FILE, save_state
 from benchmarks.measure import CACHE, DATA
 
 # Half of the loss is the divergence from the teacher; nine tenths are better (benchmarks/train, docs/log.md).
@@ -178,7 +179,7 @@ def train(
         optimizer.step()
         optimizer.zero_grad()
         spent += time.process_time() - begin
-    return {"losses": found, "cpu_s": spent}
+    return {"losses": found, "cpu_s": spent, "optimizer": optimizer}
 
 
 @torch.no_grad()
@@ -192,11 +193,14 @@ def held_out_loss(model: Any, ids: torch.Tensor, settings: Settings, windows: in
 
 
 def source(settings: Settings) -> tuple[Path, dict[str, Any]]:
-    """Return the folder of the pretrained source and what its making cost; made once and cached."""
+    """Return the folder of the pretrained source, the state of its optimizer with it, and what its making cost.
+
+    Made once and cached.
+    """
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     home = CACHE / f"source-{settings.key}"
-    if not (home / "made.json").is_file():
+    if not ((home / "made.json").is_file() and (home / FILE).is_file()):
         ids = tokens(settings)
         torch.manual_seed(settings.seed)
         model = LlamaForCausalLM(LlamaConfig(**{k: v for k, v in config(settings).items() if k != "architectures"}))
@@ -205,6 +209,7 @@ def source(settings: Settings) -> tuple[Path, dict[str, Any]]:
         run = train(model, half, settings, steps=settings.steps, rate=settings.rate,
                     weight_decay=settings.weight_decay, seed=settings.seed, evaluate=at_end)  # fmt: skip
         model.save_pretrained(home)
+        save_state(model, run["optimizer"], home)
         place = CACHE / f"novels-{settings.vocab_size}-{settings.train_characters}" / "tokenizer.json"
         PreTrainedTokenizerFast(tokenizer_file=str(place), bos_token="<s>", eos_token="<s>").save_pretrained(home)
         made = {"validation_loss": run["losses"][settings.steps], "cpu_s": run["cpu_s"], "settings": asdict(settings)}

@@ -33,12 +33,11 @@ Source = novels.Settings | pictures.Settings
 class Suite:
     """What the sources of a config file are made of, by the names that it has for them; the first is its `source`.
 
-    data: the folder that its data are in. quick_steps: of the sources in a quick run, where theirs take too long.
+    data: the folder that its data are in.
     """
 
     sources: Mapping[str, Source]
     data: str = "novels"
-    quick_steps: int | None = None
 
 
 _LARGE = novels.Settings()
@@ -47,24 +46,26 @@ _QUARTER = replace(_LARGE, hidden_size=32, intermediate_size=86, num_attention_h
 # Young and small: what trains beside it ends 0.1 nats/token and more below it.
 _YOUNG = replace(_HALF, steps=1100)
 SUITES = {
-    "shrink": Suite({"source": _LARGE}, quick_steps=800),
-    "shrink-depth": Suite({"source": _LARGE}, quick_steps=800),
-    "shrink-further": Suite({"source": _LARGE, "closer": _HALF}, quick_steps=800),
-    "shrink-vision": Suite({"source": pictures.Settings()}, data="images", quick_steps=1000),
+    "shrink": Suite({"source": _LARGE}),
+    "shrink-depth": Suite({"source": _LARGE}),
+    "shrink-further": Suite({"source": _LARGE, "closer": _HALF}),
+    "shrink-vision": Suite({"source": pictures.Settings()}, data="images"),
     "grow": Suite({"source": _YOUNG}),
     "grow-by-half": Suite({"source": _YOUNG}),
     "grow-ages": Suite({"source": replace(_QUARTER, steps=6000), "young": replace(_QUARTER, steps=500),
                         "older": replace(_QUARTER, steps=2000)}),
 }  # fmt: skip
+# A quick run has this part of the steps, of sources and of arms, and measures so often.
+_QUICK_PART, _QUICK_EVALUATIONS = 4, 8
 _COUNTS_STEPS = ("max_steps", "until_step", "warmup_steps", "old_warmup_steps")
 
 
-def _in_half(raw: Any) -> Any:
-    """Return a config in which whatever counts steps is half as much, shorter arms and their teachers included."""
+def _in_part(raw: Any) -> Any:
+    """Return a config in which whatever counts steps is a part of it, shorter arms and their teachers included."""
     if not isinstance(raw, dict):
         return raw
     return {
-        key: value // 2 if key in _COUNTS_STEPS and isinstance(value, int) else _in_half(value)
+        key: value // _QUICK_PART if key in _COUNTS_STEPS and isinstance(value, int) else _in_part(value)
         for key, value in raw.items()
     }
 
@@ -85,7 +86,7 @@ def run(name: str, *, quick: bool, workers: int | None) -> Results:
         costs: dict[str, dict[str, float]] = {}
         homes: dict[str, Path] = {}
         for source, made_of in suite.sources.items():
-            settings = replace(made_of, steps=suite.quick_steps) if quick and suite.quick_steps else made_of
+            settings = replace(made_of, steps=made_of.steps // _QUICK_PART) if quick else made_of
             homes[source], seconds = settings.source(progress)
             costs[source] = {"train_s": seconds, "train_tokens": settings.examples}
         # Paths in results are those of a place that looks alike everywhere.
@@ -99,7 +100,8 @@ def run(name: str, *, quick: bool, workers: int | None) -> Results:
         raw = _with_costs(raw, costs)
         if quick:
             rates = raw["learning_rates"][:2]
-            raw = _in_half(raw | {"learning_rates": rates, "seeds": [0], "output": f"{name}-quick"})
+            less = {"learning_rates": rates, "seeds": [0], "evaluations": _QUICK_EVALUATIONS}
+            raw = _in_part(raw | less | {"output": f"{name}-quick"})
         command = f"python -m benchmarks.train.run {name}{' --quick' if quick else ''}"
         config = compare_config({**raw, "workers": workers}, f"{name}.yaml")
         results = compare(config, text=spelled(raw), command=command, progress=progress)
@@ -114,7 +116,7 @@ def main() -> None:
     """Run the suites that are asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("suites", nargs="*", choices=[[], *SUITES], help="all where none is named")
-    parser.add_argument("--quick", action="store_true", help="one seed, two rates, half the steps")
+    parser.add_argument("--quick", action="store_true", help="one seed, two rates, a quarter of the steps")
     parser.add_argument("--workers", type=int, default=None, help="runs at a time (default: one a core)")
     asked = parser.parse_args()
     suites: list[str] = asked.suites or list(SUITES)

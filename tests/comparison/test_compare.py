@@ -219,6 +219,30 @@ def test_arms_of_other_sizes_are_refused(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("_no_processes")
+def test_an_arm_whose_own_source_has_changed_is_trained_again(
+    llama: Path, new_llama: Callable[..., Path], story: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(llama, other)
+    arms = {"random": {"random": True}, "ours": {"preset": "weight-selection"},
+            "theirs": {"preset": "subcloning", "source": str(other)}}  # fmt: skip
+    changes: dict[str, Any] = {"seeds": [0], "learning_rates": [1e-3], "training": {"max_steps": 2}}
+    config = config_of(llama, story, tmp_path / "out", arms=arms, **changes)
+    before = {row.arm: row for row in carried_out(config).rows}
+    new = new_llama(tmp_path / "new", seed=5)
+    shutil.copy(new / "model.safetensors", other / "model.safetensors")
+    after = {row.arm: row for row in carried_out(config).rows}
+    assert after["ours"] == before["ours"]
+    assert after["theirs"].before != before["theirs"].before
+    # Its scores and its start are those of the new weights.
+    assert len(list((tmp_path / "out" / "scores").glob("*.safetensors"))) == 2
+    fresh = carried_out({**config, "output": str(tmp_path / "fresh")})
+    assert {row.arm: row.after_of_seeds for row in fresh.rows} == {
+        arm: row.after_of_seeds for arm, row in after.items()
+    }
+
+
 def test_each_arm_pays_for_its_own_source() -> None:
     far = {"source": "far", "source_cost": {"train_s": 7.0}}
     arms = {
@@ -307,7 +331,7 @@ def test_one_process_at_a_time_works_in_a_folder(llama: Path, story: Path, tmp_p
     raw = config_of(llama, story, tmp_path / "out")
     config = compare_config(raw, "c.yaml")
     (tmp_path / "out").mkdir()
-    claimed(config, Checkpoint(llama).identity)
+    claimed(config, Checkpoint(llama).identity, {})
     before = sorted(p.name for p in (tmp_path / "out").iterdir())
     with FolderLock(tmp_path / "out"), pytest.raises(OutputError, match="another process is at work in"):
         compare(config, text="", command="", progress=lambda *_: None)

@@ -87,6 +87,15 @@ def test_a_warm_up_takes_smaller_steps_at_first() -> None:
     assert first[2] == pytest.approx(0.025, rel=1e-3)
 
 
+@pytest.mark.parametrize(
+    "asked", [{"warmup_steps": 0.2, "old_warmup_steps": 0.5}, {"warmup_steps": 4, "old_warmup_steps": 10}]
+)
+def test_a_warm_up_may_be_a_share_of_the_run(asked: dict[str, float]) -> None:
+    rates = NewParameters(**asked).of_run(20)  # type: ignore[arg-type]
+    assert (rates.warmup_steps, rates.old_warmup_steps) == (4, 10)
+    assert NewParameters().of_run(20) == NewParameters()
+
+
 def test_groups_hold_every_parameter_once_at_its_rate(llama: Path) -> None:
     model = anysize.resize(llama, intermediate_size=50, verify="off")
     config = understand(model.config.to_dict() | {"architectures": ["LlamaForCausalLM"]})  # type: ignore[union-attr]

@@ -17,7 +17,7 @@ import yaml
 
 from anysize.calibration import calibrate
 from anysize.training.config import Resize, train_config
-from anysize.training.run import _Folder
+from anysize.training.run import _Folder, train
 from anysize.training.start import plan_of
 from anysize.training.trainer import AnysizeTrainer
 from tests.conftest import Ran
@@ -322,3 +322,16 @@ def test_a_random_start_needs_no_weights(llama: Path, story: Path, tmp_path: Pat
     refused = cli("train", path, "--set", f"model={blank}", "--set", "random=''", "--set", f"output={tmp_path / 'no'}")
     assert refused.code == 2
     assert "has no model.safetensors" in refused.err
+
+
+def test_a_share_of_a_warm_up_is_of_the_steps_that_the_run_has(llama: Path, story: Path, tmp_path: Path) -> None:
+    curves: list[Any] = []
+    for name, warmup in (("share", 0.5), ("steps", 6), ("none", 0)):
+        raw = config_of(
+            llama, story, tmp_path / name, resize={"source": str(llama), "intermediate_size": 96, "preset": "fresh"},
+            recipe={"new_parameters": {"old_warmup_steps": warmup}},
+        )  # fmt: skip
+        raw["model"] = ""
+        train(train_config(raw, "c.yaml"), command="", origin="c.yaml", progress=lambda *_: None)
+        curves.append(record(tmp_path / name)["curve"])
+    assert curves[0] == curves[1] != curves[2]

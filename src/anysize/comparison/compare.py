@@ -85,13 +85,15 @@ class Comparison:
         self._arms: dict[str, Arm] = {}
         self.tensors = open_checkpoint(config.source)
         self.source = understand(self.tensors.config)
-        self._check_vocabularies()
+        self.others = self._others()
         self.target = self._target()
         self.data = self._data()
         self._check_states()
         self.lock = FolderLock.of_runs(Path(config.output).expanduser(), RECORD, "comparison")
         try:
-            self.place = claimed(config, self.tensors.identity)
+            self.place = claimed(
+                config, self.tensors.identity, {name: other.identity for name, other in self.others.items()}
+            )
         except AnysizeError:
             self.lock.release()
             raise
@@ -103,20 +105,20 @@ class Comparison:
             self.lock.release()
             raise
 
-    def _check_vocabularies(self) -> None:
-        """Refuse arms whose source or teacher has another vocabulary, before anything is made."""
+    def _others(self) -> dict[str, TensorSource]:
+        """Return sources and teachers of single arms by name; refuse those with another vocabulary."""
         mine = _tokenizer_of(self.tensors)
-        for name, arm in self.config.arms.items():
-            for other in (arm.source, arm.distill.teacher if arm.distill else ""):
-                if not other:
-                    continue
-                tensors = open_checkpoint(other)
+        others: dict[str, TensorSource] = {}
+        for name in self.config.arms:
+            for other in self.config.models_of(name):
+                others[other] = tensors = others.get(other) or open_checkpoint(other)
                 require_same_vocabulary(self.source, understand(tensors.config), other)
                 if _tokenizer_of(tensors) != mine:
                     raise InputError(
                         f"arm '{name}': the tokenizer of '{other}' is not that of '{self.config.source}', so the arms "
                         "would not see the same tokens"
                     )
+        return others
 
     def _check_states(self) -> None:
         """Refuse arms whose optimizer is to go on with what no source has left."""
@@ -128,16 +130,18 @@ class Comparison:
 
     def _target(self) -> SourceConfig:
         """Return the config that all arms have: that of a plan which needs no data."""
-        resize = next((self.config.resize_of(arm, 0) for arm in self.config.arms), None)
-        assert resize is not None
+        resize = self.config.resize_of(next(iter(self.config.arms)), 0)
         if resize.vocab_size not in (None, self.source.sizes.get("vocab")):
             raise InputError("target.vocab_size: all arms and the teacher share the source's vocabulary")
-        plain = resize.sizes_alone().model_copy(update={"source": self.config.source, "untie": False})
-        target = understand(plan_of(plain, None, self.progress).target_config)
+
+        def made_of(source: str) -> SourceConfig:
+            plain = resize.sizes_alone().model_copy(update={"source": source, "untie": False})
+            return understand(plan_of(plain, None, self.progress).target_config)
+
+        target = made_of(self.config.source)
         for name, arm in self.config.arms.items():
             if arm.source:
-                other = plain.model_copy(update={"source": arm.source})
-                made = understand(plan_of(other, None, self.progress).target_config)
+                made = made_of(arm.source)
                 if made.sizes != target.sizes:
                     raise InputError(
                         f"arm '{name}': target makes {_told(made)} of '{arm.source}' and {_told(target)} of "

@@ -146,6 +146,12 @@ class CompareConfig(Section):
             readers=asked.readers, layers=asked.layers, noise_db=asked.noise_db, untie=asked.untie, seed=seed,
         )  # fmt: skip
 
+    def models_of(self, arm: str) -> tuple[str, ...]:
+        """Return the models that an arm has for itself: its own source, and a teacher that is not the comparison's."""
+        asked = self.arms[arm]
+        named = (asked.source, asked.distill.teacher if asked.distill else "")
+        return tuple(dict.fromkeys(name for name in named if name and name != self.source))
+
     def source_cost_of(self, arm: str) -> SourceCost:
         """Return what the models took that an arm starts from or learns from; nothing for a random start alone."""
         asked = self.arms[arm]

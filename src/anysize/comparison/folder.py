@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,10 +33,18 @@ def key_of(*parts: Any) -> str:
 
 @dataclass(frozen=True)
 class Place:
-    """The folder of one comparison; `identity` is of everything that its runs share: source, target, data, training."""
+    """The folder of one comparison.
+
+    identity: of everything that its runs share, source, target, data, training. identities: of the weights of models
+    that some arms have for themselves, sources and teachers, by their names.
+    """
 
     path: Path
     identity: str
+    identities: Mapping[str, str]
+
+    def _key(self, models: Iterable[str], *parts: Any) -> str:
+        return key_of(self.identity, *parts, *(self.identities[model] for model in models if model in self.identities))
 
     def withdraw(self) -> None:
         """Remove the folder of a comparison that could not begin; one that has runs stays."""
@@ -51,22 +60,23 @@ class Place:
         """Return where the scores of a source lie, with all that the arms ask of them."""
         from anysize.calibration.scores import FORMAT  # noqa: PLC0415
 
-        key = key_of(self.identity, source, config.leaves_one_out(source), FORMAT)
+        key = self._key([source], source, config.leaves_one_out(source), FORMAT)
         return self.path / "scores" / f"{key}.safetensors"
 
     def start(self, config: CompareConfig, arm: str, seed: int) -> Path:
         """Return where the model that an arm starts from lies."""
-        resize = config.resize_of(arm, seed).model_dump(mode="json")
+        resize = config.resize_of(arm, seed)
         # Another version may make another start of the same resize.
-        return self.path / "starts" / key_of(self.identity, resize, __version__)
+        return self.path / "starts" / self._key([resize.source], resize.model_dump(mode="json"), __version__)
 
     def run(self, config: CompareConfig, arm: str, rate: float, seed: int, steps: int) -> Path:
         """Return the folder of one run: two arms that differ in nothing but their names share it."""
         asked = config.arms[arm].model_dump(mode="json", exclude={"learning_rates", "source_cost"})
-        return self.path / "runs" / key_of(self.identity, asked, config.evaluations, rate, seed, steps)
+        models = config.models_of(arm)
+        return self.path / "runs" / self._key(models, asked, config.evaluations, rate, seed, steps)
 
 
-def claimed(config: CompareConfig, source_identity: str) -> Place:
+def claimed(config: CompareConfig, source_identity: str, identities: Mapping[str, str]) -> Place:
     """Return the folder of a comparison, which is locked already; raise InputError where it holds another one.
 
     Arms, rates and seeds may be added to a comparison; source, target, data and shared training may not change.
@@ -91,4 +101,4 @@ def claimed(config: CompareConfig, source_identity: str) -> Place:
             )
     else:
         write_json(record, shared)
-    return Place(path, key_of(shared))
+    return Place(path, key_of(shared), identities)

@@ -98,7 +98,8 @@ def in_small(job: Job) -> ArmConfig:
     if distill is not None and distill.until_step is not None:
         distill = distill.model_copy(update={"until_step": max(1, scaled(distill.steps_taught(whole)))})
     if (new := recipe.new_parameters) is not None:
-        warmups = {"warmup_steps": scaled(new.warmup_steps), "old_warmup_steps": scaled(new.old_warmup_steps)}
+        new = new.of_run(whole)
+        warmups = {name: scaled(getattr(new, name)) for name in ("warmup_steps", "old_warmup_steps")}
         recipe = recipe.model_copy(update={"new_parameters": new.model_copy(update=warmups)})
     return arm.model_copy(update={"distill": distill, "recipe": recipe})
 

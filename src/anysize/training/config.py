@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from anysize.errors import did_you_mean, joined
 from anysize.layers import EVOLUTIONARY, SCORED
@@ -15,6 +15,21 @@ from anysize.training.config_file import refusals
 
 # What a role may be called in `recipe.learning_rate_factors`.
 ROLES = ("embedding", "norm", "query-key", "value-output", "feed-forward", "other")
+
+
+def _whole_or_share(asked: int | float) -> int | float:
+    if isinstance(asked, float) and asked >= 1:
+        raise ValueError(f"{asked}: wanted a whole number of steps, or a share of the run below 1")
+    return asked
+
+
+# Of a run: a whole number, or below 1 a share of them.
+Steps = Annotated[int | float, AfterValidator(_whole_or_share)]
+
+
+def in_steps(asked: Steps, whole: int) -> int:
+    """Return how many steps of a run with so many are asked for."""
+    return max(1, round(asked * whole)) if isinstance(asked, float) and asked else int(asked)
 
 
 class Section(BaseModel):
@@ -81,7 +96,7 @@ class Distill(Section):
     teacher: str = ""
     weight: float = Field(default=0.9, ge=0, le=1)
     temperature: float = Field(default=1.0, gt=0)
-    until_step: int | float | None = Field(default=None, gt=0)
+    until_step: Steps | None = Field(default=None, gt=0)
     top_k: int | None = Field(default=None, ge=1)
     cache: str = ""
     hidden_weight: float = Field(default=0.0, ge=0)
@@ -89,17 +104,10 @@ class Distill(Section):
 
     def steps_taught(self, steps: int) -> int:
         """Return how many of the steps of a run are taught."""
-        until = self.until_step
-        if until is None:
-            return steps
-        return max(1, round(until * steps)) if isinstance(until, float) else min(until, steps)
+        return steps if self.until_step is None else min(in_steps(self.until_step, steps), steps)
 
     @model_validator(mode="after")
     def _sound(self) -> Distill:
-        if isinstance(self.until_step, float) and self.until_step >= 1:
-            raise ValueError(
-                f"until_step is {self.until_step}: wanted a whole number of steps, or a share of the run below 1"
-            )
         if self.cache and not (self.weight and self.top_k) and not self.self_data:
             raise ValueError("cache keeps top-k targets, and the words of self_data: ask for either of them as well")
         if not self.weight and (idle := self.model_fields_set & {"top_k", "temperature"}):
@@ -113,14 +121,19 @@ class NewParameters(Section):
     """Rates of their own for what a plan added, element by element.
 
     learning_rate_factor: multiplies the rate of new elements. warmup_steps: over which that of new elements rises from
-    0 (the schedule of all goes on beside). old_learning_rate_factor, old_warmup_steps: the same for what came from the
-    source.
+    0 (the schedule of all goes on beside); a number below 1 is a share of the run's steps. old_learning_rate_factor,
+    old_warmup_steps: the same for what came from the source.
     """
 
     learning_rate_factor: float = Field(default=1.0, ge=0)
-    warmup_steps: int = Field(default=0, ge=0)
+    warmup_steps: Steps = Field(default=0, ge=0)
     old_learning_rate_factor: float = Field(default=1.0, ge=0)
-    old_warmup_steps: int = Field(default=0, ge=0)
+    old_warmup_steps: Steps = Field(default=0, ge=0)
+
+    def of_run(self, steps: int) -> NewParameters:
+        """Return the same for a run of so many steps, with both warm-ups in steps."""
+        warmups = {name: in_steps(getattr(self, name), steps) for name in ("warmup_steps", "old_warmup_steps")}
+        return self.model_copy(update=warmups)
 
 
 class Recipe(Section):

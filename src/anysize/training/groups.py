@@ -93,14 +93,15 @@ def grouped(
     return [{"params": params, "lr": rate * factor, "weight_decay": decay} for (factor, decay), params in made.items()]
 
 
-def _warmed(step: int, warmup_steps: int) -> float:
+def _warmed(step: int, warmup_steps: float) -> float:
     return 1.0 if step >= warmup_steps else (step + 1) / (warmup_steps + 1)
 
 
 class ElementwiseAdamW(torch.optim.AdamW):
     """AdamW whose steps are scaled element by element: new elements by one factor, the others by another.
 
-    `new` says which elements of a parameter are new. Parameters that are not in it are old as a whole.
+    `new` says which elements of a parameter are new. Parameters that are not in it are old as a whole. The warm-ups of
+    `rates` are in steps (see NewParameters.of_run).
     """
 
     def __init__(

@@ -270,4 +270,5 @@ class AnysizeTrainer(Trainer):
             raise InputError("recipe.new_parameters: only a start that a plan makes (resize) has new parameters")
         parameters = dict(plain.named_parameters())
         new = {parameters[n]: mask.to(args.device) for n, mask in new_elements(self.plan, plain).items()}
-        return ElementwiseAdamW(groups, new, recipe.new_parameters, betas=betas, eps=args.adam_epsilon)
+        rates = recipe.new_parameters.of_run(self.state.max_steps)
+        return ElementwiseAdamW(groups, new, rates, betas=betas, eps=args.adam_epsilon)
