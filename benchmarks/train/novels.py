@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from anysize.progress import Progress
 from anysize.training.distill import distilled, kl_divergence
 from anysize.training.optimizer_state import FILE, save_state
 from benchmarks.measure import CACHE, DATA
@@ -58,7 +58,7 @@ class Settings:
         """Write train.parquet, of text that no source has been trained on, and validation.parquet and test.parquet."""
         _write_unseen(folder, self)
 
-    def source(self, progress: Callable[[str, int, int], None]) -> tuple[Path, float]:
+    def source(self, progress: Progress) -> tuple[Path, float]:
         """Return the folder of the trained source, and the processor seconds that it took; a finished one at once."""
         del progress
         home, made = source(self)

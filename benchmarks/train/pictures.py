@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from anysize.io.whole import write_json
+from anysize.progress import Progress
 from anysize.training.config import train_config
 from anysize.training.run import train
 from benchmarks.measure import CACHE, DATA
@@ -65,7 +65,7 @@ class Settings:
         parquet.write_table(train.take(held_out), folder / "validation.parquet.partial")
         (folder / "validation.parquet.partial").replace(folder / "validation.parquet")
 
-    def source(self, progress: Callable[[str, int, int], None]) -> tuple[Path, float]:
+    def source(self, progress: Progress) -> tuple[Path, float]:
         """Return the folder of the trained source, and the processor seconds that it took; a finished one at once."""
         settings = json.dumps(asdict(self), sort_keys=True)
         home = CACHE / f"vit-{hashlib.sha256(settings.encode()).hexdigest()[:16]}"

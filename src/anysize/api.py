@@ -10,12 +10,13 @@ from pydantic import ValidationError
 
 from anysize import target as targets
 from anysize.config import SourceConfig, read_config, understand
-from anysize.delivery import Progress, VerifyMode, carry_out, require_output
+from anysize.delivery import VerifyMode, carry_out, require_output
 from anysize.errors import InputError, SizeError, joined
 from anysize.io.hub import local_folder, open_source
 from anysize.io.reader import TensorSource
 from anysize.layers import LEAVE_ONE_OUT
 from anysize.planner import legality, make_plan
+from anysize.progress import Progress, quiet
 from anysize.recipe import Options, Plan
 from anysize.target import PUBLIC_SIZES
 
@@ -28,10 +29,6 @@ if TYPE_CHECKING:
     from anysize.vocabulary.wish import Wish
 
 DtypeName = Literal["keep", "float32", "bfloat16", "float16"]
-
-
-def _silent(stage: str, done: int, total: int) -> None:
-    del stage, done, total
 
 
 def _options(**options: object) -> Options:
@@ -98,7 +95,7 @@ def plan(
     dtype: DtypeName = "keep",
     untie: bool = False,
     low_memory: bool = False,
-    progress: Progress = _silent,
+    progress: Progress = quiet,
 ) -> Plan:
     """Return the plan that makes these sizes out of `source`, reading configs and tensor headers only.
 
@@ -204,7 +201,7 @@ def calibrate(
     low_memory: bool = False,
     device: str = "auto",
     tokenizer: str = "",
-    progress: Progress = _silent,
+    progress: Progress = quiet,
 ) -> Scores:
     """Run a source on data and return what its activations say about every axis and layer, for any target size.
 
@@ -247,7 +244,7 @@ def apply(
     overwrite: bool = False,
     allow_nonfinite: bool = False,
     command: str = "anysize.apply(plan, output)",
-    progress: Progress = _silent,
+    progress: Progress = quiet,
 ) -> PreTrainedModel | Path:
     """Carry out a plan: return a plain transformers model, or stream it to the folder `output` and return its path.
 
@@ -269,7 +266,7 @@ def apply_with_proof(
     overwrite: bool = False,
     allow_nonfinite: bool = False,
     command: str = "anysize.apply_with_proof(plan, output)",
-    progress: Progress = _silent,
+    progress: Progress = quiet,
 ) -> tuple[Path, Verification]:
     """Like `apply` to a folder, and return the proof as well."""
     made, proof = carry_out(plan, output, source, verify, max_shard_size, overwrite, allow_nonfinite, command, progress)

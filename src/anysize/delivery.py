@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
 from anysize.errors import CheckpointError, InputError, OutputError, ProofError, joined
 from anysize.io.hub import open_source
 from anysize.io.reader import Checkpoint, TensorSource
+from anysize.progress import Progress
 from anysize.recipe import Plan
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from anysize.proof.verdict import Verification
 
 VerifyMode = Literal["auto", "full", "off"]
-Progress = Callable[[str, int, int], None]
+
 """Called as progress(stage, done, total); stages are "tokens" (read so far), "calibrate" and "search" (in tokens),
 "leave one out", "fit" (in layers), "proof", "write" (in bytes), "verify"."""
 

@@ -7,7 +7,7 @@ takes out the error made so far, and the last kept layer before a gap takes over
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,12 +29,12 @@ from anysize.dims import compose
 from anysize.executor import DimMaps, target_tensor
 from anysize.fit import Fit, least_squares
 from anysize.io.reader import TensorSource
+from anysize.progress import Progress
 from anysize.recipe import Plan
 from anysize.removal import RIDGE
 from anysize.tensors import Expected, num_parameters
 from anysize.vocabulary.tokenizer_file import cut_tokenizer
 
-Progress = Callable[[str, int, int], None]
 # What the fits are made on; more changes little once every site has seen several times its width.
 TOKENS, TOKENS_A_COORDINATE = 32_768, 8
 IMAGES = 512

@@ -31,10 +31,6 @@ from tests import tiny
 Run = Callable[..., Any]
 
 
-def quiet(*_: object) -> None:
-    """No progress."""
-
-
 def same(one: Scores, other: Scores, tolerance: float = 0.0) -> bool:
     assert one.sites.keys() == other.sites.keys()
     pairs = [(one.of(site, kind), other.of(site, kind)) for site in one.sites for kind in one.sites[site]]

@@ -13,7 +13,8 @@ from anysize.calibration.data import DataOptions
 from anysize.calibration.scores import Scores
 from anysize.errors import InputError, OutputError
 from anysize.io.reader import Checkpoint
-from tests.calibration.test_calibrate import quiet, same
+from anysize.progress import Progress, quiet
+from tests.calibration.test_calibrate import same
 
 SHAPE = DataOptions(sequence_length=64, batch_size=4)
 NUM_BATCHES = 24
@@ -31,7 +32,7 @@ def always_saved(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("anysize.calibration.calibrate._SAVE_EVERY_S", 0.0)
 
 
-def killed_in(stage: str, call: int) -> Callable[[str, int, int], None]:
+def killed_in(stage: str, call: int) -> Progress:
     """Progress that ends at the n-th report of a stage; the first is made before any work."""
     calls = 0
 
@@ -63,7 +64,7 @@ def test_a_killed_calibration_goes_on_where_it_was(
     options = CalibrationOptions(SHAPE, leave_one_out=stage == "leave one out")
     output = tmp_path / NAME
 
-    def run(progress: Callable[[str, int, int], None]) -> Scores:
+    def run(progress: Progress) -> Scores:
         return calibrated(Checkpoint(llama), str(text), options, output=output, progress=progress)
 
     whole = run(quiet)
@@ -97,7 +98,7 @@ def test_work_on_data_or_a_tokenizer_that_have_changed_is_not_taken_up(
     data.write_text(text.read_text())
     shutil.copytree(llama, spoken)
 
-    def run(progress: Callable[[str, int, int], None]) -> None:
+    def run(progress: Progress) -> None:
         calibrated(
             Checkpoint(llama), str(data), CalibrationOptions(SHAPE), tokenizer=str(spoken), output=tmp_path / NAME,
             progress=progress,

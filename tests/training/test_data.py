@@ -18,15 +18,12 @@ from anysize.calibration.data import tokenizer_of
 from anysize.config import understand
 from anysize.errors import InputError
 from anysize.io.reader import Checkpoint
+from anysize.progress import quiet
 from anysize.training.config import Data
 from anysize.training.data import datasets_of
 from anysize.training.images import Images, flipped
 from anysize.training.tokens import Packed, Sequences, StreamedSequences, packed, stacked
 from tests import tiny
-
-
-def quiet(*_: object) -> None:
-    """No progress."""
 
 
 def words(path: Path, *documents: str) -> str:

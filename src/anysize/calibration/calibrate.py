@@ -7,7 +7,7 @@ import itertools
 import json
 import tempfile
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,13 +26,13 @@ from anysize.errors import AnysizeError, InputError, OutputError
 from anysize.io.reader import Checkpoint, TensorSource
 from anysize.memory import fits_in_memory
 from anysize.processes import add_up, local_rank, rank_and_world
+from anysize.progress import Progress
 from anysize.proof.coverage import check_source
 from anysize.tensors import num_parameters
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Progress = Callable[[str, int, int], None]
 _SAVE_EVERY_S = 20.0
 _BLOCKS = "blocks"
 

@@ -11,7 +11,7 @@ import hashlib
 import itertools
 import json
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import comb
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ from anysize.config import SourceConfig, understand
 from anysize.errors import SizeError
 from anysize.io.cache import cache_folder
 from anysize.layers import CUT, SCORED, layer_plan
+from anysize.progress import Progress
 from anysize.split import stream
 
 if TYPE_CHECKING:
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from anysize.io.reader import TensorSource
     from anysize.recipe import Options
 
-Progress = Callable[[str, int, int], None]
 # The paper's: sets of the first generation, offspring of each further one, how many of them are measured again on more
 # tokens, and of how many layers at most they differ from their parent.
 FIRST, OFFSPRING, SURVIVORS, MOST_SWITCHES = 64, 32, 2, 3

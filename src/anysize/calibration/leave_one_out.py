@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ from anysize.calibration.run import device_of
 from anysize.calibration.skipping import layers_of, without
 from anysize.config import SourceConfig
 from anysize.errors import InputError
+from anysize.progress import Progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -35,7 +36,7 @@ def require_loss(config: SourceConfig, sequence_length: int) -> None:
 
 @torch.no_grad()
 def losses_without_layers(
-    model: PreTrainedModel, config: SourceConfig, batches: Iterator[Batch], progress: Callable[[str, int, int], None]
+    model: PreTrainedModel, config: SourceConfig, batches: Iterator[Batch], progress: Progress
 ) -> torch.Tensor:
     """Return float64 [layers]: how much the loss (nats/token) rises when each layer is left out, on 8 batches.
 

@@ -8,7 +8,10 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+
+from anysize.progress import Progress, quiet
 
 _STAGES = {
     "tokens": "count tokens",
@@ -55,10 +58,10 @@ _COUNTED: dict[str, Callable[[int, int, float], str]] = {
 
 
 @contextmanager
-def progress_bars(*, enabled: bool) -> Generator[Callable[[str, int, int], None]]:
+def progress_bars(*, enabled: bool) -> Generator[Progress]:
     """Yield a progress function: bars on a terminal, one line a stage where standard error is piped."""
     if not enabled:
-        yield lambda _stage, _done, _total: None
+        yield quiet
         return
     if not sys.stderr.isatty():
         begun: set[str] = set()
@@ -78,7 +81,7 @@ def progress_bars(*, enabled: bool) -> Generator[Callable[[str, int, int], None]
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
         tasks: dict[str, TaskID] = {}
         start = time.monotonic()
 

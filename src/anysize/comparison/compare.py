@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -27,6 +27,7 @@ from anysize.errors import AnysizeError, InputError
 from anysize.io.hub import open_checkpoint
 from anysize.io.lock import FolderLock
 from anysize.io.whole import write_json
+from anysize.progress import Progress
 from anysize.report.schema import Arm, Metric, Results, Run, SourceRecord
 from anysize.target import public_sizes
 from anysize.tensors import num_parameters
@@ -37,8 +38,6 @@ from anysize.training.start import folder_of, plan_of, require_same_vocabulary, 
 
 if TYPE_CHECKING:
     from anysize.io.reader import TensorSource
-
-Progress = Callable[[str, int, int], None]
 
 
 def _end_with_parent() -> None:

@@ -15,6 +15,7 @@ from anysize.comparison.folder import Place
 from anysize.config import understand
 from anysize.io.hub import open_checkpoint
 from anysize.io.whole import write_json
+from anysize.progress import quiet
 from anysize.report.schema import Run
 from anysize.shrink import reads_scores
 from anysize.training.arguments import fixed_arguments, training_arguments, with_defaults
@@ -22,11 +23,6 @@ from anysize.training.data import datasets_of
 from anysize.training.start import Start, StartFolder, at_random, folder_of
 
 _DEFAULTS: dict[str, Any] = {"save_strategy": "no", "logging_strategy": "steps", "eval_on_start": True}
-
-
-def quiet(stage: str, done: int, total: int) -> None:
-    """Report nothing."""
-    del stage, done, total
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from math import log
@@ -27,19 +27,15 @@ from anysize.evals.subject import Subject, evaluating, opened, require_comparabl
 from anysize.evals.windows import Speller, TextReader, tensors_of
 from anysize.io.models import tokenizer_of
 from anysize.io.rows import picture, rows
+from anysize.progress import Progress, quiet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Progress = Callable[[str, int, int], None]
 """Called as progress(stage, done, total); stages are "evaluate" (tokens or images) and "tasks" (requests)."""
 # The logits of one forward pass take at most so many numbers: batches are split where a vocabulary is large.
 _LARGEST = 1 << 28
 _LONGEST = 1024
-
-
-def _silent(stage: str, done: int, total: int) -> None:
-    del stage, done, total
 
 
 @dataclass(frozen=True)
@@ -73,7 +69,7 @@ def evaluate(
     tasks: Iterable[str] = (),
     task_data: str | Path | None = None,
     limit: int | None = None,
-    progress: Progress = _silent,
+    progress: Progress = quiet,
 ) -> Evaluation:
     """Measure a model on held-out data, on lm-eval's tasks, or on both; a folder, a Hub id or a loaded model.
 

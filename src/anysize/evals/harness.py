@@ -7,7 +7,7 @@ figures compare; only the data come from a folder. lm-eval scores; nothing of it
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 from anysize.errors import InputError, did_you_mean, joined
 from anysize.evals.evaluation import TaskScore
+from anysize.progress import Progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from anysize.evals.subject import Subject
 
-Progress = Callable[[str, int, int], None]
 FOLDER = Path(__file__).with_name("tasks")
 # Metrics that are means of zeros and ones, whose standard error follows from the number of examples.
 _SHARES = ("acc", "acc_norm")

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 from anysize.config import SourceConfig
 from anysize.errors import InputError
 from anysize.io.models import tokenizer_of
+from anysize.progress import Progress
 from anysize.training.config import Data
 from anysize.training.images import Images
 from anysize.training.tokens import Sequences, StreamedSequences, packed, stacked
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,11 @@ from anysize.config import understand
 from anysize.errors import InputError
 from anysize.evals.drafting import Drafting, measure_drafting
 from anysize.io.hub import open_checkpoint
+from anysize.progress import Progress
 from anysize.training.config import TrainConfig
 from anysize.training.data import datasets_of
 from anysize.training.run import train
 from anysize.training.start import folder_of, load
-
-Progress = Callable[[str, int, int], None]
 
 
 def make_draft(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,10 @@ from torch.utils.data import Dataset
 from anysize.errors import InputError, joined
 from anysize.io.cache import cache_folder
 from anysize.io.rows import picture, rows
+from anysize.progress import Progress
 from anysize.training.tokens import data_identity
 
 Example = dict[str, torch.Tensor]
-Progress = Callable[[str, int, int], None]
 
 
 class Images(Dataset[Example]):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,6 +16,7 @@ from anysize.config import understand
 from anysize.errors import InputError
 from anysize.io.hub import open_checkpoint
 from anysize.io.models import quiet_transformers
+from anysize.progress import Progress
 from anysize.training.config import Distill, Recipe
 from anysize.training.data import Datasets
 from anysize.training.self_data import Continuations
@@ -27,7 +27,6 @@ from anysize.training.trainer import AnysizeTrainer, Teacher
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
-Progress = Callable[[str, int, int], None]
 _STATE = "trainer_state.json"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from anysize.io.provenance import companions
 from anysize.io.whole import write_json
 from anysize.layers import LEAVE_ONE_OUT
 from anysize.processes import first_process_first, rank_and_world, wait_for_all
+from anysize.progress import Progress, quiet
 from anysize.target import public_sizes
 from anysize.tensors import num_parameters
 from anysize.training.arguments import fixed_arguments, training_arguments, with_defaults
@@ -43,7 +44,6 @@ from anysize.training.start import (
 if TYPE_CHECKING:
     from anysize.training.trainer import Teacher
 
-Progress = Callable[[str, int, int], None]
 _RECORD = "anysize-train.json"
 
 
@@ -242,10 +242,6 @@ def _found(outcome: Outcome, start: Start, data: Datasets) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _silent(stage: str, done: int, total: int) -> None:
-    del stage, done, total
-
-
 def foreseen(config: TrainConfig, origin: str) -> dict[str, Any]:
     """Return what a run would be: sizes, tokens a step, and bytes on each of some numbers of devices; loads no weights.
 
@@ -253,7 +249,7 @@ def foreseen(config: TrainConfig, origin: str) -> dict[str, Any]:
     """
     args = training_arguments({**with_defaults(config.training), **fixed_arguments(config.output)}, origin)
     if config.resize is not None:
-        understood = understand(plan_of(config.resize.sizes_alone(), None, _silent).target_config)
+        understood = understand(plan_of(config.resize.sizes_alone(), None, quiet).target_config)
     else:
         understood = understand(
             open_checkpoint(config.model).config if config.model

@@ -19,6 +19,7 @@ from anysize.io.hub import open_checkpoint
 from anysize.io.models import model_class, new_model, quiet_transformers
 from anysize.io.reader import TensorSource
 from anysize.io.whole import write_json
+from anysize.progress import Progress
 from anysize.recipe import Plan
 from anysize.target import parse_count
 from anysize.training.config import Calibration, Data, Resize
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from anysize.calibration.scores import Scores
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass

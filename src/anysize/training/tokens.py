@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,12 +22,13 @@ from torch.utils.data import Dataset, IterableDataset
 from anysize.errors import InputError
 from anysize.io.cache import cache_folder
 from anysize.io.rows import documents
+from anysize.progress import Progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Example = dict[str, torch.Tensor]
-Progress = Callable[[str, int, int], None]
+
 _DOCUMENTS_AT_ONCE = 64
 # A document is cut here before it is tokenized, so that one of any length takes little memory.
 _LONGEST = 1 << 20

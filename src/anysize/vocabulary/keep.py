@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,12 +15,12 @@ from anysize.axis import AxisMap, select
 from anysize.config import SourceConfig
 from anysize.errors import CheckpointError, InputError, SizeError, joined
 from anysize.io.reader import Checkpoint, TensorSource
+from anysize.progress import Progress
 from anysize.target import is_number
 from anysize.vocabulary.ids import default_ids, named_ids, new_ids, renumbered
 from anysize.vocabulary.tokenizer_file import TokenizerFile
 from anysize.vocabulary.wish import Wish, counted, ids_of, listed
 
-Progress = Callable[[str, int, int], None]
 TOKENIZER = "tokenizer.json"
 # Tokenizers that only code can read, or that AutoTokenizer turns into a tokenizer.json.
 _OTHER_KINDS = ("*.model", "*.tiktoken", "vocab.json", "vocab.txt", "merges.txt", "tokenizer_config.json")

@@ -9,17 +9,18 @@ from __future__ import annotations
 import json
 import numbers
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from anysize.errors import InputError, did_you_mean, joined
+from anysize.progress import Progress
 
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
 
 Wish = str | Path | Iterable[int] | Iterable[str]
-Progress = Callable[[str, int, int], None]
+
 _SHOWN = 5
 _SPACES = ("Ġ", "▁", "##")
 
