@@ -51,6 +51,7 @@ SUITES = {
     "shrink-further": Suite({"source": _LARGE, "closer": _HALF}),
     "shrink-vision": Suite({"source": pictures.Settings()}, data="images"),
     "grow": Suite({"source": _YOUNG}),
+    "grow-recipes": Suite({"source": _YOUNG}),
     "grow-by-half": Suite({"source": _YOUNG}),
     "grow-ages": Suite({"source": replace(_QUARTER, steps=6000), "young": replace(_QUARTER, steps=500),
                         "older": replace(_QUARTER, steps=2000)}),
