@@ -19,7 +19,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from anysize.progress import Progress
 from anysize.training.distill import distilled, kl_divergence
-from anysize.training.optimizer_state import FILE, save_state
+from anysize.training.optimizer_state import save_state
 from benchmarks.measure import CACHE, DATA
 
 # Half of the loss is the divergence from the teacher; nine tenths are better (benchmarks/train, docs/log.md).
@@ -200,7 +200,7 @@ def source(settings: Settings) -> tuple[Path, dict[str, Any]]:
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     home = CACHE / f"source-{settings.key}"
-    if not ((home / "made.json").is_file() and (home / FILE).is_file()):
+    if not (home / "made.json").is_file():
         ids = tokens(settings)
         torch.manual_seed(settings.seed)
         model = LlamaForCausalLM(LlamaConfig(**{k: v for k, v in config(settings).items() if k != "architectures"}))

@@ -45,6 +45,7 @@ _HALF = replace(_LARGE, hidden_size=64, intermediate_size=172, num_attention_hea
 _QUARTER = replace(_LARGE, hidden_size=32, intermediate_size=86, num_attention_heads=2, num_key_value_heads=1)
 # Young and small: what trains beside it ends 0.1 nats/token and more below it.
 _YOUNG = replace(_HALF, steps=1100)
+_YOUNGER = replace(_HALF, steps=900)
 SUITES = {
     "shrink": Suite({"source": _LARGE}),
     "shrink-depth": Suite({"source": _LARGE}),
@@ -52,7 +53,7 @@ SUITES = {
     "shrink-vision": Suite({"source": pictures.Settings()}, data="images"),
     "grow": Suite({"source": _YOUNG}),
     "grow-recipes": Suite({"source": _YOUNG}),
-    "grow-by-half": Suite({"source": _YOUNG}),
+    "grow-by-half": Suite({"source": _YOUNGER}),
     "grow-ages": Suite({"source": replace(_QUARTER, steps=6000), "young": replace(_QUARTER, steps=500),
                         "older": replace(_QUARTER, steps=2000)}),
 }  # fmt: skip
