@@ -23,8 +23,8 @@ from anysize.executor import target_tensors
 from anysize.io.models import NamedTensors, build_model, config_of, disk_tensors, model_class, quiet_transformers
 from anysize.planner import make_plan
 from anysize.presets import PRESETS
+from anysize.proof.distance import logit_error
 from anysize.proof.miniature import mistaken, random_weights
-from anysize.proof.parity import logit_error
 from anysize.recipe import Options, Plan
 from anysize.target import public_sizes
 from benchmarks.measure import write_results

@@ -7,8 +7,6 @@ target tensor that was fitted as a whole. This module knows nothing of torch.
 from __future__ import annotations
 
 import hashlib
-import json
-import struct
 from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from anysize.errors import CheckpointError, OutputError
+from anysize.io.header import header_bytes
 from anysize.stored import Matrix, Place, ScratchArrays, StoredArrays
 
 _TYPES = {"F64": np.dtype(np.float64), "F32": np.dtype(np.float32), "F16": np.dtype(np.float16)}
@@ -77,18 +76,12 @@ class DenseMaps(Mapping[str, Matrix]):
 
     def save(self, path: Path) -> None:
         """Write the arrays as a safetensors file, at once under its name; raise OutputError where that fails."""
-        header: dict[str, Any] = {}
-        end = 0
-        for name in self:
-            place = self.place(name)
-            begin, end = end, end + place.num_bytes
-            header[name] = {"dtype": _NAMES[place.dtype], "shape": list(place.shape), "data_offsets": [begin, end]}
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
+        places = {name: self.place(name) for name in self}
+        header = header_bytes((name, _NAMES[at.dtype], at.shape, at.num_bytes) for name, at in places.items())
         partial = path.with_name(f".{path.name}.writing")
         try:
             with partial.open("wb") as file:
-                file.write(struct.pack("<Q", len(text)) + text)
+                file.write(header)
                 for name in self:
                     file.write(self[name].data)
             partial.replace(path)

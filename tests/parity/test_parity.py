@@ -15,8 +15,8 @@ from anysize.executor import target_tensors
 from anysize.io.models import NamedTensors
 from anysize.planner import make_plan
 from anysize.presets import PRESETS
+from anysize.proof.distance import logit_error
 from anysize.proof.miniature import mistaken
-from anysize.proof.parity import logit_error
 from anysize.recipe import Options, Plan
 from anysize.target import public_sizes
 

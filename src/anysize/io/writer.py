@@ -10,7 +10,6 @@ import fcntl
 import json
 import os
 import shutil
-import struct
 import warnings
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,6 +22,7 @@ import torch
 
 from anysize.errors import OutputError
 from anysize.executor import DimMaps, TensorJob
+from anysize.io.header import header_bytes
 from anysize.io.lock import NO_LOCKS
 from anysize.io.reader import INDEX_NAME, SINGLE_NAME, TensorInfo, TensorSource
 from anysize.recipe import BYTES, Plan, Recipe
@@ -60,25 +60,14 @@ def parse_bytes(text: str) -> int:
 
 def _layout(recipes: list[Recipe], path: Path) -> tuple[bytes, dict[str, TensorInfo]]:
     """Return the header bytes of one file and where each tensor lies; wide types come first, so all stay aligned."""
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    places: dict[str, tuple[Recipe, int]] = {}
-    position = 0
-    for recipe in sorted(recipes, key=lambda r: -BYTES[r.dtype]):
-        header[recipe.name] = {
-            "dtype": recipe.dtype,
-            "shape": list(recipe.shape),
-            "data_offsets": [position, position + recipe.num_bytes],
-        }
-        places[recipe.name] = recipe, position
-        position += recipe.num_bytes
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    first = 8 + len(text)
-    infos = {
-        name: TensorInfo(recipe.dtype, recipe.shape, path, first + begin, first + begin + recipe.num_bytes)
-        for name, (recipe, begin) in places.items()
-    }
-    return struct.pack("<Q", len(text)) + text, infos
+    ordered = sorted(recipes, key=lambda r: -BYTES[r.dtype])
+    header = header_bytes(((r.name, r.dtype, r.shape, r.num_bytes) for r in ordered), {"format": "pt"})
+    infos: dict[str, TensorInfo] = {}
+    end = len(header)
+    for recipe in ordered:
+        begin, end = end, end + recipe.num_bytes
+        infos[recipe.name] = TensorInfo(recipe.dtype, recipe.shape, path, begin, end)
+    return header, infos
 
 
 def check_output(output: Path, num_bytes: int, *, overwrite: bool) -> None:

@@ -25,6 +25,7 @@ from anysize.io.models import NamedTensors, build_model
 from anysize.planner import maps_plan
 from anysize.presets import bound
 from anysize.proof.coverage import check_source
+from anysize.proof.distance import logit_error
 from anysize.proof.verdict import Check
 from anysize.recipe import Plan
 from anysize.shrink import CHOSEN_PER_LAYER, SHRINK_PRESETS
@@ -114,8 +115,8 @@ def check_cuts(plan: Plan, source: NamedTensors, logits: Logits) -> list[Check]:
         unused = "no token routed to" if axis == "expert" else "nothing reading"
         what = f"logits with {axis} {size} -> {len(kept)}, against {unused} the rest"
         found.append(
-            Check(name=f"cut {axis}", what=what, unit=_UNIT, measured=_error(wanted, got), tolerance=1e-9,
-                  control=_error(wrong, got))
+            Check(name=f"cut {axis}", what=what, unit=_UNIT, measured=logit_error(wanted, got), tolerance=1e-9,
+                  control=logit_error(wrong, got))
         )  # fmt: skip
     return found
 
@@ -134,12 +135,8 @@ def check_tokens(
     got = logits(made, ids)
     wanted, wrong = logits(source, kept[ids])[..., kept], logits(source, ids)[..., : len(kept)]
     what = f"logits of kept tokens with vocab {size} -> {len(kept)}, against the source's"
-    return Check(name="cut vocab", what=what, unit=_UNIT, measured=_error(wanted, got), tolerance=1e-9,
-                 control=_error(wrong, got))  # fmt: skip
-
-
-def _error(wanted: torch.Tensor, got: torch.Tensor) -> float:
-    return float((wanted.double() - got.double()).abs().max() / wanted.double().std())
+    return Check(name="cut vocab", what=what, unit=_UNIT, measured=logit_error(wanted, got), tolerance=1e-9,
+                 control=logit_error(wrong, got))  # fmt: skip
 
 
 def miniature_scores(source: NamedTensors, config: SourceConfig) -> Scores:
@@ -200,9 +197,9 @@ def check_turn(source: NamedTensors, logits: Logits) -> Check:
         name="turn hidden",
         what="logits after turning the residual stream to its principal directions, all of them kept",
         unit=_UNIT,
-        measured=_error(wanted, turned(dict(made.dense))),
+        measured=logit_error(wanted, turned(dict(made.dense))),
         tolerance=TURN_TOLERANCE,
-        control=_error(wanted, turned(shifted)),
+        control=logit_error(wanted, turned(shifted)),
     )
 
 

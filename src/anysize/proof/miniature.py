@@ -25,6 +25,7 @@ from anysize.io.models import NamedTensors, build_model, config_of, disk_tensors
 from anysize.planner import make_plan, maps_plan
 from anysize.presets import preset_named
 from anysize.proof.cuts import check_cuts, check_tokens, check_turn, kept_sizes
+from anysize.proof.distance import logit_error
 from anysize.proof.precision import DoubleThroughout
 from anysize.proof.verdict import Check, Verification
 from anysize.recipe import Plan
@@ -169,13 +170,6 @@ def _logits(
         return model(**inputs).logits
 
 
-def relative_error(wanted: torch.Tensor, got: torch.Tensor) -> float:
-    """Return max |difference| / std of the wanted logits, over the columns that both have."""
-    columns = min(wanted.shape[-1], got.shape[-1])
-    wanted, got = wanted[..., :columns].double(), got[..., :columns].double()
-    return float((wanted - got).abs().max() / wanted.std())
-
-
 def _miniature_source(config: SourceConfig, sizes: Mapping[str, int], seed: int) -> NamedTensors:
     raw = _with_sizes(config, sizes, _small_changes(config, sizes["layer"]))
     model = new_model(config.model_class, raw, torch.float64)
@@ -230,9 +224,7 @@ def prove_on_miniature(plan: Plan) -> Verification:
     wanted = _logits(plan.model_class, source.config, dict(source_tensors(source)), inputs)
 
     def error(made: Plan) -> float:
-        return relative_error(
-            wanted, _logits(made.model_class, made.target_config, target_tensors(made, source), inputs)
-        )
+        return logit_error(wanted, _logits(made.model_class, made.target_config, target_tensors(made, source), inputs))
 
     try:
         mini = make_plan(source, _request(config, small), options)

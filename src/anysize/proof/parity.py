@@ -17,6 +17,7 @@ import torch
 
 from anysize.config import read_config
 from anysize.io.models import config_of, model_class, quiet_transformers
+from anysize.proof.distance import kl_nats, logit_error
 from anysize.proof.verdict import Check, Verification
 
 if TYPE_CHECKING:
@@ -27,26 +28,6 @@ _KL_FLOOR = 1e-12
 _UNIT = "of the logits' std"
 _LENGTH = 64
 _NEW_TOKENS = 24
-
-
-def _columns(wanted: torch.Tensor, got: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    shared = min(wanted.shape[-1], got.shape[-1])
-    return wanted[..., :shared].double(), got[..., :shared].double()
-
-
-def logit_error(wanted: torch.Tensor, got: torch.Tensor) -> float:
-    """Return max |difference| / std of the wanted logits, over the tokens or labels that both models have."""
-    wanted, got = _columns(wanted, got)
-    return float((wanted - got).abs().max() / wanted.std())
-
-
-def kl_nats(wanted: torch.Tensor, got: torch.Tensor) -> float:
-    """Return KL(source || target) in nats per token (or image): averaged over positions, never over the vocabulary."""
-    wanted, got = _columns(wanted, got)
-    log_p, log_q = wanted.log_softmax(-1), got.log_softmax(-1)
-    found = float((log_p.exp() * (log_p - log_q)).sum(-1).mean())
-    # What is not defined is not equal; only rounding can make an average of KLs negative.
-    return max(0.0, found) if found == found else float("inf")
 
 
 def text_inputs(vocab_size: int, length: int) -> torch.Tensor:
