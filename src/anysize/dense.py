@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from anysize.errors import CheckpointError, OutputError
-from anysize.io.header import header_bytes
+from anysize.io.tensor_file import save_one_by_one
 from anysize.stored import Matrix, Place, ScratchArrays, StoredArrays
 
 _TYPES = {"F64": np.dtype(np.float64), "F32": np.dtype(np.float32), "F16": np.dtype(np.float16)}
@@ -77,16 +77,10 @@ class DenseMaps(Mapping[str, Matrix]):
     def save(self, path: Path) -> None:
         """Write the arrays as a safetensors file, at once under its name; raise OutputError where that fails."""
         places = {name: self.place(name) for name in self}
-        header = header_bytes((name, _NAMES[at.dtype], at.shape, at.num_bytes) for name, at in places.items())
-        partial = path.with_name(f".{path.name}.writing")
+        entries = ((name, _NAMES[at.dtype], at.shape, at.num_bytes) for name, at in places.items())
         try:
-            with partial.open("wb") as file:
-                file.write(header)
-                for name in self:
-                    file.write(self[name].data)
-            partial.replace(path)
+            save_one_by_one(path, entries, lambda name: self[name].data)
         except OSError as error:
-            partial.unlink(missing_ok=True)
             raise OutputError(f"cannot save the plan's matrices as '{path}': {error.strerror or error}") from error
 
     @classmethod

@@ -165,24 +165,17 @@ def test_data_are_read_again_with_the_tokenizer_that_was_named(
 
 
 def test_two_processes_find_the_same(llama: Path, text: Path, tmp_path: Path) -> None:
-    script = tmp_path / "run.py"
-    script.write_text(
-        "import anysize, sys\n"
-        f"anysize.calibrate({str(llama)!r}, {str(text)!r}, output=sys.argv[1], sequence_length=64, batch_size=4)\n"
-    )
-    command = [sys.executable, str(script), str(tmp_path / "one.safetensors")]
-    subprocess.run(command, check=True, capture_output=True)
-    shared = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    anysize.calibrate(llama, text, output=tmp_path / "one.safetensors", sequence_length=64, batch_size=4)
+    shared = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "anysize"]
+    options = ["-o", str(tmp_path / "two.safetensors"), "--sequence-length", "64", "--batch-size", "4", "--json"]
     done = subprocess.run(
-        [*shared, str(script), str(tmp_path / "two.safetensors")],
-        capture_output=True,
-        text=True,
-        env=env,
-        check=False,
-        timeout=300,
-    )
+        [*shared, "calibrate", str(llama), str(text), *options],
+        capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False, timeout=300,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    # One of them speaks, once the file is whole.
+    assert json.loads(done.stdout)["num_bytes"] == (tmp_path / "two.safetensors").stat().st_size
+    assert not list(tmp_path.glob(".*"))
     one, two = (Scores.load(tmp_path / f"{name}.safetensors") for name in ("one", "two"))
     assert one.record.tokens == two.record.tokens
     assert same(one, two, 1e-6)

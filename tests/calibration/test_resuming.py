@@ -30,6 +30,7 @@ class Killed(BaseException):
 def always_saved(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sums are kept after every batch."""
     monkeypatch.setattr("anysize.calibration.calibrate._SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr("anysize.calibration.calibrate._SAVING_SHARE", float("inf"))
 
 
 def killed_in(stage: str, call: int) -> Progress:

@@ -20,12 +20,12 @@ from safetensors.torch import save_file
 from anysize.calibration.data import DataOptions, batches, located, sampled, tokenizer_place
 from anysize.calibration.run import Collector
 from anysize.calibration.scores import Record, Scores, check_output, model_sha256
-from anysize.calibration.statistics import COUNT, averages, block_averages
+from anysize.calibration.statistics import COUNT, BlockSums, SiteSums, averages, block_averages
 from anysize.config import SourceConfig, understand
 from anysize.errors import AnysizeError, InputError, OutputError
 from anysize.io.reader import Checkpoint, TensorSource
 from anysize.memory import fits_in_memory
-from anysize.processes import add_up, local_rank, rank_and_world
+from anysize.processes import add_up, local_rank, rank_and_world, wait_for_all
 from anysize.progress import Progress
 from anysize.proof.coverage import check_source
 from anysize.tensors import num_parameters
@@ -33,7 +33,9 @@ from anysize.tensors import num_parameters
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+# What is found is kept so often, and less often where keeping it takes long: it may take this share of the time.
 _SAVE_EVERY_S = 20.0
+_SAVING_SHARE = 0.05
 _BLOCKS = "blocks"
 
 
@@ -97,9 +99,8 @@ class _Run:
 
     def __init__(self, collector: Collector, place: Path | None, fingerprint: str) -> None:
         self.collector, self.place, self.fingerprint = collector, place, fingerprint
-        self.restored: dict[str, torch.Tensor] = {}
         self.batches_done = self.items_done = 0
-        self._saved_at = time.monotonic()
+        self._saved_at, self._saving_took = time.monotonic(), 0.0
 
     def resume(self) -> None:
         """Take up the sums of a run that was killed, if they are of the same model, data and options."""
@@ -110,9 +111,12 @@ class _Run:
                 state = json.loads((file.metadata() or {}).get("state", "{}"))
                 if state.get("fingerprint") != self.fingerprint:
                     return
-                self.restored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+                # Copied out of the file, which the next save replaces.
+                found = _by_site({name: file.get_tensor(name).clone() for name in file.keys()})  # noqa: SIM118
         except (SafetensorError, OSError, json.JSONDecodeError):
             return
+        self.collector.blocks = BlockSums.of(found.pop(_BLOCKS))
+        self.collector.sums = {site: SiteSums.of(tensors) for site, tensors in found.items()}
         self.batches_done, self.items_done = state["batches"], state["items"]
         self.collector.aliases.update(state["aliases"])
         self.collector.feeds.update(state["feeds"])
@@ -124,16 +128,13 @@ class _Run:
             for site, sums in self.collector.sums.items()
             for kind, values in sums.as_tensors().items()
         }
-        found |= {f"{_BLOCKS}/{kind}": values for kind, values in self.collector.blocks.as_tensors().items()}
-        # A run that was killed after its last batch sees nothing more: all of its sites are among those restored.
-        for name, values in self.restored.items():
-            found[name] = found[name] + values if name in found else values
-        return found
+        return found | {f"{_BLOCKS}/{kind}": values for kind, values in self.collector.blocks.as_tensors().items()}
 
     def finished_batch(self, items: int) -> None:
         self.batches_done += 1
         self.items_done += items
-        if self.place is not None and time.monotonic() - self._saved_at > _SAVE_EVERY_S:
+        wait = max(_SAVE_EVERY_S, self._saving_took / _SAVING_SHARE)
+        if self.place is not None and time.monotonic() - self._saved_at > wait:
             self.save()
 
     def save(self) -> None:
@@ -141,13 +142,23 @@ class _Run:
         assert self.place is not None
         state = {"fingerprint": self.fingerprint, "batches": self.batches_done, "items": self.items_done,
                  "aliases": self.collector.aliases, "feeds": self.collector.feeds}  # fmt: skip
-        writing = _writing(self.place)
+        writing, begin = _writing(self.place), time.monotonic()
         try:
             save_file(self.sums(), writing, {"state": json.dumps(state)})
             writing.replace(self.place)
         except (OSError, SafetensorError) as error:
             raise OutputError(f"cannot keep the sums of the calibration as '{self.place}': {error}") from error
         self._saved_at = time.monotonic()
+        self._saving_took = self._saved_at - begin
+
+
+def _by_site(tensors: Mapping[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
+    """Return tensors named `site/kind` by site and kind."""
+    found: dict[str, dict[str, torch.Tensor]] = {}
+    for name, values in tensors.items():
+        site, _, kind = name.rpartition("/")
+        found.setdefault(site, {})[kind] = values
+    return found
 
 
 def _partial(output: Path, rank: int) -> Path:
@@ -231,10 +242,7 @@ def collect(
 
             again = batches(data, config, where, options.data)
             blocks["leave-one-out"] = losses_without_layers(model, config, again, progress)
-    sites: dict[str, dict[str, torch.Tensor]] = {}
-    for name, values in sums.items():
-        site, _, kind = name.rpartition("/")
-        sites.setdefault(site, {})[kind] = values
+    sites = _by_site(sums)
     layers = sites.pop(_BLOCKS)
     # Experts see what is routed to them; everything else sees equally many.
     samples = max((int(found[COUNT][1]) for found in sites.values() if "second" in found), default=0)
@@ -311,5 +319,8 @@ def calibrated(
     with _removed_on_refusal(place):
         if output is not None and rank == 0:
             scores.save(output)
+    if options.shared:
+        # Others would say that they are done, or remove what they have found, while the first one still writes.
+        wait_for_all()
     _removed(place)
     return scores

@@ -14,11 +14,11 @@ from typing import Literal
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from anysize.dense import stored_arrays
 from anysize.errors import CheckpointError, OutputError
 from anysize.io.reader import Checkpoint, TensorSource, read_bytes
+from anysize.io.tensor_file import Entry, save_one_by_one
 from anysize.memory import fits_in_memory
 from anysize.stored import StoredArrays
 
@@ -99,20 +99,33 @@ class Scores:
 
     def _flat(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield what the file holds, by name: matrices in single precision, which halves what is mostly matrices."""
+        for name, of in sorted(self._places().items()):
+            yield name, self._stored(*of)
+
+    def _places(self) -> dict[str, tuple[Mapping[str, torch.Tensor], str]]:
         every = {**self.sites, _BLOCKS: self.blocks}
-        names = [(f"{site}/{kind}", site, kind) for site, kinds in every.items() for kind in kinds]
-        for name, site, kind in sorted(names):
-            tensor = every[site][kind]
-            yield name, (tensor.float() if tensor.dim() > 1 else tensor.double()).contiguous()
+        return {f"{site}/{kind}": (kinds, kind) for site, kinds in every.items() for kind in kinds}
+
+    @staticmethod
+    def _stored(kinds: Mapping[str, torch.Tensor], kind: str) -> torch.Tensor:
+        tensor = kinds[kind]
+        return (tensor.float() if tensor.dim() > 1 else tensor.double()).contiguous()
 
     def save(self, path: Path) -> None:
         """Write the file at once under its name; raise OutputError where that fails."""
-        partial = path.with_name(f".{path.name}.writing")
+        places = self._places()
+
+        def entry(name: str) -> Entry:
+            kinds, kind = places[name]
+            size, wide = kinds[kind].shape, len(kinds[kind].shape) < 2
+            return name, "F64" if wide else "F32", size, prod(size) * (8 if wide else 4)
+
         try:
-            save_file(dict(self._flat()), partial, {_RECORD: self.record.model_dump_json()})
-            partial.replace(path)
-        except (OSError, SafetensorError) as error:
-            partial.unlink(missing_ok=True)
+            save_one_by_one(
+                path, map(entry, places), lambda name: self._stored(*places[name]).numpy().data,
+                {_RECORD: self.record.model_dump_json()},
+            )  # fmt: skip
+        except OSError as error:
             raise OutputError(f"cannot save the scores as '{path}': {error}") from error
 
     @classmethod

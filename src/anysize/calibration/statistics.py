@@ -28,6 +28,14 @@ class SiteSums:
             self.sums["second"] = torch.zeros(size, size, dtype=torch.float64)
         self.tokens = self.second_tokens = self.sequences = 0
 
+    @classmethod
+    def of(cls, tensors: Mapping[str, torch.Tensor]) -> SiteSums:
+        """Return the sums that `as_tensors` told, to go on with."""
+        made = cls(0, second=False)
+        made.sums = {name: values for name, values in tensors.items() if name != COUNT}
+        made.tokens, made.second_tokens, made.sequences = map(int, tensors[COUNT].tolist())
+        return made
+
     @torch.no_grad()
     def add(self, values: torch.Tensor, stride: int = 1) -> None:
         """Add a batch [..., tokens, size]; second moments see every `stride`-th token only."""
@@ -59,7 +67,7 @@ class SiteSums:
 
 
 def averages(sums: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return averages from the sums of one site.
+    """Return averages from the sums of one site, in their place: second moments are most of what a run holds.
 
     abs, mean, second: means over tokens. rms: root of the mean square. minitron:
     sqrt(sum over sequences of (mean over tokens |x|)^2), as in 2407.14679. samples [1]: tokens in the second moment.
@@ -73,7 +81,7 @@ def averages(sums: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         "minitron": sums["minitron"].sqrt(),
     }
     if "second" in sums:
-        found["second"] = sums["second"] / second_tokens
+        found["second"] = sums["second"].div_(second_tokens)
         found["samples"] = sums[COUNT][1:2]
     return found
 
@@ -104,6 +112,14 @@ class BlockSums:
         self.angular += (cosines.arccos() / torch.pi).sum(0).cpu()
         self.tokens += stream[0].shape[0] * stream[0].shape[1]
         self.sequences += stream[0].shape[0]
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, torch.Tensor]) -> BlockSums:
+        """Return the sums that `as_tensors` told, to go on with."""
+        made = cls(len(tensors["influence"]))
+        made.influence, made.magnitude, made.angular = (tensors[n] for n in ("influence", "magnitude", "angular"))
+        made.tokens, made.sequences = map(int, tensors[COUNT].tolist())
+        return made
 
     def as_tensors(self) -> dict[str, torch.Tensor]:
         """Return the sums and the counts they were made of."""

@@ -43,11 +43,14 @@ def calibrate(
     from anysize.cli.progress import progress_bars, size_of  # noqa: PLC0415
     from anysize.cli.show import say, show_scores  # noqa: PLC0415
     from anysize.config import understand  # noqa: PLC0415
+    from anysize.processes import rank_and_world  # noqa: PLC0415
 
     config = understand(api.open_source(source).config)
-    if not json:
+    # Of the processes of a torchrun one speaks.
+    speaks = rank_and_world()[0] == 0
+    if speaks and not json:
         say(f"scores of about {size_of(scores_bytes(config, second_moments=second_moments))} go to {output}")
-    with keeping_work_on_interrupt(), progress_bars(enabled=not json) as progress:
+    with keeping_work_on_interrupt(), progress_bars(enabled=speaks and not json) as progress:
         scores = api.calibrate(
             source,
             data,
@@ -63,4 +66,5 @@ def calibrate(
             tokenizer=tokenizer,
             progress=progress,
         )
-    show_scores(scores, output, as_json=json)
+    if speaks:
+        show_scores(scores, output, as_json=json)

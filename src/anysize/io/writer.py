@@ -22,9 +22,9 @@ import torch
 
 from anysize.errors import OutputError
 from anysize.executor import DimMaps, TensorJob
-from anysize.io.header import header_bytes
 from anysize.io.lock import NO_LOCKS
 from anysize.io.reader import INDEX_NAME, SINGLE_NAME, TensorInfo, TensorSource
+from anysize.io.tensor_file import header_bytes
 from anysize.recipe import BYTES, Plan, Recipe
 
 JOURNAL = "journal.jsonl"
