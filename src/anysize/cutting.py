@@ -13,7 +13,7 @@ from anysize.config import SourceConfig
 from anysize.errors import SizeError
 from anysize.layers import EVOLUTIONARY, PATTERNS, LayerStep
 from anysize.memory import free_bytes
-from anysize.presets import PRESETS
+from anysize.presets import PRESETS, has_norm_after_sum
 from anysize.recipe import Options
 from anysize.shrink import (
     CHOSEN_PER_LAYER,
@@ -143,6 +143,24 @@ def unfitted_experts(config: SourceConfig, target: Target, scores: Scores, reade
                 f"fewer calibration tokens than the {kept:,} neurons they keep were routed to {few} of {len(inside)} "
                 "experts: what reads these is not fitted; calibrate with more tokens"
             )
+    return notes
+
+
+def unfitted_readers(config: SourceConfig, target: Target, readers: str) -> list[str]:
+    """Return notes on what is read as it was, though readers are fitted."""
+    before, after = config.sizes, target.sizes
+    notes: list[str] = []
+    if after["hidden"] < before["hidden"] and has_norm_after_sum(config):
+        notes.append(
+            f"what reads hidden is read as it was, not fitted ({readers}): a norm stands on the residual stream itself"
+        )
+    heads = ("kv", "group", "head")
+    cut, grown = [a for a in heads if after[a] < before[a]], [a for a in heads if after[a] > before[a]]
+    if cut and grown:
+        notes.append(
+            f"what reads heads is read as it was, not fitted ({readers}): {', '.join(cut)} shrinks and "
+            f"{', '.join(grown)} grows"
+        )
     return notes
 
 

@@ -30,7 +30,7 @@ from anysize.presets import has_norm_after_sum
 from anysize.removal import RIDGE
 from anysize.shrink import ShrinkPreset
 from anysize.stored import ScratchArrays
-from anysize.tensors import Expected, expected_tensors, made_from
+from anysize.tensors import Expected, expected_tensors, made_from, stored_source
 
 WRITE_HIDDEN = "hidden"
 
@@ -144,6 +144,14 @@ class Fit:
             found += rows @ rows.T
         return found
 
+    @property
+    def embedding_scale(self) -> float:
+        """What the target's embedding, which is its head as well, is multiplied by (see `Recipes.embedding_scale`)."""
+        origin = self.expected[next(iter(self.config.architecture.tied.values()))].origin
+        hidden = self.axes["hidden"]
+        scaled = isinstance(origin, Parameter) and origin.times
+        return (hidden.source_size / hidden.target_size) ** 0.5 if scaled else 1.0
+
     def run(self) -> Fitted:
         """Return the dense maps and what they change."""
         if self.turns:
@@ -235,7 +243,7 @@ class Fit:
 
     def _weight_of(self, expected: Expected) -> torch.Tensor:
         """Return the source tensor that a target tensor is made of, in double precision."""
-        return self.tensors.read(self.names[made_from(expected, self.steps, self.axes)]).double()
+        return self.tensors.read(stored_source(expected, self.steps, self.axes, self.names, self.config)).double()
 
     def _shift_bias(self, name: str, constant: torch.Tensor) -> None:
         """Let the bias of a reader take what its weights made of the norm's bias and the new readers do not."""
@@ -309,14 +317,15 @@ class Fit:
 
         With A = E S and B = E R^T, the gain d minimizes E |A z - B (d * z)|^2:
         (B^T B * E[z z^T]) d = diag(B^T A E[z z^T]).
-        The bias is fitted alike.
+        The bias is fitted alike. What the target's embedding is multiplied by, both are divided by.
         """
         embedding = self._tied_head()
         gram = embedding.T @ embedding
         kept = self.write @ gram @ self.write.T
         right = (self.write @ gram @ reader @ unit).diagonal()
         shift = least_squares((self.write @ gram @ bias)[None, :], kept, self.ridge)[0]
-        return least_squares(right[None, :], kept * unit, self.ridge)[0], shift
+        gain = least_squares(right[None, :], kept * unit, self.ridge)[0]
+        return gain / self.embedding_scale, shift / self.embedding_scale
 
     def _inner(self, name: str, expected: Expected, dim: Dim) -> None:
         """Fit what reads heads or neurons, where some of them are cut."""

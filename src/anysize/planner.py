@@ -17,6 +17,7 @@ from anysize.cutting import (
     selected,
     sequential_if_possible,
     unfitted_experts,
+    unfitted_readers,
 )
 from anysize.dense import DenseMaps, Fitted
 from anysize.depth import depth_plan, per_layer_lists, require_pattern
@@ -265,6 +266,7 @@ def _chosen(asked: _Asked, scores: Scores | None, progress: Progress) -> _Chosen
     if scores is not None and "ffn" in asked.cut:
         notes += unfitted_experts(config, target, scores, shrink.readers)
     if scores is not None and shrink.readers in FITTED:
+        notes += unfitted_readers(config, target, shrink.readers)
         from anysize.fit import Fit  # noqa: PLC0415
 
         on_disk = asked.low_memory or not fits_in_memory(num_parameters(config) + num_parameters(target.config))
@@ -285,7 +287,9 @@ def _target_config(asked: _Asked, steps: tuple[LayerStep, ...]) -> dict[str, Any
     return raw
 
 
-def _assembled(asked: _Asked, chosen: _Chosen, scores: Scores | None, fitted: Fitted) -> Plan:
+def _assembled(
+    asked: _Asked, chosen: _Chosen, scores: Scores | None, target_raw: dict[str, Any], fitted: Fitted
+) -> Plan:
     """Return the plan of what was chosen, with what was fitted to it."""
     config, steps, maps = asked.config, chosen.steps, chosen.maps
     made = Recipes(
@@ -303,7 +307,7 @@ def _assembled(asked: _Asked, chosen: _Chosen, scores: Scores | None, fitted: Fi
     recipes = made.all()
     dropped = {**asked.dropped, **left_out(config, asked.names, steps, maps)}
     notes, reasons = (*chosen.notes, *_rounding(recipes)), (*chosen.inexact, *_inexact(config, asked.target))
-    plan = _plan(made, recipes, _target_config(asked, steps), dropped, notes, reasons)
+    plan = _plan(made, recipes, dict(target_raw), dropped, notes, reasons)
     return plan.model_copy(
         update={
             "scores_sha256": "" if scores is None or chosen.shrink is None else scores.sha256,
@@ -341,9 +345,11 @@ def make_plan(
             # Before a search of layers, which may take long.
             require_samples(scores, asked.config, asked.target.config)
     chosen = _chosen(asked, scores, progress)
-    plan = _assembled(asked, chosen, scores, Fitted() if chosen.fit is None else chosen.fit.run())
+    # Refuses what no config can say, before a fit, which may take long as well.
+    target_raw = _target_config(asked, chosen.steps)
+    plan = _assembled(asked, chosen, scores, target_raw, Fitted() if chosen.fit is None else chosen.fit.run())
     if chosen.fit is None or chosen.shrink is None or chosen.shrink.readers != "sequential":
         return plan
     from anysize.sequential import refit  # noqa: PLC0415
 
-    return _assembled(asked, chosen, scores, refit(plan, tensors, chosen.fit, progress))
+    return _assembled(asked, chosen, scores, target_raw, refit(plan, tensors, chosen.fit, progress))

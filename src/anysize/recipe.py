@@ -197,6 +197,7 @@ class Plan(BaseModel):
 
     def save(self, path: Path) -> None:
         """Write the plan as JSON and its matrices, where it has any, beside it; raise OutputError where that fails."""
+        require_place(path, with_matrices=bool(self.dense))
         try:
             write_whole({path: self.to_json().encode()})
         except OSError as error:
@@ -215,3 +216,23 @@ class Plan(BaseModel):
         if not plan.dense_sha256:
             return plan
         return plan.model_copy(update={"dense": DenseMaps.load(beside(path), plan.dense_sha256)})
+
+
+def require_place(path: Path, *, with_matrices: bool) -> None:
+    """Raise OutputError where a plan cannot be saved, or its matrices would take the place of something else."""
+    if path.suffix == ".safetensors":
+        raise OutputError(f"cannot save the plan as '{path}': that is where its matrices go, name a .json file")
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        why = "it is a folder, name a file in it" if path.is_dir() else "its folder does not exist, make it first"
+        raise OutputError(f"cannot save the plan as '{path}': {why}")
+    if not with_matrices or not beside(path).exists():
+        return
+    try:
+        earlier = bool(json.loads(path.read_text(encoding="utf-8"))["dense_sha256"])
+    except (OSError, ValueError, LookupError, TypeError):
+        earlier = False
+    if not earlier:
+        raise OutputError(
+            f"cannot save the plan as '{path}': its matrices would take the place of '{beside(path)}', which is no "
+            "plan's; choose another name"
+        )

@@ -21,7 +21,7 @@ from anysize.presets import FRESH_SCALE, Preset, has_layer_norm
 from anysize.recipe import Dtype, Options, Pad, Recipe, Share
 from anysize.shrink import ShrinkPreset
 from anysize.target import Target
-from anysize.tensors import Expected, expected_tensors, made_from, shape_of
+from anysize.tensors import Expected, expected_tensors, shape_of, stored_source
 
 DTYPES: dict[str, Dtype | None] = {"keep": None, "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
@@ -110,10 +110,7 @@ class Recipes:
         return prod((m.source_size / m.target_size) ** 0.5 for m in maps if m.target_size < m.source_size)
 
     def source_name(self, expected: Expected) -> str:
-        wanted = made_from(expected, self.steps, self.axes)
-        if wanted not in self.names and self.options.untie:
-            wanted = self.config.architecture.tied.get(wanted, wanted)
-        return self.names[wanted]
+        return stored_source(expected, self.steps, self.axes, self.names, self.config)
 
     def norm_recipe(self, expected: Expected, norm: Norm) -> dict[str, Any]:
         """Return the recipe fields of a gain or bias: gains map stream scales, pads are 1, biases write."""

@@ -58,6 +58,15 @@ def expected_tensors(config: SourceConfig) -> dict[str, Expected]:
     return found
 
 
+def stored_source(
+    expected: Expected, steps: Sequence[LayerStep], axes: Mapping[str, AxisMap], names: Mapping[str, str],
+    config: SourceConfig,
+) -> str:  # fmt: skip
+    """Return the tensor in the file that a target tensor is made of: of a head that was tied, the embedding."""
+    wanted = made_from(expected, steps, axes)
+    return names[wanted if wanted in names else config.architecture.tied.get(wanted, wanted)]
+
+
 def made_from(expected: Expected, steps: Sequence[LayerStep], axes: Mapping[str, AxisMap]) -> str:
     """Return the name of the source tensor that a target tensor is made of: its layer and expert choose where from."""
     if expected.layer is None:

@@ -250,12 +250,23 @@ def test_images_are_read_by_an_image_model(tmp_path: Path) -> None:
     for shade in range(0, 250, 50):
         path = tmp_path / f"{shade}.png"
         Image.new("RGB", (8, 8), (shade, 0, 255 - shade)).save(path)
-        rows.append({"image": {"bytes": path.read_bytes(), "path": path.name}, "label": shade})
+        other = tmp_path / f"mask-{shade}.png"
+        Image.new("RGB", (8, 8), (0, shade // 2, 0)).save(other)
+        shown, mask = ({"bytes": p.read_bytes(), "path": p.name} for p in (path, other))
+        rows.append({"mask": mask, "image": shown, "label": shade})
     import datasets
 
     datasets.Dataset.from_list(rows).to_parquet(tmp_path / "images.parquet")
-    found = anysize.calibrate(tmp_path / "vit", tmp_path / "images.parquet", tokens=5, batch_size=2)
+    pictures = tmp_path / "images.parquet"
+    found = anysize.calibrate(tmp_path / "vit", pictures, tokens=5, batch_size=2, column="image")
     assert found.record.tokens == 5
+    masks = [anysize.calibrate(tmp_path / "vit", pictures, tokens=5, batch_size=2, column=c) for c in ("mask", "")]
+    assert same(*masks)
+    assert not same(found, masks[0], 1e-6)
+    with pytest.raises(InputError, match="have no column 'imgae'"):
+        anysize.calibrate(tmp_path / "vit", pictures, tokens=5, column="imgae")
+    with pytest.raises(InputError, match=r"would do nothing: '.*vit' reads images"):
+        anysize.calibrate(tmp_path / "vit", pictures, tokens=5, tokenizer=str(tmp_path))
     assert found.of("vit.embeddings.patch_embeddings.projection:out", "abs").shape == (24,)
     half = {"hidden_size": 16, "intermediate_size": 10, "num_attention_heads": 2}
     assert anysize.plan(tmp_path / "vit", calibration=found, preset="subcloning", **half).recipes
@@ -264,6 +275,19 @@ def test_images_are_read_by_an_image_model(tmp_path: Path) -> None:
 
     small = ViTForImageClassification.from_pretrained(made)
     assert small(torch.zeros(1, 3, 12, 12)).logits.shape == (1, 7)
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [({"device": "nonsense"}, "cannot be used"), ({"device": "nonsense", "low_memory": True}, "cannot be used"),
+     ({"device": "meta", "low_memory": True}, "leave the device 'meta' out")],
+)  # fmt: skip
+def test_a_device_that_would_do_nothing_is_refused(llama: Path, text: Path, options: dict[str, Any], why: str) -> None:
+    with pytest.raises(InputError, match=why):
+        anysize.calibrate(llama, text, sequence_length=64, tokens=64, **options)
+    model = load(llama, "LlamaForCausalLM")
+    with pytest.raises(InputError, match="the model is loaded already, on 'cpu'"):
+        anysize.calibrate(model, text, sequence_length=64, tokens=64, tokenizer=str(llama), device="meta")
 
 
 def test_the_stride_keeps_second_moments_cheaper_than_the_model() -> None:

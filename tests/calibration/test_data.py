@@ -83,6 +83,37 @@ def test_files_of_a_folder_are_mixed(tmp_path: Path) -> None:
     assert found != sorted(found)
 
 
+def test_a_long_text_file_is_several_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = " ".join(f"w{i}" for i in range(5_000))
+    (tmp_path / "a.txt").write_text(words, encoding="utf-8")
+    monkeypatch.setattr("anysize.io.rows._FILE_CHARACTERS", 1_000)
+    found = [row["text"] for row in rows(str(tmp_path / "a.txt"), ordered=True)]
+    assert "".join(found) == words
+    assert {len(text) // 100 for text in found[:-1]} == {10}
+    assert all(text.startswith(" w") for text in found[1:])
+
+
+def test_the_window_holds_fewer_rows_where_they_are_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(30):
+        (tmp_path / f"{number:02}.txt").write_text(f"{number:>100}", encoding="utf-8")
+    read: list[str] = []
+    whole = Path.open
+    monkeypatch.setattr(Path, "open", lambda path, *a, **k: (read.append(path.name), whole(path, *a, **k))[1])
+    monkeypatch.setattr("anysize.io.rows._WINDOW_CHARACTERS", 500)
+    found = rows(str(tmp_path))
+    first = next(found)
+    assert len(read) == 6
+    assert sorted(int(row["text"]) for row in [first, *found]) == list(range(30))
+
+
+def test_what_is_about_a_table_is_not_read_with_it(tmp_path: Path) -> None:
+    for name in ("README.md", "load.py", "a.txt"):
+        (tmp_path / name).write_text(name, encoding="utf-8")
+    assert sorted(row["text"] for row in rows(str(tmp_path))) == ["README.md", "a.txt", "load.py"]
+    (tmp_path / "b.jsonl").write_text(json.dumps({"text": "row"}) + "\n", encoding="utf-8")
+    assert sorted(row["text"] for row in rows(str(tmp_path))) == ["a.txt", "row"]
+
+
 def test_a_row_without_the_text_column_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("w3 w4", encoding="utf-8")
     (tmp_path / "b.jsonl").write_text(json.dumps({"content": "w5 w6"}) + "\n", encoding="utf-8")

@@ -115,21 +115,51 @@ FAMILIES = [
 ]
 
 
-@pytest.mark.parametrize("variant", FAMILIES, ids=str)
-def test_other_families_are_followed_as_well(variant: tiny.Variant, llama: Path, text: Path, tmp_path: Path) -> None:
-    """Parallel branches, biases, transposed and fused matrices: no family gets farther from its source."""
-    raw = {**tiny.config(variant), "vocab_size": 61}
+def written(variant: tiny.Variant, llama: Path, folder: Path) -> int:
+    """Write a model of a family that speaks as the llama does; return a length that it reads."""
     from anysize.io.models import new_model
     from anysize.proof.miniature import random_weights
 
+    raw = {**tiny.config(variant), "vocab_size": 61}
     model = new_model(raw["architectures"][0], raw, torch.float32)
     random_weights(model, 0)
-    model.save_pretrained(tmp_path)
-    length = min(64, getattr(model.config, "max_position_embeddings", 64))
-    length = 16 if length < 64 else length
-    scores = anysize.calibrate(tmp_path, text, tokenizer=str(llama), sequence_length=length)
+    model.save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        (tmp_path / name).write_bytes((llama / name).read_bytes())
+        (folder / name).write_bytes((llama / name).read_bytes())
+    return 16 if getattr(model.config, "max_position_embeddings", 64) < 64 else 64
+
+
+@pytest.mark.parametrize("readers", ["least-squares", "measured", "sequential"])
+def test_a_tied_head_whose_embedding_is_multiplied_is_fitted_as_it_speaks(
+    llama: Path, text: Path, tmp_path: Path, readers: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gemma = next(v for v in tiny.VARIANTS if str(v) == "gemma-GQA-tied")
+    written(gemma, llama, tmp_path)
+    scores = anysize.calibrate(tmp_path, text, sequence_length=64)
+    batches = list(token_batches(str(text), tokenizer_of(str(llama)), 61, DataOptions(4096, 64, 8)))
+    found: list[float] = []
+    for _ in range(2):
+        plan = anysize.plan(tmp_path, calibration=scores, select="activation", readers=readers, hidden_size=16)
+        made = build_model(
+            plan.model_class, plan.target_config, target_tensors(plan, Checkpoint(tmp_path)), torch.float32
+        )
+        model = load(tmp_path, plan.model_class)
+        with torch.no_grad():
+            pairs = [(model(**batch).logits, made(**batch).logits) for batch in batches]
+        wanted, got = (torch.cat([p - p.mean(-1, keepdim=True) for p in side]) for side in zip(*pairs, strict=True))
+        # What the target's logits would best be multiplied by: nothing, where they were fitted.
+        found.append(float((wanted * got).sum() / got.square().sum()))
+        # As if it were a llama.
+        monkeypatch.setattr("anysize.fit.Fit.embedding_scale", 1.0)
+    assert found[0] == pytest.approx(1, abs=0.02)
+    assert found[1] < 0.9
+
+
+@pytest.mark.parametrize("variant", FAMILIES, ids=str)
+def test_other_families_are_followed_as_well(variant: tiny.Variant, llama: Path, text: Path, tmp_path: Path) -> None:
+    """Parallel branches, biases, transposed and fused matrices: no family gets farther from its source."""
+    length = written(variant, llama, tmp_path)
+    scores = anysize.calibrate(tmp_path, text, sequence_length=length)
     batches = list(token_batches(str(text), tokenizer_of(str(llama)), 61, DataOptions(2048, length, 8)))
     found: list[float] = []
     for readers in ("sequential", "least-squares"):
@@ -137,7 +167,27 @@ def test_other_families_are_followed_as_well(variant: tiny.Variant, llama: Path,
         made = build_model(
             plan.model_class, plan.target_config, target_tensors(plan, Checkpoint(tmp_path)), torch.float32
         )
+        model = load(tmp_path, plan.model_class)
         with torch.no_grad():
             found.append(sum(float((model(**b).logits - made(**b).logits).square().mean()) for b in batches))
     # Where little was lost, the ridge may cost as much as following gains.
     assert found[0] < 1.05 * found[1]
+
+
+def test_a_head_that_was_tied_is_measured_by_the_embedding(tied_llama: Path, tied_scores: Scores) -> None:
+    plan = anysize.plan(
+        tied_llama, calibration=tied_scores, select="activation", readers="measured", untie=True, hidden_size=16
+    )
+    made = {recipe.name: recipe for recipe in plan.recipes}
+    assert made["lm_head.weight"].source == made["model.embed_tokens.weight"].source
+    assert made["lm_head.weight"].factor != made["model.embed_tokens.weight"].factor
+
+
+def test_what_is_not_fitted_though_readers_are_is_told(llama: Path, scores: Scores) -> None:
+    sizes = {"num_attention_heads": 4, "num_key_value_heads": 1}
+    told = anysize.plan(llama, calibration=scores, readers="least-squares", **sizes).notes
+    assert any("what reads heads is read as it was, not fitted" in note for note in told)
+    fewer = anysize.plan(
+        llama, calibration=scores, readers="least-squares", num_key_value_heads=1, num_attention_heads=2
+    )
+    assert not any("read as it was" in note for note in fewer.notes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -234,6 +235,17 @@ def test_everything_shrinks_and_grows_in_one_plan(speaking: Path, page: Path, tm
     assert proof.passed
     assert {"tokenizer", "cut vocab", "turn hidden"} <= {check.name for check in proof.checks}
     assert anysize.verify(speaking, output).passed
+
+
+def test_tokens_that_only_the_loaded_tokenizer_has_are_left_out(speaking: Path, page: Path, tmp_path: Path) -> None:
+    shutil.copytree(speaking, tmp_path / "more")
+    place = tmp_path / "more" / "tokenizer_config.json"
+    place.write_text(json.dumps({**json.loads(place.read_text()), "additional_special_tokens": ["<more>"]}))
+    assert len(tokenizer_of(str(tmp_path / "more"))) == SIZE + 4
+    scores = anysize.calibrate(tmp_path / "more", written(tmp_path, "long.txt", PAGE * 40), sequence_length=64)
+    plan = anysize.plan(tmp_path / "more", keep_tokens=page, calibration=scores, hidden_size=16)
+    assert plan.options.readers == "sequential"
+    assert anysize.apply(plan, tmp_path / "out").is_dir()  # type: ignore[union-attr]
 
 
 def test_growing_with_fewer_tokens_keeps_their_logits(speaking: Path, tmp_path: Path, cli: Run) -> None:

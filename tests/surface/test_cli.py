@@ -266,6 +266,24 @@ def test_plan_only_writes_nothing(llama: Path, tmp_path: Path, cli: Run, asked: 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_plan_never_takes_the_place_of_other_tensors(llama: Path, text: Path, tmp_path: Path, cli: Run) -> None:
+    scores = tmp_path / "llama.safetensors"
+    assert cli("calibrate", llama, text, "-o", scores, "--tokens", 2048, "--sequence-length", 64).code == 0
+    before, half = scores.read_bytes(), ("--hidden-size", 16, "--readers", "least-squares", "--calibration", scores)
+    for name, why in (
+        ("llama.json", "llama.safetensors', which is no plan's"), ("plan.safetensors", "name a .json file"),
+        ("absent/plan.json", "its folder does not exist"), (".", "it is a folder"),
+    ):  # fmt: skip
+        ran = cli("plan", llama, *half, "-o", tmp_path / name)
+        assert (ran.code, why in ran.err) == (2, True), ran.err
+    assert [p.name for p in tmp_path.iterdir()] == ["llama.safetensors"]
+    assert scores.read_bytes() == before
+    # Its own matrices it may replace.
+    for _ in range(2):
+        assert cli("plan", llama, *half, "-o", tmp_path / "plan.json").code == 0
+    assert cli("apply", tmp_path / "plan.json", tmp_path / "out").code == 0
+
+
 def test_apply_refuses_a_source_that_changed(new_llama: Run, tmp_path: Path, cli: Run) -> None:
     source = new_llama(tmp_path / "source")
     assert cli("plan", source, *WIDER, "-o", tmp_path / "plan.json").code == 0

@@ -206,6 +206,9 @@ def collect(
     config = understand(tensors.config)
     model_hash = model_sha256(tensors)
     rank, world = rank_and_world() if options.shared else (0, 1)
+    images = config.architecture.modality == "image"
+    if images and tokenizer:
+        raise InputError(f"the tokenizer '{tokenizer}' would do nothing: '{tensors.location}' reads images")
     data, tokenizer = located(data), located(tokenizer)
     where = tokenizer_place(tensors, tokenizer)
     data_hash, every = sampled(batches(data, config, where, options.data), options.data.tokens)
@@ -246,7 +249,6 @@ def collect(
     layers = sites.pop(_BLOCKS)
     # Experts see what is routed to them; everything else sees equally many.
     samples = max((int(found[COUNT][1]) for found in sites.values() if "second" in found), default=0)
-    images = config.architecture.modality == "image"
     seen = int(layers[COUNT][1 if images else 0])
     record = Record(
         model_sha256=model_hash, model_type=config.architecture.model_type, source=tensors.location, data=data,
@@ -277,18 +279,22 @@ def loaded_source(tensors: TensorSource, options: CalibrationOptions, scratch: s
 
     config = understand(tensors.config)
     check_source(config, tensors)
+    device = chosen_device(options.device)
+    named = options.device not in ("auto", "cpu")
+    if options.low_memory and named:
+        raise InputError(f"low_memory runs the model from disk, on the CPU: leave the device '{device}' out")
     if isinstance(tensors, LoadedModel):
+        if named and device != tensors.model.device:
+            raise InputError(f"the device is '{device}', and the model is loaded already, on '{tensors.model.device}'")
         return tensors.model.eval()
-    if isinstance(tensors, Checkpoint):
-        low = options.low_memory or not fits_in_memory(num_parameters(config))
-        model = load(tensors.folder, config.model_class, scratch=scratch if low else None)
-        return model if low else _placed(model, options.device)
-    found = {name: tensors.read(name) for name in tensors.tensors}
-    return _placed(build_model(config.model_class, tensors.config, found, torch.float32), options.device)
-
-
-def _placed(model: Any, device: str) -> PreTrainedModel:
-    return model.to(chosen_device(device))
+    if not isinstance(tensors, Checkpoint):
+        found = {name: tensors.read(name) for name in tensors.tensors}
+        made: Any = build_model(config.model_class, tensors.config, found, torch.float32)
+        return made.to(device)
+    # Where a model goes to an accelerator, it only passes through this memory.
+    low = options.low_memory or (device.type == "cpu" and not fits_in_memory(num_parameters(config)))
+    model: Any = load(tensors.folder, config.model_class, scratch=scratch if low else None)
+    return model if low else model.to(device)
 
 
 def calibrated(

@@ -43,7 +43,7 @@ class DataOptions:
     """How much of the data is read, and in what shape.
 
     tokens: at most so many in all. sequence_length: tokens of one sequence. batch_size: sequences of one batch.
-    column: the text column where there are several.
+    column: the column of the text, or of the images, where there are several.
     """
 
     tokens: int = 131_072
@@ -135,7 +135,7 @@ def image_batches(data: str, image_size: int, num_channels: int, options: DataOp
     for row in rows(data):
         if made + len(waiting) == options.tokens:
             break
-        waiting.append(picture(row, data, image_size, num_channels))
+        waiting.append(picture(row, data, image_size, num_channels, options.column))
         if len(waiting) == options.batch_size:
             yield {"pixel_values": torch.stack(waiting)}
             made, waiting = made + len(waiting), []

@@ -43,7 +43,10 @@ def plan(
     """Show what would be made of SOURCE, tensor by tensor, before a byte is written."""
     from anysize.cli.show import show_plan  # noqa: PLC0415
     from anysize.cli.sizes import planned  # noqa: PLC0415
+    from anysize.recipe import require_place  # noqa: PLC0415
 
+    if output is not None:
+        require_place(output, with_matrices=calibration is not None)
     made = planned(
         source,
         {

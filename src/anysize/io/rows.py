@@ -25,6 +25,8 @@ _PREFERRED = ("text", "content")
 # Rows are shuffled within a window of so many, in which long documents count as several rows.
 _WINDOW = 1000
 _NEAR = 256
+# Characters that a window holds, and of one text file that are read at a time: what is longer is several rows.
+_WINDOW_CHARACTERS, _FILE_CHARACTERS = 1 << 28, 1 << 26
 # Groups of rows of a parquet file that are read in turns, and what they may take together, uncompressed.
 _MOST_GROUPS, _GROUP_BYTES = 64, 1 << 28
 
@@ -64,22 +66,49 @@ def _files(path: Path) -> list[Path]:
     found = sorted(p for p in path.rglob("*") if p.suffix in _TEXT and p.is_file())
     if not found:
         raise InputError(f"the data folder '{path}' holds no {', '.join(_TEXT)} file")
+    if any(_TEXT[p.suffix] != "text" for p in found):
+        # Beside tables of rows these are about them: a README, a loading script.
+        found = [p for p in found if p.suffix not in (".md", ".py")]
     return found
 
 
 def _shuffled(read: Iterable[Row]) -> Iterator[Row]:
-    """Yield rows in a random order: each changes places with one of the window before it."""
+    """Yield rows in a random order: each changes places with one of the window before it.
+
+    The window holds fewer rows where they are long.
+    """
     generator = random.Random(0)
     window: list[Row] = []
+    held = 0
     for row in read:
-        if len(window) < _WINDOW:
-            window.append(row)
-            continue
-        place = generator.randrange(_WINDOW)
-        yield window[place]
-        window[place] = row
+        window.append(row)
+        held += _characters(row)
+        while len(window) > 1 and (len(window) > _WINDOW or held > _WINDOW_CHARACTERS):
+            # Of those before it; it takes the place of the one that goes.
+            place = generator.randrange(len(window) - 1)
+            window[place], window[-1] = window[-1], window[place]
+            gone = window.pop()
+            held -= _characters(gone)
+            yield gone
     generator.shuffle(window)
     yield from window
+
+
+def _characters(row: Row) -> int:
+    values = (value.get("bytes") if isinstance(value, dict) else value for value in row.values())
+    return sum(len(value) for value in values if isinstance(value, str | bytes))
+
+
+def _text_rows(file: Path) -> Iterator[Row]:
+    """Yield a text file as one row, or cut before a blank into several where it is long."""
+    rest = ""
+    with file.open(encoding="utf-8") as opened:
+        while read := opened.read(_FILE_CHARACTERS):
+            rest += read
+            places = cuts(rest, _FILE_CHARACTERS)
+            yield from ({"text": rest[a:b]} for a, b in itertools.pairwise(places[:-1]))
+            rest = rest[places[-2] :]
+    yield {"text": rest}
 
 
 def _file_rows(file: Path, *, ordered: bool) -> Iterator[Row]:
@@ -88,7 +117,7 @@ def _file_rows(file: Path, *, ordered: bool) -> Iterator[Row]:
         raise InputError(f"the data file '{file}' is none of {', '.join(_TEXT)}")
     if kind == "text":
         try:
-            yield {"text": file.read_text(encoding="utf-8")}
+            yield from _text_rows(file)
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"cannot read the data file '{file}' as text: {error}") from error
         return

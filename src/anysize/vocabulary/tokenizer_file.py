@@ -178,5 +178,8 @@ def cut_tokenizer(tokenizer: PreTrainedTokenizerBase, axis: AxisMap) -> PreTrain
     from transformers import PreTrainedTokenizerFast  # noqa: PLC0415
 
     loaded: Any = tokenizer
-    text = TokenizerFile(loaded.backend_tokenizer.to_str(), tokenizer.name_or_path).cut(new_ids(axis))
+    file, new = TokenizerFile(loaded.backend_tokenizer.to_str(), tokenizer.name_or_path), new_ids(axis)
+    # transformers adds what tokenizer_config.json alone names, under ids that no cut has heard of.
+    file.raw["added_tokens"] = [token for token in file.raw["added_tokens"] if token["id"] in new]
+    text = file.cut(new)
     return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(text), eos_token=tokenizer.eos_token)
