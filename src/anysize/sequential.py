@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from anysize.arch.schema import is_per_layer
 from anysize.axis import AxesAt, AxisMap
 from anysize.calibration.data import (
     Batch,
@@ -32,7 +33,7 @@ from anysize.io.reader import TensorSource
 from anysize.progress import Progress
 from anysize.recipe import Plan
 from anysize.removal import RIDGE
-from anysize.tensors import Expected, num_parameters
+from anysize.tensors import Expected, expected_tensors, num_parameters
 from anysize.vocabulary.tokenizer_file import cut_tokenizer
 
 # What the fits are made on; more changes little once every site has seen several times its width.
@@ -268,11 +269,26 @@ def in_source_ids(batch: Batch, axes: Mapping[str, AxisMap]) -> Batch:
     return {**batch, "input_ids": torch.from_numpy(axes["vocab"].index)[batch["input_ids"]]}
 
 
-def _limit(config: SourceConfig) -> int:
+def most_items(config: SourceConfig) -> int:
     """Return how many tokens (or images) a source is run on at most."""
     sizes = config.sizes
     widest = max(sizes["hidden"], sizes["ffn"], sizes["kv"] * sizes["group"] * sizes["head"])
     return IMAGES if config.architecture.modality == "image" else max(TOKENS, TOKENS_A_COORDINATE * widest)
+
+
+def target_passes(target: SourceConfig) -> int:
+    """Return how often each layer of a target is run while it is followed.
+
+    Once for each norm that is read from, once for each matrix that writes, and at last to go on.
+    """
+    norms = [pattern for pattern, norm in target.architecture.norms.items()
+             if norm.writes == "norm(hidden)" and is_per_layer(pattern) and target.holds(norm.when)]  # fmt: skip
+    writers = [
+        expected for name, expected in expected_tensors(target).items()
+        if expected.layer == 0 and name.endswith(".weight") and len(expected.arrow.reads) == 1
+        and str(expected.arrow.writes[0]) == "hidden"
+    ]  # fmt: skip
+    return len(norms) + len(writers) + 1
 
 
 def working_bytes(config: SourceConfig, target: SourceConfig) -> int:
@@ -281,7 +297,7 @@ def working_bytes(config: SourceConfig, target: SourceConfig) -> int:
     Of a layer that is: its input, its output, what its norms give and its writers write in the source; its input and
     output in the target. Sums are in double precision.
     """
-    count, sizes, made = _limit(config), config.sizes, target.sizes
+    count, sizes, made = most_items(config), config.sizes, target.sizes
     if config.architecture.modality == "image":
         count *= 1 + (config.full["image_size"] // config.full["patch_size"]) ** 2
     streams = 4 * count * (6 * sizes["hidden"] + 2 * made["hidden"])
@@ -292,7 +308,7 @@ def working_bytes(config: SourceConfig, target: SourceConfig) -> int:
 
 def _batches(plan: Plan, tensors: TensorSource, fit: Fit) -> Iterator[Batch]:
     """Yield what both models read; where tokens are cut, text as the target's own tokenizer spells it."""
-    record, limit = fit.scores.record, _limit(fit.config)
+    record, limit = fit.scores.record, most_items(fit.config)
     if plan.kept_tokens is None:
         return batches_again(record, fit.config, tensors, limit=limit)
     # Whether the data are still those of the scores can be told from what the source makes of them, before it is cut.

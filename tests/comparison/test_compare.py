@@ -15,10 +15,11 @@ import pytest
 import torch
 import yaml
 
+import anysize
 from anysize.comparison import compare as engine
 from anysize.comparison.compare import compare
 from anysize.comparison.config import compare_config
-from anysize.comparison.flops import forward_flops
+from anysize.comparison.flops import conversion_flops, forward_flops
 from anysize.comparison.folder import claimed
 from anysize.config import understand
 from anysize.errors import InputError, OutputError
@@ -325,6 +326,26 @@ def test_operations_are_those_that_a_profiler_counts(family: str) -> None:
         model(**asked)
     rows = batch if family == "vit" else batch * length
     assert forward_flops(config, length) == pytest.approx(counter.get_total_flops() / rows, rel=0.15)
+
+
+def test_what_follows_the_target_is_counted(llama: Path) -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    text = llama.parent / "follow.txt"
+    text.write_text(" ".join(f"w{3 + i % 50}" for i in range(40_000)))
+    scores = anysize.calibrate(llama, text, sequence_length=64, tokens=8192)
+    with FlopCounterMode(display=False) as counter:
+        plan = anysize.plan(llama, calibration=scores, hidden_size=16)
+    assert plan.options.readers == "sequential"
+    source, target = understand(plan.source_config), understand(plan.target_config)
+    counted = conversion_flops(source, target, plan.options, scores.record.tokens, 64)
+    # Beside the models' passes are the products that the fits are made of.
+    assert counted == pytest.approx(counter.get_total_flops(), rel=0.6)
+    assert counted < counter.get_total_flops() * 1.2
+    plain = plan.options.model_copy(update={"readers": "least-squares"})
+    assert conversion_flops(source, target, plain, scores.record.tokens, 64) == 0
+    searched = plain.model_copy(update={"layers": "evolutionary", "search_tokens": 1000})
+    assert conversion_flops(source, target, searched, 8192, 64) == 1000 * forward_flops(source, 64)
 
 
 def test_one_process_at_a_time_works_in_a_folder(llama: Path, story: Path, tmp_path: Path) -> None:

@@ -76,7 +76,8 @@ def test_what_an_arm_needs_holds_all_that_it_costs() -> None:
         "ours": arm(
             "ours",
             calibration_s=20,
-            calibration_flops=800,
+            calibration_flops=500,
+            conversion_flops=300,
             conversion_s=5,
             teacher_flops_a_token=2.0,
             source_train_s=1000,

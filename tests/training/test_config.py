@@ -9,6 +9,7 @@ import pytest
 
 from anysize.comparison.config import compare_config
 from anysize.errors import InputError
+from anysize.training.arguments import with_defaults
 from anysize.training.config import train_config
 from anysize.training.config_file import overridden, read_yaml, spelled
 
@@ -37,6 +38,11 @@ COMPARE: dict[str, Any] = {
         ({"recipe": {"learning_rate_factors": {"norms": 2}}}, "unknown role 'norms' (did you mean 'norm'?)"),
         ({"recipe": {"learning_rate_factors": {"norm": -1}}}, "wanted 0 or more"),
         ({"recipe": {"new_parameters": {"warmup": 3}}}, "unknown key 'recipe.new_parameters.warmup'"),
+        (
+            {"model": "", "resize": {"source": "s", "calibration": {"tokns": 5}}},
+            "cannot be used: unknown key 'resize.calibration.tokns' (did you mean 'tokens'?)",
+        ),
+        ({"model": "", "resize": {"source": "s", "calibration": 5}}, "resize.calibration: Input should be"),
     ],
 )
 def test_what_a_training_config_refuses(changes: dict[str, Any], told: str) -> None:
@@ -61,7 +67,13 @@ def test_what_a_training_config_refuses(changes: dict[str, Any], told: str) -> N
         ({"data": {"train": "t", "validation": "v", "streaming": True}}, "every arm has to see the same tokens"),
         ({"arms": {"random": {"random": True, "preset": "fresh"}}}, "a random start takes no preset"),
         ({"arms": {"random": {"random": True, "training": {"seed": 1}}}}, "all arms share it"),
-        ({"arms": {"random": {"randm": True}}}, "unknown key 'arms.random.randm'"),
+        ({"arms": {"random": {"randm": True}}}, "unknown key 'arms.random.randm' (did you mean 'random'?)"),
+        ({"arms": {"random": {}, "o": {"distill": {"wieght": 1}}}}, "'arms.o.distill.wieght' (did you mean 'weight'?)"),
+        (
+            {"arms": {"random": {"training": {"max_steps": -1}}}},
+            "training.max_steps is -1: wanted how many steps it",
+        ),
+        ({"arms": {"random": {"training": {"max_steps": "abc"}}}}, "arms.random.training.max_steps is 'abc'"),
         ({"arms": {"random": {"random": True, "training": {"weight_deca": 1}}}}, "did you mean 'weight_decay'?"),
         ({"target": {"hiden_size": 3}}, "unknown key 'target.hiden_size' (did you mean 'hidden_size'?)"),
     ],
@@ -133,3 +145,13 @@ def test_arms_may_share_what_they_have_in_common(tmp_path: Path) -> None:
     path.write_text("a: &a {preset: fresh}\nb: {<<: *a, seed: 2, seed: 3}\n")
     with pytest.raises(InputError, match="seed stands twice"):
         read_yaml(path)
+
+
+def test_an_override_that_is_no_yaml_is_refused() -> None:
+    with pytest.raises(InputError, match=r"--set training.report_to=\[tensorboard: the value is not YAML"):
+        overridden({}, ["training.report_to=[tensorboard"])
+
+
+def test_our_own_scheduler_written_out_is_the_same() -> None:
+    assert with_defaults({"lr_scheduler_type": "cosine_with_min_lr"}) == with_defaults({})
+    assert "lr_scheduler_kwargs" not in with_defaults({"lr_scheduler_type": "linear"})

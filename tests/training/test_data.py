@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -80,9 +81,16 @@ def test_at_most_so_many_tokens(llama: Path, text: Path) -> None:
 
 def test_streamed_sequences_are_those_that_are_kept(llama: Path, text: Path) -> None:
     kept = Sequences(of(str(text), llama), 64, least=1, data="")
-    streamed = list(StreamedSequences(str(text), "", tokenizer_of(str(llama)), 61, 64))
-    assert len(streamed) == len(kept)
-    assert all(torch.equal(a["input_ids"], kept[i]["input_ids"]) for i, a in enumerate(streamed))
+    stream = StreamedSequences(str(text), "", tokenizer_of(str(llama)), 61, 64)
+    streamed = list(itertools.islice(stream, 2 * len(kept) + 3))
+    # They come again from the start, so that a run may go on in any pass.
+    assert all(torch.equal(a["input_ids"], kept[i % len(kept)]["input_ids"]) for i, a in enumerate(streamed))
+
+
+def test_a_stream_without_one_sequence_is_refused(llama: Path, tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("w3 w4 w5")
+    with pytest.raises(InputError, match="hold 4 tokens, too few for one sequence of 64"):
+        next(iter(StreamedSequences(str(tmp_path / "short.txt"), "", tokenizer_of(str(llama)), 61, 64)))
 
 
 def test_a_foreign_tokenizer_is_refused_even_where_its_tokens_are_kept(llama: Path, tmp_path: Path) -> None:

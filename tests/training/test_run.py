@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,10 @@ import torch
 import yaml
 
 from anysize.calibration import calibrate
+from anysize.errors import InputError
+from anysize.progress import quiet
 from anysize.training.config import Resize, train_config
+from anysize.training.loop import make_teacher
 from anysize.training.run import _Folder, train
 from anysize.training.start import plan_of
 from anysize.training.trainer import AnysizeTrainer
@@ -118,6 +122,90 @@ def test_a_killed_run_goes_on_to_the_same_weights(
     assert record(output)["losses"] == record(whole)["losses"]
     one, other = weights_of(whole), weights_of(output)
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_run_that_was_killed_after_its_last_step_takes_no_other(
+    tmp_path: Path, llama: Path, story: Path, weights_of: Callable[[Path], dict[str, torch.Tensor]]
+) -> None:
+    output = tmp_path / "out"
+    config = config_of(llama, story, output)
+    train(train_config(config, "c.yaml"), command="", origin="c.yaml", progress=quiet)
+    told, weights = record(output), weights_of(output)
+    # As a kill between the last checkpoint and the record leaves it.
+    (output / "anysize-train.json").write_text(json.dumps({**told, "finished": False}))
+    (output / "model.safetensors").unlink()
+    train(train_config(config, "c.yaml"), command="", origin="c.yaml", progress=quiet)
+    assert (record(output)["steps"], record(output)["curve"]) == (12, told["curve"])
+    again = weights_of(output)
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
+    assert not (output / "checkpoint-13").exists()
+
+
+def test_a_run_goes_on_with_its_own_files_only(llama: Path, story: Path, tmp_path: Path, cli: Run) -> None:
+    text, source = tmp_path / "text.txt", tmp_path / "source"
+    shutil.copy(story, text)
+    shutil.copytree(llama, source)
+    config = config_of(source, text, tmp_path / "out", training={"max_steps": 2})
+    path = written(tmp_path / "c.yaml", config)
+    assert cli("train", path).code == 0
+    text.write_text(text.read_text() + " w3")
+    refused = cli("train", path)
+    assert refused.code == 2
+    assert "made of other files (data.train, data.validation changed since)" in refused.err
+
+
+def test_a_stream_that_is_too_short_is_refused(llama: Path, tmp_path: Path, cli: Run) -> None:
+    (tmp_path / "short.txt").write_text("w3 w4 w5")
+    config = {"output": str(tmp_path / "out"), "model": str(llama), "training": {"max_steps": 2},
+              "data": {"train": str(tmp_path / "short.txt"), "sequence_length": 32, "streaming": True}}  # fmt: skip
+    refused = cli("train", written(tmp_path / "c.yaml", config))
+    assert refused.code == 2
+    assert "too few for one sequence of 32" in refused.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_teacher_computes_as_its_student_does(llama: Path, story: Path, tmp_path: Path) -> None:
+    """What accelerate has not prepared would stay in single precision, and be the dearer part of every step."""
+    raw = config_of(
+        llama, story, tmp_path / "out", resize={"source": str(llama), "intermediate_size": 96},
+        distill={"weight": 0.5}, training={"max_steps": 1, "bf16": True, "use_cpu": True, "eval_on_start": False},
+    )  # fmt: skip
+    raw["model"] = ""
+    heard: list[bool] = []
+
+    def listening(*args: Any, **kwargs: Any) -> Any:
+        made = make_teacher(*args, **kwargs)
+        made.model.register_forward_hook(lambda *_: heard.append(torch.is_autocast_enabled("cpu")))
+        return made
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("anysize.training.run.make_teacher", listening)
+        train(train_config(raw, "c.yaml"), command="", origin="c.yaml", progress=quiet)
+    assert heard == [True]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"data": {"validation": "nowhere.txt"}}, {"data": {"sequence_length": 4096}}, {"distill": {"teacher": "OTHER"}}],
+)
+def test_what_can_be_refused_is_refused_before_a_calibration(
+    llama: Path, story: Path, tmp_path: Path, new_llama: Callable[..., Path], monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, Any],
+) -> None:  # fmt: skip
+    half = {"source": str(llama), "intermediate_size": 24, "calibration": {"tokens": 2048, "sequence_length": 64}}
+    raw = config_of(llama, story, tmp_path / "out", resize=half)
+    raw["model"] = ""
+    raw["data"] |= changes.get("data", {})
+    if "distill" in changes:
+        raw["distill"] = {"teacher": str(new_llama(tmp_path / "other", vocab_size=47))}
+
+    def calibrated(*_: object, **__: object) -> None:
+        pytest.fail("it was calibrated")
+
+    monkeypatch.setattr("anysize.calibration.calibrate.calibrated", calibrated)
+    with pytest.raises(InputError):
+        train(train_config(raw, "c.yaml"), command="", origin="c.yaml", progress=quiet)
+    assert not (tmp_path / "out").exists()
 
 
 def test_two_processes_do_what_one_does(whole: Path, llama: Path, story: Path, tmp_path: Path) -> None:
@@ -332,6 +420,6 @@ def test_a_share_of_a_warm_up_is_of_the_steps_that_the_run_has(llama: Path, stor
             recipe={"new_parameters": {"old_warmup_steps": warmup}},
         )  # fmt: skip
         raw["model"] = ""
-        train(train_config(raw, "c.yaml"), command="", origin="c.yaml", progress=lambda *_: None)
+        train(train_config(raw, "c.yaml"), command="", origin="c.yaml", progress=quiet)
         curves.append(record(tmp_path / name)["curve"])
     assert curves[0] == curves[1] != curves[2]

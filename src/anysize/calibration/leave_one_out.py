@@ -20,7 +20,7 @@ from anysize.progress import Progress
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_BATCHES = 8
+NUM_BATCHES = 8
 
 
 def require_loss(config: SourceConfig, sequence_length: int) -> None:
@@ -43,7 +43,7 @@ def losses_without_layers(
     Raises InputError where a loss is not a number, which would be sorted like one.
     """
     device = device_of(model)
-    kept = [{n: v.to(device) for n, v in batch.items()} for batch in itertools.islice(batches, _BATCHES)]
+    kept = [{n: v.to(device) for n, v in batch.items()} for batch in itertools.islice(batches, NUM_BATCHES)]
 
     def loss(missing: AbstractContextManager[None], what: str) -> float:
         with missing:

@@ -41,17 +41,18 @@ def size_of(count: int) -> str:
     raise AssertionError("unreachable")
 
 
+# From what is done, how much there is, and how much is done in a second.
 _COUNTED: dict[str, Callable[[int, int, float], str]] = {
     "write": lambda done, total, _: f"{size_of(done)} of {size_of(total)}",
-    "tokens": lambda done, _total, _seconds: f"{done:,} so far",
+    "tokens": lambda done, _total, _rate: f"{done:,} so far",
     "starts": lambda done, total, _: f"start {done} of {total}",
     "runs": lambda done, total, _: f"run {done} of {total}",
-    "images": lambda done, _total, _seconds: f"{done:,} so far",
-    "train": lambda done, total, seconds: f"{done:,} of {total:,}, {done / max(seconds, 1e-9):,.0f}/s",
-    "calibrate": lambda done, total, seconds: f"{done:,} of {total:,}, {done / max(seconds, 1e-9):,.0f}/s",
-    "evaluate": lambda done, total, seconds: f"{done:,} of {total:,}, {done / max(seconds, 1e-9):,.0f}/s",
-    "tasks": lambda done, total, seconds: f"{done:,} of {total:,}, {done / max(seconds, 1e-9):,.0f}/s",
-    "search": lambda done, total, seconds: f"{done:,} of {total:,} tokens, {done / max(seconds, 1e-9):,.0f}/s",
+    "images": lambda done, _total, _rate: f"{done:,} so far",
+    "train": lambda done, total, rate: f"{done:,} of {total:,}, {rate:,.0f}/s",
+    "calibrate": lambda done, total, rate: f"{done:,} of {total:,}, {rate:,.0f}/s",
+    "evaluate": lambda done, total, rate: f"{done:,} of {total:,}, {rate:,.0f}/s",
+    "tasks": lambda done, total, rate: f"{done:,} of {total:,}, {rate:,.0f}/s",
+    "search": lambda done, total, rate: f"{done:,} of {total:,} tokens, {rate:,.0f}/s",
     "fit": lambda done, total, _: f"layer {done} of {total}",
     "leave one out": lambda done, total, _: f"layer {done} of {total}",
 }
@@ -83,14 +84,17 @@ def progress_bars(*, enabled: bool) -> Generator[Progress]:
     )
     with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
         tasks: dict[str, TaskID] = {}
-        start = time.monotonic()
+        # Of each stage, when it was first heard of and what was done by then, by earlier processes perhaps.
+        begun: dict[str, tuple[float, int]] = {}
 
         def bar(stage: str, done: int, total: int) -> None:
             # The proofs cannot be counted: they show that they are at work, and for how long.
             counted = stage in _COUNTED
             if stage not in tasks:
                 tasks[stage] = bars.add_task(_STAGES[stage], total=None, amount="")
-            amount = _COUNTED[stage](done, total, time.monotonic() - start) if counted else ""
+            since, before = begun.setdefault(stage, (time.monotonic(), done))
+            rate = (done - before) / max(1e-9, time.monotonic() - since)
+            amount = _COUNTED[stage](done, total, rate) if counted else ""
             bars.update(tasks[stage], completed=done, total=(total or None) if counted or done else None, amount=amount)
 
         yield bar

@@ -21,7 +21,7 @@ def show_foreseen(found: Mapping[str, Any], *, as_json: bool) -> None:
         return
     sizes = ", ".join(f"{name} {size}" for name, size in found["sizes"].items())
     say(f"{found['num_parameters']:,} parameters: {sizes}")
-    say(f"{found['tokens_a_step_each']:,} tokens a step on each device")
+    say(f"{found['tokens_a_step_each']:,} {found['unit']} a step on each device")
     kinds = ("states", "teacher", "activations", "logits", "total")
     rows = [[name, *(size_of(taken[kind]) for kind in kinds)] for name, taken in found["memory_bytes"].items()]
     print_table("memory of a device (activations are an estimate)", ["devices", *kinds], rows)
@@ -38,7 +38,10 @@ def show_training(found: Mapping[str, Any], output: str, *, as_json: bool) -> No
         rows = [[step, *(f"{losses[split]:.4f}" for split in splits)] for step, losses in curve.items()]
         print_table("held-out loss", ["step", *splits], rows)
     rate = found["tokens"] / max(found["train_s"], 1e-9)
-    say(f"made {output}: {found['steps']:,} steps, {found['tokens']:,} tokens, {rate:,.0f} a second of training")
+    say(
+        f"made {output}: {found['steps']:,} steps, {found['tokens']:,} tokens, {rate:,.0f} a second "
+        f"{found['seconds']} in training"
+    )
 
 
 def _share(reached: Reached | None) -> str:

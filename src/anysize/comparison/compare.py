@@ -6,7 +6,6 @@ import json
 import multiprocessing
 import os
 import threading
-import time
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anysize.comparison.config import CompareConfig
-from anysize.comparison.flops import forward_flops, training_flops
+from anysize.comparison.flops import conversion_flops, forward_flops, leave_one_out_flops, training_flops
 from anysize.comparison.folder import RECORD, claimed
 from anysize.comparison.job import Job, carry_out, conversion_s, known, prepare, takes_scores
 from anysize.comparison.records import machine, plan_record, resize_command, versions
@@ -32,12 +31,14 @@ from anysize.report.schema import Arm, Metric, Results, Run, SourceRecord
 from anysize.target import public_sizes
 from anysize.tensors import num_parameters
 from anysize.training.arguments import fixed_arguments, training_arguments, with_defaults
+from anysize.training.clock import clock_of, device_of_run
 from anysize.training.data import Datasets, datasets_of
 from anysize.training.optimizer_state import require_state
 from anysize.training.start import folder_of, plan_of, require_same_vocabulary, scores_from
 
 if TYPE_CHECKING:
     from anysize.io.reader import TensorSource
+    from anysize.recipe import Plan
 
 
 def _end_with_parent() -> None:
@@ -76,12 +77,25 @@ def _ended_with_us(others: Sequence[Any]) -> Generator[None]:
         raise
 
 
+@contextmanager
+def _told_of_lost_processes() -> Generator[None]:
+    try:
+        yield
+    except BrokenProcessPool as error:
+        raise InputError(
+            "a process of the comparison ended without a word, most often for want of memory: give fewer workers or a "
+            "smaller batch; the same command goes on"
+        ) from error
+
+
 class Comparison:
     """One comparison at work: its folder, its processes, and what has been found so far."""
 
     def __init__(self, config: CompareConfig, text: str, command: str, progress: Progress) -> None:
         self.config, self.text, self.command, self.progress = config, text, command, progress
         self._arms: dict[str, Arm] = {}
+        self.device = device_of_run(config.training)
+        self.clock = clock_of(self.device)
         self.tensors = open_checkpoint(config.source)
         self.source = understand(self.tensors.config)
         self.others = self._others()
@@ -157,23 +171,28 @@ class Comparison:
         arms = [name for name in self.config.arms if takes_scores(self.place, self.config, name)]
         return list(dict.fromkeys(self.config.resize_of(name, 0).source for name in arms))
 
+    def _calibrated(self, source: str) -> dict[str, float]:
+        """Return what the calibration of a source took: calibration_s, tokens."""
+        record = self.place.scores(self.config, source).with_suffix(".json")
+        return {"tokens": self.config.calibration.tokens, **json.loads(record.read_text(encoding="utf-8"))}
+
     def _calibrate(self, source: str) -> float:
-        """Calibrate a source unless it is done; return the processor seconds that it took."""
+        """Calibrate a source unless it is done; return the seconds that it took."""
         place = self.place.scores(self.config, source)
         record = place.with_suffix(".json")
         if not record.is_file():
-            begin = time.process_time()
+            begin = self.clock()
             calibrate = scores_from(
                 source, self.config.calibration, self.config.data, self.progress,
                 leave_one_out=self.config.leaves_one_out(source),
             )  # fmt: skip
             assert calibrate is not None
             scores = calibrate()
-            seconds = time.process_time() - begin
+            seconds = self.clock() - begin
             place.parent.mkdir(parents=True, exist_ok=True)
             scores.save(place)
-            write_json(record, {"calibration_s": seconds})
-        return json.loads(record.read_text(encoding="utf-8"))["calibration_s"]
+            write_json(record, {"calibration_s": seconds, "tokens": scores.record.tokens})
+        return self._calibrated(source)["calibration_s"]
 
     def job(self, arm: str, rate: float, seed: int, steps: int | None = None) -> Job:
         """Return one run of an arm; of all its steps where none are given."""
@@ -190,8 +209,9 @@ class Comparison:
         with ProcessPoolExecutor(workers, context, _enter, (counter, num_gpus)) as pool, _ended_with_us(running):
             starts = {self.job(arm, 0.0, seed).start: self.job(arm, 0.0, seed)
                       for arm in config.arms for seed in config.seeds if not config.arms[arm].random}  # fmt: skip
-            for number, _ in enumerate(pool.map(prepare, starts.values())):
-                self.progress("starts", number + 1, len(starts))
+            with _told_of_lost_processes():
+                for number, _ in enumerate(pool.map(prepare, starts.values())):
+                    self.progress("starts", number + 1, len(starts))
 
             def train(asked: list[tuple[str, float, int]]) -> list[Run]:
                 return self._carry_out(pool, [self.job(arm, r, config.seeds[0], steps) for arm, r, steps in asked])
@@ -209,15 +229,11 @@ class Comparison:
         missing = {job.folder: job for job in jobs if known(job) is None}
         waiting = [pool.submit(carry_out, job) for job in missing.values()]
         try:
-            for future in as_completed(waiting):
-                future.result()
-                self.write(complete=False)
-                self.progress("runs", len(self.runs()), self.num_runs)
-        except BrokenProcessPool as error:
-            raise InputError(
-                "a training process ended without a word, most often for want of memory: give fewer workers or a "
-                "smaller batch; the same command goes on"
-            ) from error
+            with _told_of_lost_processes():
+                for future in as_completed(waiting):
+                    future.result()
+                    self.write(complete=False)
+                    self.progress("runs", len(self.runs()), self.num_runs)
         except BaseException:
             for future in waiting:
                 future.cancel()
@@ -274,7 +290,8 @@ class Comparison:
         return Results(
             title=config.title or f"{Path(config.source).name}: {', '.join(config.arms)}", complete=complete,
             modality="image" if image else "text", metric=metric,
-            date=datetime.now(UTC).date().isoformat(), machine=machine(), versions=versions(), command=self.command,
+            date=datetime.now(UTC).date().isoformat(), machine=machine(self.device),
+            versions=versions(), command=self.command,
             config=self.text, source=source, steps=int(args["max_steps"]), tokens_a_step=tokens_a_step,
             learning_rates=config.learning_rates, seeds=config.seeds, goals=config.goals,
             notes=tuple(self._notes(runs, rows, source, split)), arms=tuple(arms.values()), runs=tuple(runs), rows=rows,
@@ -315,9 +332,8 @@ class Comparison:
             teacher = passes * forward_flops(understood, length)
         settings = arm.model_dump(mode="json", exclude_defaults=True, exclude={"source_cost"})
         cost = self.config.source_cost_of(name)
-        calibration = self.config.calibration.data or self.config.data.train
         start = "a random initialization" if arm.random else f"{resize.preset} from {Path(resize.source).name}"
-        command = "" if arm.random else resize_command(resize, calibration if used else "")
+        command = "" if arm.random else resize_command(resize, self._calibration_command(resize.source) if used else ())
         return Arm(
             name=name, start=start, command=command, num_parameters=num_parameters(target), sizes=public_sizes(target),
             settings=settings, calibration_s=self.calibration_s.get(resize.source, 0.0) if used else 0.0,
@@ -325,13 +341,31 @@ class Comparison:
             teacher_flops_a_token=teacher,
             teacher_steps=arm.distill.steps_taught(self.config.steps_of(name)) if arm.distill else None,
             calibration_flops=self._calibration_flops(resize.source) if used else 0.0,
+            conversion_flops=self._conversion_flops(resize.source, plan) if plan and used else 0.0,
             source_train_s=cost.train_s, source_train_flops=cost.train_flops,
             plan=plan_record(plan) if plan else None,
         )  # fmt: skip
 
-    def _calibration_flops(self, source: str) -> float:
+    def _calibration_command(self, source: str) -> tuple[str, ...]:
         asked = self.config.calibration
-        return asked.tokens * forward_flops(understand(open_checkpoint(source).config), asked.sequence_length)
+        found = ["anysize", "calibrate", source, asked.data or self.config.data.train, "-o", "scores.safetensors"]
+        found += ["--tokens", str(asked.tokens), "--sequence-length", str(asked.sequence_length)]
+        found += ["--batch-size", str(asked.batch_size)]
+        column = asked.column or self.config.data.column
+        found += ["--column", column] if column else []
+        return (*found, *(["--leave-one-out"] if self.config.leaves_one_out(source) else []))
+
+    def _calibration_flops(self, source: str) -> float:
+        asked, understood = self.config.calibration, understand(open_checkpoint(source).config)
+        found = self._calibrated(source)["tokens"] * forward_flops(understood, asked.sequence_length)
+        if self.config.leaves_one_out(source):
+            found += leave_one_out_flops(understood, asked.batch_size, asked.sequence_length)
+        return found
+
+    def _conversion_flops(self, source_name: str, plan: Plan) -> float:
+        tokens = int(self._calibrated(source_name)["tokens"])
+        source, target = understand(plan.source_config), understand(plan.target_config)
+        return conversion_flops(source, target, plan.options, tokens, self.config.calibration.sequence_length)
 
     def _notes(
         self, runs: Sequence[Run], rows: Sequence[Any], source: SourceRecord | None, split: str

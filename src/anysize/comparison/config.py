@@ -87,6 +87,11 @@ def _checked_rates(rates: tuple[float, ...]) -> tuple[float, ...]:
     return tuple(sorted(rates))
 
 
+def _require_steps(steps: object, where: str, whose: str) -> None:
+    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
+        raise ValueError(f"{where} is {steps!r}: wanted how many steps {whose}, at least 1")
+
+
 class CompareConfig(Section):
     """A comparison: every arm over the same tokens.
 
@@ -123,9 +128,10 @@ class CompareConfig(Section):
         if unknown := [goal for goal in self.goals if goal not in self.arms]:
             near = did_you_mean(unknown[0], self.arms)
             raise ValueError(f"goals: there is no arm '{unknown[0]}'{near}; the arms are {joined(self.arms)}")
-        steps = self.training.get("max_steps")
-        if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
-            raise ValueError(f"training.max_steps is {steps!r}: wanted how many steps every arm takes, at least 1")
+        _require_steps(self.training.get("max_steps"), "training.max_steps", "every arm takes")
+        for name, arm in self.arms.items():
+            if "max_steps" in arm.training:
+                _require_steps(arm.training["max_steps"], f"arms.{name}.training.max_steps", "it takes")
         if not self.data.validation:
             raise ValueError("data.validation is missing: learning rates are chosen on it")
         if len(set(self.seeds)) != len(self.seeds):

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from anysize.calibration.leave_one_out import NUM_BATCHES
 from anysize.config import SourceConfig
+from anysize.layers import EVOLUTIONARY
+from anysize.recipe import Options
+from anysize.sequential import most_items, target_passes
 from anysize.tensors import num_parameters
 
 
@@ -25,6 +29,27 @@ def forward_flops(config: SourceConfig, length: int) -> float:
         length = (config.full["image_size"] // config.full["patch_size"]) ** 2 + 1
         return length * (2.0 * weights + 4.0 * sizes["layer"] * length * heads)
     return 2.0 * weights + 4.0 * sizes["layer"] * length * heads
+
+
+def conversion_flops(source: SourceConfig, target: SourceConfig, options: Options, tokens: int, length: int) -> float:
+    """Return the operations of models that run while a target is made: where layers are searched, and where readers
+    follow the target (see `sequential`); fits themselves are not counted.
+
+    tokens: of the calibration (images for an image model).
+    """
+    found = 0.0
+    if options.layers == EVOLUTIONARY:
+        found += options.search_tokens * forward_flops(source, length)
+    if options.readers == "sequential":
+        passes = target_passes(target) * forward_flops(target, length)
+        found += min(tokens, most_items(source)) * (forward_flops(source, length) + passes)
+    return found
+
+
+def leave_one_out_flops(source: SourceConfig, batch_size: int, length: int) -> float:
+    """Return the operations of the loss without each layer, and with all of them."""
+    tokens = NUM_BATCHES * batch_size * length
+    return (source.sizes["layer"] + 1) * tokens * forward_flops(source, length)
 
 
 def training_flops(config: SourceConfig, length: int) -> float:

@@ -21,7 +21,7 @@ from anysize import __version__
 from anysize.comparison.config import CompareConfig
 from anysize.errors import InputError
 from anysize.io.whole import write_json
-from anysize.training.tokens import data_identity
+from anysize.training.tokens import data_identity, same_data
 
 RECORD = "comparison.json"
 
@@ -47,8 +47,8 @@ class Place:
         return key_of(self.identity, *parts, *(self.identities[model] for model in models if model in self.identities))
 
     def withdraw(self) -> None:
-        """Remove the folder of a comparison that could not begin; one that has runs stays."""
-        if not (self.path / "runs").exists():
+        """Remove the folder of a comparison that could not begin; one in which work was done stays."""
+        if not any((self.path / made).exists() for made in ("runs", "starts", "scores")):
             shutil.rmtree(self.path, ignore_errors=True)
 
     @property
@@ -93,6 +93,9 @@ def claimed(config: CompareConfig, source_identity: str, identities: Mapping[str
     record = path / RECORD
     if record.is_file():
         known = json.loads(record.read_text(encoding="utf-8"))
+        before = known.get("files", [])
+        if len(before) == len(files) and all(map(same_data, before, shared["files"])):
+            shared["files"] = before
         if known != shared:
             changed = ", ".join(sorted(name for name in shared if known.get(name) != shared[name]))
             raise InputError(

@@ -19,6 +19,7 @@ from anysize.progress import quiet
 from anysize.report.schema import Run
 from anysize.shrink import reads_scores
 from anysize.training.arguments import fixed_arguments, training_arguments, with_defaults
+from anysize.training.clock import clock_of, device_of_run
 from anysize.training.data import datasets_of
 from anysize.training.start import Start, StartFolder, at_random, folder_of
 
@@ -121,7 +122,8 @@ def prepare(job: Job) -> None:
     scored = takes_scores(job.place, job.config, job.arm)
     # They serve all arms, so the comparison knows what they took.
     found = partial(Scores.load, job.place.scores(job.config, resize.source)) if scored else None
-    job.start.write(resize, found, quiet, "anysize compare")
+    clock = clock_of(device_of_run(job.config.training))
+    job.start.write(resize, found, clock, quiet, "anysize compare")
 
 
 def conversion_s(job: Job) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shlex
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -15,6 +16,7 @@ from anysize.config import understand
 from anysize.recipe import Plan
 from anysize.report.plans import plan_rows
 from anysize.report.schema import Kept, PlanRecord
+from anysize.training.clock import seconds_of
 from anysize.training.config import Resize
 from anysize.training.stream import stream_writer
 
@@ -62,13 +64,13 @@ def plan_record(plan: Plan) -> PlanRecord:
     )  # fmt: skip
 
 
-def machine() -> dict[str, Any]:
+def machine(device: torch.device) -> dict[str, Any]:
     """Return what a comparison runs on, and which seconds it counts."""
     import psutil  # noqa: PLC0415
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {"num_cores": os.cpu_count(), "memory_bytes": psutil.virtual_memory().total, "gpus": gpus,
-            "system": platform.system(), "seconds": "of the clock" if gpus else "of the processor"}  # fmt: skip
+            "system": platform.system(), "seconds": seconds_of(device)}  # fmt: skip
 
 
 def versions() -> dict[str, str]:
@@ -77,9 +79,11 @@ def versions() -> dict[str, str]:
     return {**{name: version(name) for name in names}, "python": platform.python_version()}
 
 
-def resize_command(resize: Resize, calibration: str) -> str:
-    """Return the command that makes the same start by hand."""
+def resize_command(resize: Resize, calibration: Sequence[str]) -> str:
+    """Return the command that makes the same start by hand, after that of a calibration where there is one."""
     words = ["anysize", "resize", resize.source, "OUTPUT"]
     for name, value in resize.model_dump(exclude_defaults=True, exclude={"source"}).items():
         words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
-    return shlex.join([*words, *(["--calibration", calibration] if calibration else [])])
+    if not calibration:
+        return shlex.join(words)
+    return f"{shlex.join(calibration)} && {shlex.join([*words, '--calibration', 'scores.safetensors'])}"

@@ -55,7 +55,7 @@ def _reached(runs: Sequence[Run], arm: Arm, goal: Sequence[Run], goal_arm: Arm, 
 
 def _flops(arm: Arm, steps: float, tokens_a_step: int) -> float:
     training = steps * arm.flops_a_token + arm.taught(steps) * arm.teacher_flops_a_token
-    return arm.calibration_flops + tokens_a_step * training
+    return arm.calibration_flops + arm.conversion_flops + tokens_a_step * training
 
 
 def _seconds(arm: Arm, runs: Sequence[Run], steps: float) -> float:

@@ -60,7 +60,8 @@ class Arm(_Record):
 
     start: a sentence. command: what makes the same start by hand; empty where nothing is made. flops_a_token: of
     training (forward and backward) the arm alone; teacher_flops_a_token: of the teacher's forward pass, 0 without one;
-    for teacher_steps steps, or all where it is None. calibration_flops: of the source's forward passes, once.
+    for teacher_steps steps, or all where it is None. calibration_flops, conversion_flops: of the forward
+    passes in which the source, and the target that follows it, are looked at, once.
     source_train_s, source_train_flops: of the source that it is made from or learns from; None where nobody knows.
     """
 
@@ -75,6 +76,7 @@ class Arm(_Record):
     flops_a_token: float = 0.0
     teacher_flops_a_token: float = 0.0
     calibration_flops: float = 0.0
+    conversion_flops: float = 0.0
     source_train_s: float | None = None
     source_train_flops: float | None = None
     teacher_steps: int | None = None

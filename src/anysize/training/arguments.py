@@ -40,7 +40,8 @@ def check_training_arguments(given: Mapping[str, Any], origin: str) -> None:
 def with_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a config gives over our defaults; a scheduler of the user's brings its own settings."""
     made = {**DEFAULTS, **given}
-    if "lr_scheduler_type" in given and "lr_scheduler_kwargs" not in given:
+    other = given.get("lr_scheduler_type", DEFAULTS["lr_scheduler_type"]) != DEFAULTS["lr_scheduler_type"]
+    if other and "lr_scheduler_kwargs" not in given:
         del made["lr_scheduler_kwargs"]
     return made
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -15,12 +15,18 @@ from anysize.errors import InputError, did_you_mean, joined
 
 def _allowed(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
     """Return the keys that the section at a path has."""
-    section: Any = model
+    section: type[BaseModel] | None = model
+    # Of sections by name (`arms`), the next part of the path is a name.
+    named = False
     for name in path:
-        if not (isinstance(section, type) and issubclass(section, BaseModel)) or name not in section.model_fields:
+        if named or section is None:
+            named = False
+            continue
+        if name not in section.model_fields:
             return []
-        kinds = getattr(section.model_fields[str(name)].annotation, "__args__", None)
-        choices = kinds or (section.model_fields[str(name)].annotation,)
+        annotation = section.model_fields[str(name)].annotation
+        named = get_origin(annotation) is dict
+        choices = get_args(annotation) or (annotation,)
         section = next((kind for kind in choices if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
     return list(section.model_fields) if section else []
 
@@ -28,13 +34,34 @@ def _allowed(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
 _KINDS = ("str", "int", "float")
 
 
+def _sections_in_unions(model: type[BaseModel]) -> set[str]:
+    """Return the names of the sections for which something else may stand, such as a file for a calibration."""
+    found: set[str] = set()
+    for field in model.model_fields.values():
+        choices = [kind for kind in get_args(field.annotation) if kind is not type(None)] or [field.annotation]
+        sections = [kind for kind in choices if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        if len(choices) > 1 and get_origin(field.annotation) is not dict:
+            found |= {section.__name__ for section in sections}
+        for section in sections:
+            found |= _sections_in_unions(section)
+    return found
+
+
+def _of_the_right_kind(error: ValidationError, sections: set[str]) -> list[Any]:
+    """Return what is wrong, without complaints that a section is no plain value, where one may stand for it."""
+    problems = error.errors()
+    inside = {problem["loc"][:i] for problem in problems for i, part in enumerate(problem["loc"]) if part in sections}
+    return [p for p in problems if not (p["loc"] and p["loc"][-1] in _KINDS and p["loc"][:-1] in inside)]
+
+
 def refusals(error: ValidationError, model: type[BaseModel], origin: str) -> InputError:
     """Return one sentence for all that is wrong with a config, with the nearest known key for each unknown one."""
     told: list[str] = []
-    for problem in error.errors():
-        *path, last = problem["loc"] or ("",)
-        # A union's branches have names of their own in the path.
-        where = ".".join(str(part) for part in (*path, last) if part and part not in _KINDS)
+    sections = _sections_in_unions(model)
+    for problem in _of_the_right_kind(error, sections):
+        # A union's branches have names of their own in the path: of a plain type, or of a section.
+        *path, last = [part for part in problem["loc"] if part not in _KINDS and part not in sections] or [""]
+        where = ".".join(str(part) for part in (*path, last) if part)
         if problem["type"] == "extra_forbidden":
             known = _allowed(model, tuple(path))
             told.append(f"unknown key '{where}'{did_you_mean(str(last), known)}")
@@ -92,7 +119,10 @@ def overridden(raw: Mapping[str, Any], overrides: list[str]) -> dict[str, Any]:
                 raise InputError(f"--set {text}: '{section}' is no section")
             place[section] = {**inner}
             place = place[section]
-        place[last] = yaml.load(value, Loader=_UniqueKeys)
+        try:
+            place[last] = yaml.load(value, Loader=_UniqueKeys)
+        except yaml.YAMLError as error:
+            raise InputError(f"--set {text}: the value is not YAML: {' '.join(str(error).split())}") from error
     return made
 
 

@@ -187,10 +187,14 @@ def run(
     checkpoint = last_checkpoint(Path(str(args.output_dir)))
     if checkpoint is not None:
         trainer.account.restore(checkpoint)
+        # Measured when the run began.
+        args.eval_on_start = False
     with quiet_transformers():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    step = trainer.state.global_step
+    step, wanted = trainer.state.global_step, trainer.state.max_steps
     status = "diverged" if watch.diverged else "finished"
+    if step < wanted and not watch.diverged:
+        raise InputError(f"the training data ended after {step} of {wanted} steps: they hold less than one batch")
     curve = curve_of(trainer.state.log_history, list(data.held_out), image=image)
     spent = trainer.account
     return Outcome(trainer, status, step, curve, spent.train_s, spent.teacher_s)

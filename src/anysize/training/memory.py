@@ -31,13 +31,15 @@ class Memory:
 
 def training_memory(
     config: SourceConfig, teacher: SourceConfig | None, *, batch: int, length: int, half: bool, checkpointing: bool,
-    shards: int, apart: bool = False,
+    shards: int, apart: bool = False, weight_bytes: int = 4,
 ) -> Memory:  # fmt: skip
     """Return what training with AdamW takes on a device with so many sequences a step.
 
     half: computes in bfloat16 over float32 weights. checkpointing: only the stream before each layer is kept, and one
     layer at a time computed again. shards: over how many devices FSDP divides weights, gradients and optimizer. apart:
     new and old values take steps of their own, so a step keeps the weights from before it and which of them are new.
+    weight_bytes: of a weight, and of its gradient and each of its moments. length: tokens of one sequence, places of
+    one image.
     """
     sizes, width = config.sizes, 2 if half else 4
     stream = batch * length * sizes["hidden"]
@@ -47,5 +49,5 @@ def training_memory(
     logits = batch * length * sizes.get("vocab", 0) * (width + 8)
     if teacher is not None:
         logits += batch * length * teacher.sizes.get("vocab", 0) * (width + 4)
-    states = num_parameters(config) * (16 + (5 if apart else 0)) // shards
-    return Memory(states, 4 * num_parameters(teacher) if teacher else 0, activations, logits)
+    states = num_parameters(config) * (4 * weight_bytes + (weight_bytes + 1 if apart else 0)) // shards
+    return Memory(states, weight_bytes * num_parameters(teacher) if teacher else 0, activations, logits)

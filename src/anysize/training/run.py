@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from anysize.config import read_config, understand
+from anysize.config import SourceConfig, read_config, understand
 from anysize.errors import InputError
 from anysize.io.hub import local_folder, open_checkpoint
 from anysize.io.lock import FolderLock
@@ -25,6 +25,7 @@ from anysize.target import public_sizes
 from anysize.tensors import num_parameters
 from anysize.training.arguments import fixed_arguments, training_arguments, with_defaults
 from anysize.training.card import training_card
+from anysize.training.clock import clock_of, seconds_of
 from anysize.training.config import TrainConfig
 from anysize.training.data import Datasets, datasets_of
 from anysize.training.loop import Outcome, last_checkpoint, make_teacher, run
@@ -40,11 +41,14 @@ from anysize.training.start import (
     require_same_vocabulary,
     scores_from,
 )
+from anysize.training.tokens import data_identity, same_data
 
 if TYPE_CHECKING:
     from anysize.training.trainer import Teacher
 
 _RECORD = "anysize-train.json"
+# The folder in it of what a resize makes.
+_START = "start"
 
 
 def _held_out(config: TrainConfig) -> dict[str, Any]:
@@ -52,6 +56,16 @@ def _held_out(config: TrainConfig) -> dict[str, Any]:
     if not (config.data.validation or config.data.test) or "eval_strategy" in config.training:
         return {}
     return {"eval_strategy": "steps", "eval_steps": config.training.get("eval_steps", 100)}
+
+
+def _made_of(config: TrainConfig) -> dict[str, str]:
+    """Return what tells whether the data and the models of a run are still those that it began with."""
+    data = {f"data.{name}": path for name in ("train", "validation", "test") if (path := getattr(config.data, name))}
+    models = {"model": config.model, "distill.teacher": config.distill.teacher if config.distill else "",
+              "resize.source": config.resize.source if config.resize else ""}  # fmt: skip
+    return {name: data_identity(path) for name, path in data.items()} | {
+        name: open_checkpoint(model).identity for name, model in models.items() if model
+    }
 
 
 class _Folder:
@@ -62,6 +76,7 @@ class _Folder:
         self._is_new = False
         self._lock: FolderLock | None = None
         self._config = json.loads(config.model_dump_json(exclude={"output"}))
+        self._made_of = _made_of(config)
 
     def claim(self) -> dict[str, Any] | None:
         """Take the folder, or return the record of the same run where it is finished; refuse any other folder."""
@@ -86,6 +101,12 @@ class _Folder:
                 raise InputError(
                     f"the output '{self.path}' is of another config ({', '.join(changed)} differ): choose another one"
                 )
+            before = known["made_of"]
+            if changed := [name for name, now in self._made_of.items() if not same_data(before.get(name, ""), now)]:
+                raise InputError(
+                    f"the output '{self.path}' was made of other files ({', '.join(changed)} changed since): choose "
+                    "another one"
+                )
             return known if known["finished"] else None
         self.write(finished=False, found={})
         return None
@@ -97,12 +118,12 @@ class _Folder:
 
     def withdraw(self) -> None:
         """Remove what a run that could not begin has made."""
-        if self._is_new and last_checkpoint(self.path) is None:
+        if self._is_new and last_checkpoint(self.path) is None and not StartFolder(self.path / _START).is_whole:
             shutil.rmtree(self.path, ignore_errors=True)
 
     def write(self, *, finished: bool, found: Mapping[str, Any]) -> dict[str, Any]:
         """Write the record, whole or not at all."""
-        told = {"finished": finished, "config": self._config, **found}
+        told = {"finished": finished, "config": self._config, "made_of": self._made_of, **found}
         write_json(self.path / _RECORD, told)
         return told
 
@@ -125,15 +146,16 @@ def _claimed(folder: _Folder, state: Any) -> dict[str, Any] | None:
 
 def _start(config: TrainConfig, state: Any, seed: int, progress: Progress, command: str) -> Start:
     """Return what a run starts from; what a plan makes is made by the first process and read by all."""
+    clock = clock_of(state.device)
     dtype = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
     if config.resize is not None:
-        place = StartFolder(Path(config.output).expanduser() / "start")
+        place = StartFolder(Path(config.output).expanduser() / _START)
         if state.is_main_process and not place.is_whole:
             scores = scores_from(
                 config.resize.source, config.resize.calibration, config.data, progress,
                 leave_one_out=config.resize.layers == LEAVE_ONE_OUT,
             )  # fmt: skip
-            place.write(config.resize, scores, progress, command)
+            place.write(config.resize, scores, clock, progress, command)
         wait_for_all()
         return place.start(dtype)
     if config.model:
@@ -141,6 +163,31 @@ def _start(config: TrainConfig, state: Any, seed: int, progress: Progress, comma
         return Start(load(config.model, dtype), understand(tensors.config), folder_of(tensors))
     folder = local_folder(config.random, without_weights=True)
     return at_random(understand(read_config(folder)), str(folder), seed, dtype)
+
+
+def _target(config: TrainConfig) -> tuple[SourceConfig, str]:
+    """Return the config that will be trained, and the folder of its tokenizer, before anything is made or loaded.
+
+    The target of a resize that shrinks is planned without its calibration, which chooses coordinates but no sizes.
+    """
+    if config.resize is not None:
+        plan = plan_of(config.resize.sizes_alone(), None, quiet)
+        return understand(plan.target_config), folder_of(open_checkpoint(config.resize.source))
+    if config.model:
+        tensors = open_checkpoint(config.model)
+        return understand(tensors.config), folder_of(tensors)
+    folder = local_folder(config.random, without_weights=True)
+    return understand(read_config(folder)), str(folder)
+
+
+def _taught_by(config: TrainConfig, student: SourceConfig) -> SourceConfig | None:
+    """Return the config of the teacher; raise InputError where it has another vocabulary."""
+    if config.distill is None:
+        return None
+    location = config.distill.teacher or (config.resize.source if config.resize else "")
+    teacher = understand(open_checkpoint(location).config)
+    require_same_vocabulary(student, teacher, location)
+    return teacher
 
 
 def _teacher(config: TrainConfig, start: Start, data: Datasets) -> Teacher | None:
@@ -207,9 +254,12 @@ def _trained(
 ) -> dict[str, Any]:  # fmt: skip
     """Train, write the model into the folder and return what was found."""
     try:
-        start = _start(config, state, args.seed, progress, command)
+        # Before a calibration, which may take long.
+        target, tokenizer = _target(config)
+        _taught_by(config, target)
         with first_process_first():
-            data = datasets_of(config.data, start.config, start.tokenizer, args.train_batch_size, progress)
+            data = datasets_of(config.data, target, tokenizer, args.train_batch_size, progress)
+        start = _start(config, state, args.seed, progress, command)
         outcome = run(
             start, data, args, teacher=_teacher(config, start, data), recipe=config.recipe, flip=config.data.flip,
             progress=progress,
@@ -238,41 +288,32 @@ def _found(outcome: Outcome, start: Start, data: Datasets) -> dict[str, Any]:
         "curve": {str(step): losses for step, losses in outcome.curve.items()}, "bits_per_byte": data.bits_per_byte,
         "calibration_s": start.calibration_s, "conversion_s": start.conversion_s, "train_s": outcome.train_s,
         "teacher_s": outcome.teacher_s, "wall_s": last.get("train_runtime"),
+        "seconds": seconds_of(args.device),
         "losses": [{"step": entry["step"], "loss": entry["loss"]} for entry in history if "loss" in entry],
     }  # fmt: skip
 
 
 def foreseen(config: TrainConfig, origin: str) -> dict[str, Any]:
-    """Return what a run would be: sizes, tokens a step, and bytes on each of some numbers of devices; loads no weights.
-
-    The target of a resize that shrinks is planned without its calibration, which chooses coordinates but no sizes.
-    """
+    """Return what a run would be: sizes, tokens a step, and bytes on each of some numbers of devices."""
     args = training_arguments({**with_defaults(config.training), **fixed_arguments(config.output)}, origin)
-    if config.resize is not None:
-        understood = understand(plan_of(config.resize.sizes_alone(), None, quiet).target_config)
-    else:
-        understood = understand(
-            open_checkpoint(config.model).config if config.model
-            else read_config(local_folder(config.random, without_weights=True))
-        )  # fmt: skip
-    teacher = None
-    if config.distill is not None:
-        location = config.distill.teacher or (config.resize.source if config.resize else "")
-        teacher = understand(open_checkpoint(location).config)
-        require_same_vocabulary(understood, teacher, location)
-    batch, length = args.per_device_train_batch_size, config.data.sequence_length
+    understood, _ = _target(config)
+    teacher = _taught_by(config, understood)
+    batch, image = args.per_device_train_batch_size, understood.architecture.modality == "image"
+    length = understood.sizes["position"] if image else config.data.sequence_length
     by_shards: Any = args.fsdp_config if isinstance(args.fsdp_config, dict) else {}
     checkpointing = args.gradient_checkpointing or by_shards.get("activation_checkpointing") is True
     tables = {
         f"{shards} with FSDP" if shards > 1 else "1, or each under DDP": training_memory(
             understood, teacher, batch=batch, length=length, half=bool(args.bf16 or args.fp16),
             checkpointing=bool(checkpointing), shards=shards, apart=config.recipe.new_parameters is not None,
+            weight_bytes=2 if config.dtype == "bfloat16" else 4,
         )
         # What has rates of its own element by element cannot be sharded.
         for shards in ((1,) if config.recipe.new_parameters else (1, 2, 4, 8, 16, 32, 64))
     }  # fmt: skip
     return {
         "num_parameters": num_parameters(understood), "sizes": public_sizes(understood),
-        "tokens_a_step_each": batch * length * args.gradient_accumulation_steps,
+        "unit": "images" if image else "tokens",
+        "tokens_a_step_each": batch * (1 if image else length) * args.gradient_accumulation_steps,
         "memory_bytes": {name: {**asdict(found), "total": found.total} for name, found in tables.items()},
     }  # fmt: skip

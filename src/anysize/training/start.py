@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +21,7 @@ from anysize.io.whole import write_json
 from anysize.progress import Progress
 from anysize.recipe import Plan
 from anysize.target import parse_count
+from anysize.training.clock import Clock
 from anysize.training.config import Calibration, Data, Resize
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Start:
-    """A model to train, the plan that made it if one did, and the processor seconds of calibration and conversion.
+    """A model to train, the plan that made it if one did, and the seconds of calibration and conversion.
 
     tokenizer: the folder where its tokenizer lies.
     """
@@ -130,28 +130,30 @@ class StartFolder:
         """Whether everything is there: what it took is written last."""
         return self._made.is_file()
 
-    def write(self, resize: Resize, scores: Callable[[], Scores] | None, progress: Progress, command: str) -> None:
+    def write(
+        self, resize: Resize, scores: Callable[[], Scores] | None, clock: Clock, progress: Progress, command: str
+    ) -> None:
         """Make and write all of it; what a killed process left half written is written again."""
-        begin, calibration_s = time.process_time(), 0.0
+        begin, calibration_s = clock(), 0.0
 
         def measured() -> Scores:
             nonlocal calibration_s
             assert scores is not None
-            start = time.process_time()
+            start = clock()
             found = scores()
-            calibration_s = time.process_time() - start
+            calibration_s = clock() - start
             return found
 
         plan, over = plan_of(resize, scores and measured, progress), self.model.exists()
         self.path.mkdir(parents=True, exist_ok=True)
         api.apply(plan, self.model, source=resize.source, overwrite=over, command=command, progress=progress)
         plan.save(self._plan)
-        conversion_s = time.process_time() - begin - calibration_s
+        conversion_s = clock() - begin - calibration_s
         write_json(self._made, {"calibration_s": calibration_s, "conversion_s": conversion_s})
 
     @property
     def seconds(self) -> dict[str, float]:
-        """What it took of the processor: calibration_s and conversion_s."""
+        """What it took: calibration_s and conversion_s."""
         return json.loads(self._made.read_text(encoding="utf-8"))
 
     @property
@@ -168,9 +170,7 @@ class StartFolder:
 def at_random(config: SourceConfig, tokenizer: str, seed: int, dtype: torch.dtype) -> Start:
     """Return a model of a config as transformers initializes it under a seed."""
     torch.manual_seed(seed)
-    begin = time.process_time()
-    model = new_model(config.model_class, config.full, dtype)
-    return Start(model, config, tokenizer, conversion_s=time.process_time() - begin)
+    return Start(new_model(config.model_class, config.full, dtype), config, tokenizer)
 
 
 def require_same_vocabulary(student: SourceConfig, teacher: SourceConfig, name: str) -> None:

@@ -48,6 +48,11 @@ def data_identity(data: str) -> str:
         return data
 
 
+def same_data(before: str, now: str) -> bool:
+    """Whether two identities are of the same data: of a Hub data set without a network, the id is all there is."""
+    return before == now or before.startswith(f"{now}@") or now.startswith(f"{before}@")
+
+
 @dataclass(frozen=True)
 class Packed:
     """Tokens on disk: ids, and how many bytes of UTF-8 text they stand for (end tokens stand for none)."""
@@ -170,7 +175,11 @@ class Sequences(Dataset[Example]):
 
 
 class StreamedSequences(IterableDataset[Example]):
-    """Sequences made of the data while they are read; nothing is kept, and a second epoch reads them again."""
+    """Sequences made of the data while they are read, again and again: nothing is kept, and there is no end.
+
+    So that a stopped run finds where it was however often the data were read by then. Raises InputError, while it is
+    read, where the data do not make one sequence.
+    """
 
     def __init__(
         self, data: str, column: str, tokenizer: PreTrainedTokenizerBase, vocab_size: int, length: int
@@ -179,14 +188,24 @@ class StreamedSequences(IterableDataset[Example]):
         self.vocab_size, self.length = vocab_size, length
 
     def __iter__(self) -> Iterator[Example]:
+        while True:
+            yield from self._once()
+
+    def _once(self) -> Iterator[Example]:
         waiting: list[int] = []
+        whole = False
         for ids, _ in _encoded(self.data, self.column, self.tokenizer, "train"):
             _refuse_foreign(ids, self.vocab_size)
             waiting += ids
             while len(waiting) >= self.length:
                 made = torch.tensor(waiting[: self.length])
-                waiting = waiting[self.length :]
+                waiting, whole = waiting[self.length :], True
                 yield {"input_ids": made, "labels": made.clone()}
+        if not whole:
+            raise InputError(
+                f"the data '{self.data}' hold {len(waiting):,} tokens, too few for one sequence of {self.length}: give "
+                "more data or shorter sequences"
+            )
 
 
 def stacked(examples: list[Example]) -> Example:

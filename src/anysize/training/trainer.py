@@ -15,6 +15,7 @@ from transformers import Trainer, TrainerCallback
 from anysize.config import SourceConfig
 from anysize.errors import InputError
 from anysize.io.hub import open_checkpoint
+from anysize.training.clock import clock_of
 from anysize.training.config import Distill, Recipe
 from anysize.training.distill import distilled, kl_divergence, kl_of_top, stream_distance, top_targets
 from anysize.training.groups import ElementwiseAdamW, grouped, new_elements, roles
@@ -67,19 +68,6 @@ class Account:
                 setattr(self, name, value)
 
 
-def _clock_of(device: torch.device) -> Callable[[], float]:
-    """Return a clock: of the processor for a CPU, of the wall once all work is done for an accelerator."""
-    if device.type == "cpu":
-        return time.process_time
-
-    def wall() -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter()
-
-    return wall
-
-
 class _Clock(TrainerCallback):
     """Accounts for whole steps: forward, backward and optimizer, without evaluation and saving."""
 
@@ -124,7 +112,7 @@ class AnysizeTrainer(Trainer):
         )
         self.source_config, self.teacher, self.recipe, self.plan = config, teacher, recipe, plan
         self.flip = flip and config.architecture.modality == "image"
-        self.account = Account(clock=_clock_of(self.args.device))
+        self.account = Account(clock=clock_of(self.args.device))
         self.add_callback(_Clock(self.account))
         # The loss is a mean over what a batch holds, and all batches hold alike.
         self.model_accepts_loss_kwargs = False
@@ -152,6 +140,12 @@ class AnysizeTrainer(Trainer):
             state_dict = {name: tensor for name, tensor in state_dict.items() if name not in tied}
         super()._save(output_dir, state_dict)
 
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
+        """Return the batches of the next step; none where a run was killed after its last one."""
+        if self.state.global_step >= self.state.max_steps:
+            return [], None
+        return super().get_batch_samples(epoch_iterator, num_batches, device)
+
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
@@ -170,7 +164,8 @@ class AnysizeTrainer(Trainer):
         more = {"use_cache": False} if "input_ids" in inputs else {}
         if teacher is not None and teacher.words is not None:
             begin = self.account.clock()
-            ids = teacher.words.of(inputs["input_ids"], sequence)
+            with self.accelerator.autocast():
+                ids = teacher.words.of(inputs["input_ids"], sequence)
             inputs |= {"input_ids": ids, "labels": ids}
             self.account.teacher_s += self.account.clock() - begin
         if teacher is not None and teacher.options.hidden_weight:
@@ -193,9 +188,10 @@ class AnysizeTrainer(Trainer):
         def run() -> torch.Tensor:
             nonlocal found
             more = {"use_cache": False} if "input_ids" in asked else {}
-            with torch.no_grad():
+            # As the student computes: only what accelerate has prepared does so by itself.
+            with torch.no_grad(), self.accelerator.autocast():
                 found = teacher.model(**asked, **more, **({"output_hidden_states": True} if hidden else {}))
-            return found.logits
+            return found.logits.float()
 
         if not options.weight:
             run()
