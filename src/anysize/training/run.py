@@ -101,8 +101,8 @@ class _Folder:
                 raise InputError(
                     f"the output '{self.path}' is of another config ({', '.join(changed)} differ): choose another one"
                 )
-            before = known["made_of"]
-            if changed := [name for name, now in self._made_of.items() if not same_data(before.get(name, ""), now)]:
+            before = known.get("made_of", {})
+            if changed := [name for name, now in self._made_of.items() if not same_data(before.get(name, now), now)]:
                 raise InputError(
                     f"the output '{self.path}' was made of other files ({', '.join(changed)} changed since): choose "
                     "another one"
