@@ -85,14 +85,14 @@ def progress_bars(*, enabled: bool) -> Generator[Progress]:
     with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
         tasks: dict[str, TaskID] = {}
         # Of each stage, when it was first heard of and what was done by then, by earlier processes perhaps.
-        begun: dict[str, tuple[float, int]] = {}
+        first: dict[str, tuple[float, int]] = {}
 
         def bar(stage: str, done: int, total: int) -> None:
             # The proofs cannot be counted: they show that they are at work, and for how long.
             counted = stage in _COUNTED
             if stage not in tasks:
                 tasks[stage] = bars.add_task(_STAGES[stage], total=None, amount="")
-            since, before = begun.setdefault(stage, (time.monotonic(), done))
+            since, before = first.setdefault(stage, (time.monotonic(), done))
             rate = (done - before) / max(1e-9, time.monotonic() - since)
             amount = _COUNTED[stage](done, total, rate) if counted else ""
             bars.update(tasks[stage], completed=done, total=(total or None) if counted or done else None, amount=amount)
