@@ -158,3 +158,12 @@ def test_the_projection_of_opt_follows_hidden_where_it_was_equal() -> None:
     assert resolve(understand(raw), {"hidden_size": 1536}).config.raw["word_embed_proj_dim"] == 1536
     projected = {**raw, "word_embed_proj_dim": 512}
     assert resolve(understand(projected), {"hidden_size": 1536}).config.raw["word_embed_proj_dim"] == 512
+
+
+@pytest.mark.parametrize(("num_params", "heads"), [(70_000_000, 6), (300_000_000, 15)])
+def test_budgets_of_wide_models_give_widths_that_matrix_units_like(num_params: int, heads: int) -> None:
+    raw = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 576, "intermediate_size": 1536,
+           "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 49152,
+           "tie_word_embeddings": True}  # fmt: skip
+    found = for_budget(understand(raw), num_params, lambda _: None)
+    assert (found["hidden_size"] % 8, found["num_attention_heads"]) == (0, heads)

@@ -43,8 +43,9 @@ def _require(proof: Verification, what: str) -> None:
         raise ProofError(f"{what} failed, and nothing was kept: {joined(proof.failures)}")
 
 
-def _fingerprint(plan: Plan, tensors: TensorSource) -> str:
-    return hashlib.sha256(f"{plan.to_json()}{tensors.identity}".encode()).hexdigest()
+def _fingerprint(plan: Plan, tensors: TensorSource, *, allow_nonfinite: bool) -> str:
+    # What was let through is not taken up by a run that would have refused it.
+    return hashlib.sha256(f"{plan.to_json()}{tensors.identity}{allow_nonfinite}".encode()).hexdigest()
 
 
 def carry_out(
@@ -88,7 +89,8 @@ def carry_out(
     if path is None:
         model, more = _in_memory(plan, tensors, verify, allow_nonfinite=allow_nonfinite)
         return model, proof + more
-    with writer.CheckpointWriter(path, plan.recipes, _fingerprint(plan, tensors), max_shard_bytes) as made:
+    fingerprint = _fingerprint(plan, tensors, allow_nonfinite=allow_nonfinite)
+    with writer.CheckpointWriter(path, plan.recipes, fingerprint, max_shard_bytes) as made:
         proof += _to_disk(plan, tensors, made, verify, allow_nonfinite, progress)
         for name, data in provenance.files_beside(plan, tensors, proof, command):
             made.add(name, data)

@@ -23,6 +23,8 @@ from anysize.notation import Dim, parse
 from anysize.recipe import Plan, Recipe
 from anysize.split import normal, paired_noise, random_shares, rms, rows_per_block, stream
 
+# Means of a large tensor are taken over so many rows at a time, so that no wide copy of all of it is made.
+ROWS_OF_A_SUM = 1 << 13
 _PADS = {"zero": Fill.ZERO, "mean": Fill.MEAN, "one": Fill.ONE}
 
 
@@ -161,7 +163,10 @@ class TensorJob:
     def _mean_row(self) -> torch.Tensor | None:
         if not (self.rows.fill == Fill.MEAN).any():
             return None
-        return self.matrix.to(torch.float64).mean(dim=0, keepdim=True).to(self.matrix.dtype)
+        total = torch.zeros(1, self.matrix.shape[1], dtype=torch.float64)
+        for rows in self.matrix.split(ROWS_OF_A_SUM):
+            total += rows.to(torch.float64).sum(dim=0, keepdim=True)
+        return (total / len(self.matrix)).to(self.matrix.dtype)
 
     def block(self, number: int) -> torch.Tensor:
         """Return block `number` in storage orientation, contiguous, in the target's dtype."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
+from math import lcm
 from types import UnionType
 from typing import Any
 
@@ -214,10 +215,15 @@ def resolve_or_suggest(config: SourceConfig, request: Mapping[str, int], check: 
         raise
 
 
+# From this width on products run on units that want multiples of 8.
+_WIDE = 512
+
+
 def scaled(config: SourceConfig, scale: float) -> dict[str, int]:
     """Return the public sizes of a model `scale` times as wide at equal depth: heads and ffn in step, legal.
 
-    hidden_size is rounded to what the head count divides, intermediate_size to a multiple of 8 where it was one.
+    hidden_size is rounded to what the head count divides, intermediate_size to a multiple of 8 where it was one; of a
+    model that is wide enough for matrix units to matter, hidden_size as well.
     """
     if not is_number(scale, int | float) or not 0 < scale < float("inf"):
         raise SizeError(f"scale {scale!r}: wanted a number above 0")
@@ -226,6 +232,8 @@ def scaled(config: SourceConfig, scale: float) -> dict[str, int]:
     group = sizes["group"] if sizes["kv"] > 1 else max(1, round(sizes["group"] * scale))
     heads = kv * group
     unit = heads if "head" in config.architecture.keys else sizes["head"] * (group if kv > 1 else 1)
+    if sizes["hidden"] >= _WIDE and sizes["hidden"] % 8 == 0:
+        unit = lcm(unit, 8)
     hidden = max(1, round(sizes["hidden"] * scale / unit)) * unit
     if scale >= 1 and hidden < sizes["hidden"]:
         hidden = -(-sizes["hidden"] // unit) * unit

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tests import tiny
 
 import anysize
 from anysize.api import apply_with_proof
 from anysize.config import understand
-from anysize.errors import SizeError
+from anysize.errors import CheckpointError, SizeError
 from anysize.io.models import quiet_transformers
 from anysize.target import public_sizes
 
@@ -95,3 +99,50 @@ def test_scale_chooses_a_legal_config_near_the_ratio(variant: tiny.Variant, tmp_
     assert 1.3 <= after["hidden_size"] / before["hidden_size"] <= 2.1
     assert after["num_hidden_layers"] == before["num_hidden_layers"]
     assert after["head_dim"] == before["head_dim"]
+
+
+def of_family(name: str, folder: Path) -> Path:
+    return saved(next(v for v in tiny.VARIANTS if str(v) == name), folder)
+
+
+def test_a_dropped_mask_of_a_type_of_its_own_is_no_part_of_the_proof(tmp_path: Path) -> None:
+    source = of_family("gpt2-untied", tmp_path / "source")
+    tensors = load_file(source / "model.safetensors")
+    mask = {f"transformer.h.{layer}.attn.bias": torch.ones(1, 1, 8, 8, dtype=torch.bool) for layer in range(2)}
+    save_file({**tensors, **mask}, source / "model.safetensors", {"format": "pt"})
+    output, proof = apply_with_proof(anysize.plan(source, scale=2), tmp_path / "out")
+    assert proof.passed
+    assert anysize.verify(source, output).passed
+
+
+def test_settings_of_generation_do_not_fail_an_exact_growth(llama: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(llama, source)
+    settings = {"bos_token_id": 0, "eos_token_id": [1, 5, 7], "repetition_penalty": 1.5, "no_repeat_ngram_size": 2}
+    (source / "generation_config.json").write_text(json.dumps(settings))
+    _, proof = apply_with_proof(anysize.plan(source, intermediate_size=96), tmp_path / "out", verify="full")
+    assert {check.name: check.measured for check in proof.checks}["greedy"] == 0
+
+
+def test_models_that_do_not_fit_are_compared_from_disk_each_with_its_own_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("anysize.proof.whole.fits_in_memory", lambda _: False)
+    source = of_family("mixtral-GQA-untied", tmp_path / "source")
+    # Experts keep their shapes, so that those of one model could stand in for the other's.
+    plan = anysize.plan(source, num_attention_heads=16, num_key_value_heads=4)
+    output, proof = apply_with_proof(plan, tmp_path / "out", verify="full")
+    assert [check.passed for check in proof.checks if check.name == "logits"] == [True]
+    assert anysize.verify(source, output).passed
+    weights = load_file(output / "model.safetensors")
+    spoiled = next(name for name in weights if "experts.1.w1" in name)
+    weights[spoiled] += 0.5
+    save_file(weights, output / "model.safetensors", {"format": "pt"})
+    assert "logits" in {check.name for check in anysize.verify(source, output).checks if not check.passed}
+
+
+def test_two_layouts_in_one_folder_are_refused(new_llama: Callable[..., Path], tmp_path: Path) -> None:
+    new_llama(tmp_path / "source", shards=2)
+    new_llama(tmp_path / "source", seed=1)
+    with pytest.raises(CheckpointError, match=r"holds both model\.safetensors and model\.safetensors\.index\.json"):
+        anysize.plan(tmp_path / "source", intermediate_size=96)

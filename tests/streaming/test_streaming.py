@@ -16,7 +16,7 @@ from anysize.errors import OutputError
 from anysize.executor import target_tensors
 from anysize.io import writer
 from anysize.io.reader import Checkpoint
-from anysize.io.writer import JOURNAL, CheckpointWriter, parse_bytes, shards_of, staging_folder
+from anysize.io.writer import JOURNAL, CheckpointWriter, check_output, parse_bytes, shards_of, staging_folder
 from anysize.recipe import Plan
 
 Run = Callable[..., Any]
@@ -125,6 +125,34 @@ def test_a_resumed_run_writes_what_is_missing_and_gives_the_same_bytes(llama: Pa
             tmp_path / "undisturbed" / "model.safetensors"
         ).read_bytes()
         assert [p.name for p in output.iterdir()] == ["model.safetensors"]
+
+
+def test_an_output_that_a_kill_left_aside_comes_back(llama: Path, tmp_path: Path) -> None:
+    plan, source, output = anysize.plan(llama, preset="split", **SIZES), Checkpoint(llama), tmp_path / "out"
+    write(plan, source, output)
+    before = (output / "model.safetensors").read_bytes()
+    # Between the two renames of a run with --overwrite.
+    output.rename(tmp_path / ".out.anysize-old")
+    with pytest.raises(OutputError, match="is not empty: choose another one or pass --overwrite"):
+        check_output(output, 0, overwrite=False)
+    assert (output / "model.safetensors").read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_the_lock_is_held_until_the_output_has_its_name(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, source = anysize.plan(llama, preset="split", **SIZES), Checkpoint(llama)
+    rename = Path.rename
+
+    def second_run(path: Path, target: Path) -> Path:
+        with pytest.raises(OutputError, match="another run is writing"):
+            write(plan, source, tmp_path / "out")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", second_run)
+    write(plan, source, tmp_path / "out")
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["model.safetensors"]
 
 
 def test_work_of_another_plan_is_thrown_away(llama: Path, tmp_path: Path, weights_of: Weights) -> None:

@@ -18,6 +18,7 @@ AXES = ("vocab", "hidden", "ffn", "kv", "group", "head", "expert", "layer")
 # Keys that every family may hold with any value: none of them changes the function that the weights compute.
 COMMON_KEPT: Mapping[str, str] = {
     "_name_or_path": "where the config came from",
+    "_num_labels": "read by heads of other classes only",
     "architectures": "checked against the table's classes",
     "model_type": "chooses the table",
     "transformers_version": "provenance",

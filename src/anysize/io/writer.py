@@ -70,8 +70,17 @@ def _layout(recipes: list[Recipe], path: Path) -> tuple[bytes, dict[str, TensorI
     return header, infos
 
 
+def _aside(output: Path) -> Path:
+    """Return where an output lies while another takes its place."""
+    return output.parent / f".{output.name}.anysize-old"
+
+
 def check_output(output: Path, num_bytes: int, *, overwrite: bool) -> None:
     """Refuse an output that is not empty, cannot be made, or does not fit on the disk, before any work."""
+    aside = _aside(output.resolve())
+    if aside.is_dir() and not output.exists():
+        # A kill came between the two renames.
+        aside.rename(output.resolve())
     if output.exists() and not output.is_dir():
         raise OutputError(f"the output '{output}' exists and is not a folder")
     if output.is_dir() and any(output.iterdir()) and not overwrite:
@@ -283,13 +292,14 @@ class CheckpointWriter:
 
     def finish(self) -> None:
         """Turn the staging folder into the output by a rename."""
-        old = self.output.parent / f".{self.output.name}.anysize-old"
+        old = _aside(self.output)
         try:
-            (self.folder / JOURNAL).unlink()
             if self.output.is_dir() and any(self.output.iterdir()):
                 shutil.rmtree(old, ignore_errors=True)
                 self.output.rename(old)
+            # With the journal, which is the lock: until it has its name it can be taken up, and by nobody else.
             self.folder.rename(self.output)
+            (self.output / JOURNAL).unlink()
         except OSError as error:
             if old.exists() and not self.output.exists():
                 old.rename(self.output)

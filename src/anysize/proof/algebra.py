@@ -14,7 +14,7 @@ import torch
 
 from anysize.axis import NEW, Index
 from anysize.dims import DimMap, Fill
-from anysize.executor import DimMaps, as_matrix
+from anysize.executor import ROWS_OF_A_SUM, DimMaps, as_matrix
 from anysize.io.reader import Checkpoint, ReadRows, TensorInfo, TensorSource, read_bytes
 from anysize.notation import parse
 from anysize.proof.verdict import Check
@@ -141,15 +141,22 @@ def _mean_error(
         error = _largest((got[:, across] + offset - wanted.mean(1, keepdim=True)) / scale)
     sampled = _sample(rows, columns, Fill.MEAN, generator)
     if sampled:
-        whole = read(source, recipe.source, recipe.source_shape, list(range(rows.source_size)), rows.source_size)
-        mean = (whole.mean(0, keepdim=True) + offset) * recipe.factor
+        total, size_of_all = torch.zeros(1, columns.source_size, dtype=torch.float64), 0.0
+        # A part at a time: an embedding is a large part of its model.
+        for begin in range(0, rows.source_size, ROWS_OF_A_SUM):
+            part = range(begin, min(begin + ROWS_OF_A_SUM, rows.source_size))
+            values = read(source, recipe.source, recipe.source_shape, list(part), rows.source_size)
+            total += values.sum(0, keepdim=True)
+            size_of_all += float(values.abs().sum())
+        mean = (total / rows.source_size + offset) * recipe.factor
+        average = size_of_all / max(1, rows.source_size * columns.source_size)
         # As in every other row, what is cut is read by nothing.
         mean[:, _cut(columns)] = 0.0
         made = read(target, recipe.name, recipe.shape, sampled, rows.target_size) + offset
         shares = recipe.share != "none"
         folded = _folded(made, columns, average=not shares)
         size = mean.abs().max().clamp(min=1e-30)
-        error = max(error, _largest((folded - mean) / torch.maximum(size, whole.abs().mean())))
+        error = max(error, _largest((folded - mean) / size.clamp(min=average)))
     return error
 
 

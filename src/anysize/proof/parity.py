@@ -93,17 +93,22 @@ def _cached(model: PreTrainedModel, inputs: Inputs) -> torch.Tensor:
 
 
 def _generated(model: PreTrainedModel, prompt: torch.Tensor, vocab: int) -> torch.Tensor:
-    config = model.generation_config
-    pad = config.pad_token_id if config.pad_token_id is not None else 0
-    settings = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
+    from transformers import GenerationConfig  # noqa: PLC0415
+
     # Only the source's tokens may be chosen: rows added to the vocabulary take part in no comparison.
     added = list(range(vocab, model.config.vocab_size)) or None
     new_tokens = min(_NEW_TOKENS, _longest(model.config) - prompt.shape[1])
+    # Both generate alike and to the end, whatever stands in a generation_config: penalties, lists of end tokens.
+    before, plain = model.generation_config, GenerationConfig(pad_token_id=0)
     generate: Any = model.generate
-    return generate(
-        prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=new_tokens, min_new_tokens=new_tokens,
-        pad_token_id=pad, suppress_tokens=added, **settings,
-    )  # fmt: skip
+    model.generation_config = plain
+    try:
+        return generate(
+            prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=new_tokens, do_sample=False,
+            suppress_tokens=added,
+        )  # fmt: skip
+    finally:
+        model.generation_config = before
 
 
 @contextmanager

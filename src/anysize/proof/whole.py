@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,7 @@ from anysize.proof.parity import Comparison, load
 from anysize.proof.tokens import speak_target_ids
 from anysize.proof.verdict import Verification
 from anysize.recipe import Plan
+from anysize.tensors import num_parameters
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,13 +37,17 @@ def _coarsest(dtypes: Iterable[str]) -> torch.dtype:
     return TORCH[max(dtypes, key=["F64", "F32", "F16", "BF16"].index)]
 
 
+def _stored(plan: Plan) -> torch.dtype:
+    """Return the same of what a plan reads and writes: what it drops may be of any type, such as a mask."""
+    return _coarsest({dtype for recipe in plan.recipes for dtype in (recipe.source_dtype, recipe.dtype)})
+
+
 def compare_made(plan: Plan, tensors: TensorSource, made: dict[str, torch.Tensor], *, full: bool) -> Verification:
     """Compare tensors just made in memory with their source; without `full`, only where both fit with ease."""
     if not full and not fits_in_memory(plan.num_parameters + plan.source_num_parameters):
         return Verification(checks=(), notes=("whole models not compared: they do not fit beside one another",))
-    stored = _coarsest({r.dtype for r in plan.recipes} | {info.dtype for info in tensors.tensors.values()})
     target = build_model(plan.model_class, plan.target_config, dict(made), torch.float32)
-    return _planned(plan, _source_model(tensors, plan.model_class), target, stored).run(full=full)
+    return _planned(plan, _source_model(tensors, plan.model_class), target, _stored(plan)).run(full=full)
 
 
 def _planned(plan: Plan, source: PreTrainedModel, target: PreTrainedModel, stored: torch.dtype) -> Comparison:
@@ -60,16 +65,18 @@ def compare_written(plan: Plan, tensors: TensorSource, folder: Path, *, full: bo
     to the other proofs, which is said in a note.
     """
     total = plan.num_parameters + plan.source_num_parameters
-    stored = _coarsest({r.dtype for r in plan.recipes} | {info.dtype for info in tensors.tensors.values()})
     if fits_in_memory(total):
         target = build_model(plan.model_class, plan.target_config, _read_all(folder), torch.float32)
-        return _planned(plan, _source_model(tensors, plan.model_class), target, stored).run(full=full)
+        return _planned(plan, _source_model(tensors, plan.model_class), target, _stored(plan)).run(full=full)
     if full and isinstance(tensors, Checkpoint):
-        return _streamed(plan, tensors, folder, stored)
-    return Verification(
-        checks=(),
-        notes=(f"whole models not compared: {total * _FLOAT32_BYTES:,} bytes exceed a quarter of the free memory",),
-    )
+        return _streamed(plan, tensors, folder)
+    return _not_compared(total)
+
+
+def _not_compared(num_parameters: int) -> Verification:
+    taken = num_parameters * _FLOAT32_BYTES
+    note = f"whole models not compared: {taken:,} bytes exceed a quarter of the free memory"
+    return Verification(checks=(), notes=(note,))
 
 
 def _read_all(folder: Path) -> dict[str, torch.Tensor]:
@@ -77,7 +84,15 @@ def _read_all(folder: Path) -> dict[str, torch.Tensor]:
     return {name: read_bytes(info) for header in headers for name, info in header.items()}
 
 
-def _streamed(plan: Plan, source: Checkpoint, folder: Path, stored: torch.dtype) -> Verification:
+def _on_disk(folders: Sequence[Path], class_names: Sequence[str], scratch: Path) -> list[PreTrainedModel]:
+    """Return models whose weights stay on disk, each with a place of its own for what is converted on loading."""
+    places = [scratch / str(number) for number in range(len(folders))]
+    for place in places:
+        place.mkdir()
+    return [load(*found, scratch=str(place)) for *found, place in zip(folders, class_names, places, strict=True)]
+
+
+def _streamed(plan: Plan, source: Checkpoint, folder: Path) -> Verification:
     """Compare layer by layer. The unfinished output is looked at through links, so that it never looks complete."""
     with tempfile.TemporaryDirectory() as place:
         view = Path(place) / "target"
@@ -85,8 +100,8 @@ def _streamed(plan: Plan, source: Checkpoint, folder: Path, stored: torch.dtype)
         for path in folder.glob("model*.safetensors*"):
             (view / path.name).symlink_to(path)
         (view / "config.json").write_text(json.dumps(plan.target_config), encoding="utf-8")
-        models = [load(where, plan.model_class, scratch=place) for where in (source.folder, view)]
-        return _planned(plan, models[0], models[1], stored).run_streamed()
+        models = _on_disk([source.folder, view], [plan.model_class] * 2, Path(place))
+        return _planned(plan, models[0], models[1], _stored(plan)).run_streamed()
 
 
 def _source_model(tensors: TensorSource, class_name: str) -> PreTrainedModel:
@@ -128,8 +143,7 @@ def compare(source: str | Path | PreTrainedModel, target: str | Path | PreTraine
             f"cannot compare a {configs[0].architecture.model_type} with a {configs[1].architecture.model_type}: "
             "their inputs and outputs have nothing in common"
         )
-    for tensors, config in zip(opened, configs, strict=True):
-        check_source(config, tensors)
+    dropped = [check_source(config, tensors)[1] for tensors, config in zip(opened, configs, strict=True)]
     plan = _plan_beside(opened[1])
     proof = Verification(checks=())
     if plan is not None and isinstance(opened[1], Checkpoint):
@@ -142,8 +156,25 @@ def compare(source: str | Path | PreTrainedModel, target: str | Path | PreTraine
             f"'{opened[1].location}' has {tokens[1]} tokens and '{opened[0].location}' {tokens[0]}, and no plan of "
             "anysize beside it says which are which: their logits cannot be compared"
         )
-    models = [_source_model(tensors, config.model_class) for tensors, config in zip(opened, configs, strict=True)]
-    stored = _coarsest({info.dtype for tensors in opened for info in tensors.tensors.values()})
-    if plan is None:
-        return proof + Comparison(models[0], models[1], stored).run(full=full)
-    return proof + _planned(plan, models[0], models[1], stored).run(full=full)
+    stored = _coarsest(
+        info.dtype for tensors, without in zip(opened, dropped, strict=True)
+        for name, info in tensors.tensors.items() if name not in without
+    )  # fmt: skip
+
+    def comparison(models: Sequence[PreTrainedModel]) -> Comparison:
+        if plan is None:
+            return Comparison(models[0], models[1], stored)
+        return _planned(plan, models[0], models[1], stored)
+
+    total = sum(map(num_parameters, configs))
+    classes = [config.model_class for config in configs]
+    # What is in memory already is compared there.
+    if fits_in_memory(total) or not any(isinstance(tensors, Checkpoint) for tensors in opened):
+        return proof + comparison([_source_model(t, name) for t, name in zip(opened, classes, strict=True)]).run(
+            full=full
+        )
+    folders = [tensors.folder for tensors in opened if isinstance(tensors, Checkpoint)]
+    if len(folders) < len(opened):
+        return proof + _not_compared(total)
+    with tempfile.TemporaryDirectory() as place:
+        return proof + comparison(_on_disk(folders, classes, Path(place))).run_streamed()
