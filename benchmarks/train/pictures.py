@@ -36,6 +36,11 @@ class Settings:
     seed: int = 0
 
     @property
+    def context(self) -> int:
+        """What one example is long: an image."""
+        return 1
+
+    @property
     def examples(self) -> int:
         """How many images it is trained on, each as often as it comes."""
         return self.steps * self.batch

@@ -9,6 +9,7 @@ Results are those of the comparison, for `anysize report` and for the tables of 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import time
 from collections.abc import Mapping
@@ -20,6 +21,8 @@ from anysize.cli.progress import progress_bars
 from anysize.cli.show_training import show_comparison
 from anysize.comparison.compare import compare
 from anysize.comparison.config import compare_config
+from anysize.comparison.flops import training_flops
+from anysize.config import understand
 from anysize.report.schema import Results
 from anysize.training.config_file import read_yaml, spelled
 from benchmarks.measure import CACHE
@@ -90,7 +93,9 @@ def run(name: str, *, quick: bool, workers: int | None) -> Results:
         for source, made_of in suite.sources.items():
             settings = replace(made_of, steps=made_of.steps // _QUICK_PART) if quick else made_of
             homes[source], seconds = settings.source(progress)
-            costs[source] = {"train_s": seconds, "train_tokens": settings.examples}
+            understood = understand(json.loads((homes[source] / "config.json").read_text(encoding="utf-8")))
+            flops = settings.examples * training_flops(understood, settings.context)
+            costs[source] = {"train_s": seconds, "train_tokens": settings.examples, "train_flops": flops}
         # Paths in results are those of a place that looks alike everywhere.
         place = CACHE / "train" / "-".join([name, *(home.name for home in homes.values())])
         place.mkdir(parents=True, exist_ok=True)

@@ -273,7 +273,26 @@ def for_budget(config: SourceConfig, num_params: int, check: Callable[[Target], 
         )
     if best is None:
         raise SizeError(f"num_params {num_params:,}: no legal width-scaled config was found; give the sizes themselves")
-    return best[1]
+    return _nearer(config, best[1], num_params, check)
+
+
+def _nearer(
+    config: SourceConfig, request: dict[str, int], num_params: int, check: Callable[[Target], object]
+) -> dict[str, int]:
+    """Return the sizes with an ffn that makes up, by at most an eighth, for what rounding a wide hidden left over."""
+    ffn = request["intermediate_size"]
+    if config.sizes["hidden"] < _WIDE or config.sizes["ffn"] % 8:
+        return request
+
+    def counted(size: int) -> int:
+        return num_parameters(resolve(config, {**request, "intermediate_size": size}).config)
+
+    here = counted(ffn)
+    moved = round((num_params - here) / (counted(ffn + 8) - here)) * 8
+    made = {**request, "intermediate_size": ffn + max(-ffn // 64 * 8, min(ffn // 64 * 8, moved))}
+    grows = num_params >= num_parameters(config)
+    legal = _legal(config, made, check) and not (grows and made["intermediate_size"] < config.sizes["ffn"])
+    return made if legal else request
 
 
 def like(config: SourceConfig, other: SourceConfig) -> dict[str, int]:

@@ -75,7 +75,7 @@ def test_strips_show_what_was_kept() -> None:
         kept=(Kept(axis="kv", source_size=3, rows={"0": (0, 2), "1": (1, 2)}),),
     )  # fmt: skip
     layers, heads = strips(record)
-    assert (layers.cells, layers.summary) == (((0.5, 0.0, 1.0, 0.0),), "2 of 4 used for 3")
+    assert (layers.cells, layers.summary) == (((1.0, 0.0, 1.0, 0.0),), "2 of 4 used for 3")
     assert (heads.cells, heads.summary) == (((1.0, 0.0, 1.0), (0.0, 1.0, 1.0)), "2 of 3 kept each")
 
 

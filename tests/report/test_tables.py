@@ -91,7 +91,7 @@ def test_a_card_is_a_small_table_with_the_picture() -> None:
 def test_a_card_says_not_reached_and_not_complete() -> None:
     card = card_table(small(after={"ours": 5.0}, complete=False))
     assert "| not reached | not reached |" in card
-    assert "Not complete" in card
+    assert "The comparison is not complete." in card
 
 
 def test_a_card_without_goals_or_rows_is_still_a_card() -> None:
@@ -108,3 +108,15 @@ def test_names_cannot_break_out_of_a_card() -> None:
 
 def test_shares_of_any_size_are_readable() -> None:
     assert [share(value) for value in (0, 0.0184, 9.9996, 1234.5)] == ["0.000", "0.018", "10.000", "1,234.5"]
+
+
+def test_a_card_says_what_the_results_hold_back() -> None:
+    results = looking_real()
+    lost, *rows = results.rows[::-1]
+    rows[0] = rows[0].model_copy(update={"num_diverged": 1})
+    runs = tuple(run for run in results.runs if run.arm != lost.arm)
+    note = "this comparison shows nothing about growing"
+    card = card_table(results.model_copy(update={"rows": tuple(rows[::-1]), "runs": runs, "notes": (note,)}))
+    assert f"- {note}" in card
+    assert "(1 diverged" in card.replace("\\", "")
+    assert "| no finished run |" in card

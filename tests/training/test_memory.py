@@ -64,8 +64,7 @@ def test_examples_can_be_planned(name: str, tmp_path: Path, cli: Callable[..., A
         **SMOLLM2, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 24, "num_attention_heads": 32,
         "num_key_value_heads": 32}  # fmt: skip
     hollow_checkpoint(place, config, num_files=1, storage="BF16")
-    done = cli("train", EXAMPLES / name, "--plan-only", "--json", "--set", f"resize.source={place}",
-               "--set", "training.use_cpu=true")  # fmt: skip
+    done = cli("train", EXAMPLES / name, "--plan-only", "--json", "--set", f"resize.source={place}")
     assert done.code == 0, done.err
     found = json.loads(done.out)
     wanted = float(raw["resize"]["num_params"][:-1]) * (1e9 if raw["resize"]["num_params"].endswith("B") else 1e6)

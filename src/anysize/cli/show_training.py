@@ -39,7 +39,7 @@ def show_training(found: Mapping[str, Any], output: str, *, as_json: bool) -> No
         print_table("held-out loss", ["step", *splits], rows)
     rate = found["tokens"] / max(found["train_s"], 1e-9)
     say(
-        f"made {output}: {found['steps']:,} steps, {found['tokens']:,} tokens, {rate:,.0f} a second "
+        f"made {output}: {found['steps']:,} steps, {found['tokens']:,} {found['unit']}, {rate:,.0f} a second "
         f"{found['seconds']} in training"
     )
 

@@ -374,12 +374,14 @@ class Comparison:
             yield "there are no test data: figures are of the validation data that rates were chosen on"
         grown = num_parameters(self.target) > num_parameters(self.source)
         arms = self.config.arms
-        random = min((row.after for row in rows if arms[row.arm].random and not arms[row.arm].distill), default=None)
-        if grown and random is not None and source is not None and random > source.test - 0.1:
-            yield (
-                f"this comparison shows nothing about growing '{source.location}': the random arm ends at "
-                f"{random:.3f}, and the source itself is at {source.test:.3f}; train longer, or grow a younger source"
-            )
+        for row in rows:
+            fresh = row.arm in self.config.goals and arms[row.arm].random and not arms[row.arm].distill
+            if grown and fresh and source is not None and row.after > source.test - 0.1:
+                yield (
+                    f"against '{row.arm}' this comparison shows nothing about growing '{source.location}': it ends at "
+                    f"{row.after:.3f}, and the source itself is at {source.test:.3f}; train longer, or grow a younger "
+                    "source"
+                )
         for row in rows:
             tried = self.config.rates_of(row.arm)
             if len(tried) > 1 and row.learning_rate in (tried[0], tried[-1]):

@@ -223,6 +223,8 @@ def _labelled(subject: Subject, held: Held) -> Iterator[tuple[torch.Tensor, int]
 def _on_images(subject: Subject, other: Subject | None, held: Held, progress: Progress) -> ImageFigures:
     if held.sequence_length is not None:
         raise InputError(f"sequence_length={held.sequence_length}: '{subject.name}' reads images")
+    if held.tokenizer:
+        raise InputError(f"tokenizer='{held.tokenizer}': '{subject.name}' reads images")
     sums = Sums()
     waiting: list[tuple[torch.Tensor, int]] = []
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from anysize.errors import InputError, OutputError, joined
 from anysize.io.whole import write_whole
+from anysize.report.curves import missing
 from anysize.report.headline import headline, number
 from anysize.report.schema import Results
 from anysize.report.tables import NOT_REACHED, share
@@ -29,7 +30,7 @@ def card_table(results: Results, *, picture: str = "figures/curves.png") -> str:
     """
     goal, metric = (results.goals[0] if results.goals else None), results.metric
     found = headline(results)
-    said = [_plain(found.sentence)] + [_plain(f"Not complete: {'; '.join(found.beside)}")] * (not results.complete)
+    said = [_plain(found.sentence)] + [_plain("The comparison is not complete.")] * (not results.complete)
     whose = f"{_plain(goal)}'s" if goal else ""
     columns = ["arm", "learning rate", f"{_plain(metric.unit)} before", "after training"]
     columns += [f"{what} to {whose} final {_plain(metric.name)}" for what in ("steps", "seconds")] * bool(goal)
@@ -40,12 +41,17 @@ def card_table(results: Results, *, picture: str = "figures/curves.png") -> str:
             there = row.reached.get(goal)
             none = NOT_REACHED if goal in row.reached else "–"
             cells += [share(there.steps_share), share(there.seconds_share)] if there else [none] * 2
+        if row.num_diverged:
+            cells[0] += f" \\({row.num_diverged} diverged\\)"
         table.append(cells)
+    table += [[_plain(name), *["no finished run"], *["–"] * (len(columns) - 2)] for name in missing(results)]
     seeds = max((row.num_seeds for row in results.rows), default=0)
     note = f"Medians over {seeds} seed{'s' * (seeds != 1)}; {results.steps:,} steps of {results.tokens_a_step:,} "
     note += "images" if results.modality == "image" else "tokens"
     note += "; steps and seconds as shares of that run, with calibration and conversion." if goal else "."
     parts = [" ".join(said), "\n".join(f"| {' | '.join(cells)} |" for cells in table), note]
+    if results.notes:
+        parts.append("\n".join(f"- {_plain(said)}" for said in results.notes))
     if picture:
         parts.append(f"![Held-out {_plain(metric.name)} of every arm]({picture})")
     return "\n\n".join(parts) + "\n"

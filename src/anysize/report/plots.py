@@ -97,7 +97,9 @@ def _draw_curve(axes: Axes, curve: Curve, at: tuple[float, ...], colour: str, st
     axes.fill_between(
         x, [curve.low[i] for i in points], [curve.high[i] for i in points], color=colour, alpha=0.16, linewidth=0
     )
-    return axes.plot(x, [curve.median[i] for i in points], color=colour, linestyle=style)[0]
+    # A line of one point would not be seen.
+    marker = "o" if len(points) == 1 else None
+    return axes.plot(x, [curve.median[i] for i in points], color=colour, linestyle=style, marker=marker)[0]
 
 
 def draw_curves(results: Results) -> Figure:

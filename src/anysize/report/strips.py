@@ -54,7 +54,9 @@ def _layers(plan: PlanRecord) -> Strip:
     if len(plan.layers) != distinct:
         summary = f"{distinct} of {size} used for {len(plan.layers)}"
     width = max(1, -(-size // MAX_CELLS))
-    return Strip("layers", summary, ("",), _scaled([_counts(plan.layers, size, width)], width, size), width, "layer")
+    return Strip(
+        "layers", summary, ("",), _scaled([_counts(set(plan.layers), size, width)], width, size), width, "layer"
+    )
 
 
 def _axis(kept: Kept) -> Strip:

@@ -9,15 +9,26 @@ from typing import Any
 import yaml
 
 from anysize import __version__
+from anysize.training.config import TrainConfig
 from anysize.training.start import Start
 
 
-def training_card(start: Start, found: Mapping[str, Any], command: str) -> str:
+def _named(location: str) -> str:
+    """Return a Hub id as it is, a folder by its name."""
+    path = Path(location).expanduser()
+    return path.resolve().name if path.exists() or path.is_absolute() else location
+
+
+def training_card(config: TrainConfig, start: Start, found: Mapping[str, Any], command: str) -> str:
     """Return README.md of a trained model."""
     plan = start.plan
-    base = Path(plan.source.location if plan else start.tokenizer).name
-    head = {"base_model": base, "library_name": "transformers", "tags": ["anysize", *([plan.preset] if plan else [])]}
+    base = _named(config.model or config.random or (config.resize.source if config.resize else ""))
+    head: dict[str, Any] = {} if config.random else {"base_model": base}
+    head |= {"library_name": "transformers", "tags": ["anysize", *([plan.preset] if plan else [])]}
     origin = f"resized from {base} with the preset `{plan.preset}`" if plan else f"started from {base}"
+    if config.random:
+        origin = f"started at random with the config of {base}"
+    unit = "images" if start.config.architecture.modality == "image" else "tokens"
     curve: Mapping[str, Mapping[str, float]] = found["curve"]
     splits = list(next(iter(curve.values()), {}))
     table = [
@@ -30,7 +41,7 @@ def training_card(start: Start, found: Mapping[str, Any], command: str) -> str:
     return "\n".join([
         "---", yaml.safe_dump(head, sort_keys=False).strip(), "---", "",
         f"# {base}, trained by anysize", "",
-        f"A model {origin}, trained for {found['steps']:,} steps on {found['tokens']:,} tokens by anysize "
+        f"A model {origin}, trained for {found['steps']:,} steps on {found['tokens']:,} {unit} by anysize "
         f"{__version__}. Held-out figures (losses in nats, error rates as shares):", "",
         *table, "```", command, "```", "",
     ])  # fmt: skip

@@ -217,7 +217,7 @@ def _save(
             place.write_bytes(content)
         if config.keep_optimizer:
             _keep_optimizer(trainer, folder)
-        (folder / "README.md").write_text(training_card(start, found, command), encoding="utf-8")
+        (folder / "README.md").write_text(training_card(config, start, found, command), encoding="utf-8")
 
 
 def train(config: TrainConfig, *, command: str, origin: str, progress: Progress) -> dict[str, Any]:
@@ -288,14 +288,18 @@ def _found(outcome: Outcome, start: Start, data: Datasets) -> dict[str, Any]:
         "curve": {str(step): losses for step, losses in outcome.curve.items()}, "bits_per_byte": data.bits_per_byte,
         "calibration_s": start.calibration_s, "conversion_s": start.conversion_s, "train_s": outcome.train_s,
         "teacher_s": outcome.teacher_s, "wall_s": last.get("train_runtime"),
-        "seconds": seconds_of(args.device),
+        "seconds": seconds_of(args.device), "unit": "images" if data.tokens_each == 1 else "tokens",
         "losses": [{"step": entry["step"], "loss": entry["loss"]} for entry in history if "loss" in entry],
     }  # fmt: skip
 
 
 def foreseen(config: TrainConfig, origin: str) -> dict[str, Any]:
-    """Return what a run would be: sizes, tokens a step, and bytes on each of some numbers of devices."""
-    args = training_arguments({**with_defaults(config.training), **fixed_arguments(config.output)}, origin)
+    """Return what a run would be: sizes, tokens a step, and bytes on each of some numbers of devices.
+
+    On any machine, whatever the config asks of the one that it is for.
+    """
+    asked = {**with_defaults(config.training), **fixed_arguments(config.output), "use_cpu": True}
+    args = training_arguments(asked, origin)
     understood, _ = _target(config)
     teacher = _taught_by(config, understood)
     batch, image = args.per_device_train_batch_size, understood.architecture.modality == "image"
