@@ -89,7 +89,9 @@ def _on_disk(folders: Sequence[Path], class_names: Sequence[str], scratch: Path)
     places = [scratch / str(number) for number in range(len(folders))]
     for place in places:
         place.mkdir()
-    return [load(*found, scratch=str(place)) for *found, place in zip(folders, class_names, places, strict=True)]
+    return [
+        load(folder, name, scratch=str(place)) for folder, name, place in zip(folders, class_names, places, strict=True)
+    ]
 
 
 def _streamed(plan: Plan, source: Checkpoint, folder: Path) -> Verification:
