@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from anysize.arch import families
+
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -98,3 +100,9 @@ def test_every_file_that_the_readme_points_at_exists() -> None:
     links = re.findall(r"\]\(((?:docs|src)/[^)#]+)\)", README)
     assert len(links) > 6
     assert [link for link in links if not (ROOT / link).is_file()] == []
+
+
+def test_the_families_of_the_readme_are_those_of_the_tables() -> None:
+    listed = re.search(r"^Families, by `model_type`: (.*)\.$", README, re.MULTILINE)
+    assert listed is not None
+    assert listed[1].split(", ") == sorted(families())
