@@ -167,3 +167,8 @@ def test_budgets_of_wide_models_give_widths_that_matrix_units_like(num_params: i
            "tie_word_embeddings": True}  # fmt: skip
     found = for_budget(understand(raw), num_params, lambda _: None)
     assert (found["hidden_size"] % 8, found["num_attention_heads"]) == (0, heads)
+    here = num_parameters(understand(raw))
+    for share in (0.88, 0.9, 1.1):
+        sizes = for_budget(understand(raw), int(share * here), lambda _: None)
+        # Nothing grows where the model shrinks, nor the other way.
+        assert all((sizes[name] <= raw[name]) if share < 1 else (sizes[name] >= raw[name]) for name in sizes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
@@ -30,16 +31,22 @@ def _group() -> Generator[Any]:
     """Give a group of all processes that talks about tensors on the CPU, whatever backend is at work beside it."""
     import torch.distributed as dist  # noqa: PLC0415
 
-    group: Any
-    if dist.is_initialized():
-        group = dist.new_group(backend="gloo", timeout=_PATIENCE)
-    else:
+    if not dist.is_initialized():
+        # Once: a second one would find the addresses of the first in the store of the torchrun.
         dist.init_process_group("gloo", timeout=_PATIENCE)
-        group = dist.group.WORLD
+        atexit.register(_leave)
+    group: Any = dist.new_group(backend="gloo", timeout=_PATIENCE)
     try:
         yield group
     finally:
         dist.destroy_process_group(group)
+
+
+def _leave() -> None:
+    import torch.distributed as dist  # noqa: PLC0415
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def add_up(tensors: Iterable[torch.Tensor]) -> None:

@@ -288,11 +288,13 @@ def _nearer(
         return num_parameters(resolve(config, {**request, "intermediate_size": size}).config)
 
     here = counted(ffn)
-    moved = round((num_params - here) / (counted(ffn + 8) - here)) * 8
-    made = {**request, "intermediate_size": ffn + max(-ffn // 64 * 8, min(ffn // 64 * 8, moved))}
+    moved, most = round((num_params - here) / (counted(ffn + 8) - here)) * 8, ffn // 64 * 8
+    made = ffn + max(-most, min(most, moved))
+    # Whichever way the rest goes, this goes, or stays.
     grows = num_params >= num_parameters(config)
-    legal = _legal(config, made, check) and not (grows and made["intermediate_size"] < config.sizes["ffn"])
-    return made if legal else request
+    made = max(made, config.sizes["ffn"]) if grows else min(made, config.sizes["ffn"])
+    nearer = {**request, "intermediate_size": made}
+    return nearer if _legal(config, nearer, check) else request
 
 
 def like(config: SourceConfig, other: SourceConfig) -> dict[str, int]:

@@ -166,7 +166,17 @@ def test_data_are_read_again_with_the_tokenizer_that_was_named(
 
 def test_two_processes_find_the_same(llama: Path, text: Path, tmp_path: Path) -> None:
     anysize.calibrate(llama, text, output=tmp_path / "one.safetensors", sequence_length=64, batch_size=4)
-    shared = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "anysize"]
+    script = tmp_path / "run.py"
+    # Whoever has nothing to save waits for the one that has.
+    script.write_text(
+        "import time\n"
+        "from anysize.calibration.scores import Scores\n"
+        "from anysize.cli.main import main\n"
+        "save = Scores.save\n"
+        "Scores.save = lambda scores, path: (time.sleep(4), save(scores, path))[1]\n"
+        "main()\n"
+    )
+    shared = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
     options = ["-o", str(tmp_path / "two.safetensors"), "--sequence-length", "64", "--batch-size", "4", "--json"]
     done = subprocess.run(
         [*shared, "calibrate", str(llama), str(text), *options],

@@ -133,10 +133,15 @@ def test_an_output_that_a_kill_left_aside_comes_back(llama: Path, tmp_path: Path
     before = (output / "model.safetensors").read_bytes()
     # Between the two renames of a run with --overwrite.
     output.rename(tmp_path / ".out.anysize-old")
+    staging_folder(output).mkdir()
     with pytest.raises(OutputError, match="is not empty: choose another one or pass --overwrite"):
         check_output(output, 0, overwrite=False)
     assert (output / "model.safetensors").read_bytes() == before
-    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    # After both of them it is of no use any more.
+    output.rename(tmp_path / ".out.anysize-old")
+    staging_folder(output).rmdir()
+    check_output(output, 0, overwrite=False)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_lock_is_held_until_the_output_has_its_name(

@@ -24,7 +24,7 @@ from anysize.calibration.statistics import COUNT, BlockSums, SiteSums, averages,
 from anysize.config import SourceConfig, understand
 from anysize.errors import AnysizeError, InputError, OutputError
 from anysize.io.reader import Checkpoint, TensorSource
-from anysize.memory import fits_in_memory
+from anysize.memory import fits_in_memory, free_bytes
 from anysize.processes import add_up, local_rank, rank_and_world, wait_for_all
 from anysize.progress import Progress
 from anysize.proof.coverage import check_source
@@ -280,19 +280,26 @@ def loaded_source(tensors: TensorSource, options: CalibrationOptions, scratch: s
     config = understand(tensors.config)
     check_source(config, tensors)
     device = chosen_device(options.device)
-    named = options.device not in ("auto", "cpu")
-    if options.low_memory and named:
+    if options.low_memory and options.device not in ("auto", "cpu"):
         raise InputError(f"low_memory runs the model from disk, on the CPU: leave the device '{device}' out")
     if isinstance(tensors, LoadedModel):
-        if named and device != tensors.model.device:
+        there = tensors.model.device
+        other = device.type != there.type or device.index not in (None, there.index)
+        if options.device != "auto" and other:
             raise InputError(f"the device is '{device}', and the model is loaded already, on '{tensors.model.device}'")
         return tensors.model.eval()
     if not isinstance(tensors, Checkpoint):
         found = {name: tensors.read(name) for name in tensors.tensors}
         made: Any = build_model(config.model_class, tensors.config, found, torch.float32)
         return made.to(device)
-    # Where a model goes to an accelerator, it only passes through this memory.
-    low = options.low_memory or (device.type == "cpu" and not fits_in_memory(num_parameters(config)))
+    # What goes on to an accelerator has to pass through this memory, but does not stay there.
+    passes = device.type != "cpu" and 4 * num_parameters(config) <= free_bytes()
+    low = options.low_memory or not (passes or fits_in_memory(num_parameters(config)))
+    if low and device.type != "cpu" and options.device != "auto":
+        raise InputError(
+            f"'{tensors.location}' does not fit into free memory on its way to '{device}': free some, or leave the "
+            "device out, and it runs from disk"
+        )
     model: Any = load(tensors.folder, config.model_class, scratch=scratch if low else None)
     return model if low else model.to(device)
 

@@ -38,10 +38,9 @@ def show_training(found: Mapping[str, Any], output: str, *, as_json: bool) -> No
         rows = [[step, *(f"{losses[split]:.4f}" for split in splits)] for step, losses in curve.items()]
         print_table("held-out loss", ["step", *splits], rows)
     rate = found["tokens"] / max(found["train_s"], 1e-9)
-    say(
-        f"made {output}: {found['steps']:,} steps, {found['tokens']:,} {found['unit']}, {rate:,.0f} a second "
-        f"{found['seconds']} in training"
-    )
+    unit, seconds = found.get("unit", "tokens"), found.get("seconds", "")
+    amount = f"{found['tokens']:,} {unit}, {rate:,.0f} a second {seconds} in training"
+    say(f"made {output}: {found['steps']:,} steps, {amount}")
 
 
 def _share(reached: Reached | None) -> str:

@@ -66,9 +66,9 @@ def _files(path: Path) -> list[Path]:
     found = sorted(p for p in path.rglob("*") if p.suffix in _TEXT and p.is_file())
     if not found:
         raise InputError(f"the data folder '{path}' holds no {', '.join(_TEXT)} file")
-    if any(_TEXT[p.suffix] != "text" for p in found):
-        # Beside tables of rows these are about them: a README, a loading script.
-        found = [p for p in found if p.suffix not in (".md", ".py")]
+    if any(p.suffix in (".parquet", ".jsonl") for p in found):
+        # Beside tables of rows these are about them: a README, and a script that loads them.
+        found = [p for p in found if not (p.stem.upper() == "README" or p == path / f"{path.name}.py")]
     return found
 
 

@@ -78,9 +78,11 @@ def _aside(output: Path) -> Path:
 def check_output(output: Path, num_bytes: int, *, overwrite: bool) -> None:
     """Refuse an output that is not empty, cannot be made, or does not fit on the disk, before any work."""
     aside = _aside(output.resolve())
-    if aside.is_dir() and not output.exists():
+    if aside.is_dir() and not output.exists() and staging_folder(output).is_dir():
         # A kill came between the two renames.
         aside.rename(output.resolve())
+    # Or after them.
+    shutil.rmtree(aside, ignore_errors=True)
     if output.exists() and not output.is_dir():
         raise OutputError(f"the output '{output}' exists and is not a folder")
     if output.is_dir() and any(output.iterdir()) and not overwrite:

@@ -170,13 +170,11 @@ def compare(source: str | Path | PreTrainedModel, target: str | Path | PreTraine
 
     total = sum(map(num_parameters, configs))
     classes = [config.model_class for config in configs]
+    folders = [tensors.folder for tensors in opened if isinstance(tensors, Checkpoint)]
     # What is in memory already is compared there.
-    if fits_in_memory(total) or not any(isinstance(tensors, Checkpoint) for tensors in opened):
+    if fits_in_memory(total) or len(folders) < len(opened):
         return proof + comparison([_source_model(t, name) for t, name in zip(opened, classes, strict=True)]).run(
             full=full
         )
-    folders = [tensors.folder for tensors in opened if isinstance(tensors, Checkpoint)]
-    if len(folders) < len(opened):
-        return proof + _not_compared(total)
     with tempfile.TemporaryDirectory() as place:
         return proof + comparison(_on_disk(folders, classes, Path(place))).run_streamed()

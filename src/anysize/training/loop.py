@@ -146,6 +146,16 @@ def _no_shards(args: TrainingArguments) -> InputError:
     )
 
 
+def require_trainable(data: Datasets, args: TrainingArguments) -> None:
+    """Refuse arguments that a run on such data, or on so many processes, cannot have."""
+    if args.fsdp and args.world_size == 1:
+        raise _no_shards(args)
+    if data.num_sequences is None and args.max_steps < 1:
+        raise InputError("training.max_steps: a stream has no length, so say how many steps to take")
+    if data.num_sequences is None and args.dataloader_num_workers:
+        raise InputError("training.dataloader_num_workers: every worker would read the whole stream; leave it out")
+
+
 def run(
     start: Start,
     data: Datasets,
@@ -160,12 +170,7 @@ def run(
     image = start.config.architecture.modality == "image"
     watch = _Watch(args.train_batch_size * args.gradient_accumulation_steps * args.world_size * data.tokens_each,
                    progress)  # fmt: skip
-    if args.fsdp and args.world_size == 1:
-        raise _no_shards(args)
-    if data.num_sequences is None and args.max_steps < 1:
-        raise InputError("training.max_steps: a stream has no length, so say how many steps to take")
-    if data.num_sequences is None and args.dataloader_num_workers:
-        raise InputError("training.dataloader_num_workers: every worker would read the whole stream; leave it out")
+    require_trainable(data, args)
     try:
         trainer = AnysizeTrainer(
             start.model, args, config=start.config, train=data.train, evaluate=data.held_out or None,  # pyright: ignore[reportArgumentType]

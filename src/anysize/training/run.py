@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from anysize.calibration.scores import model_sha256
 from anysize.config import SourceConfig, read_config, understand
-from anysize.errors import InputError
+from anysize.errors import AnysizeError, InputError
 from anysize.io.hub import local_folder, open_checkpoint
 from anysize.io.lock import FolderLock
 from anysize.io.models import quiet_transformers
@@ -26,9 +27,9 @@ from anysize.tensors import num_parameters
 from anysize.training.arguments import fixed_arguments, training_arguments, with_defaults
 from anysize.training.card import training_card
 from anysize.training.clock import clock_of, seconds_of
-from anysize.training.config import TrainConfig
+from anysize.training.config import Calibration, TrainConfig
 from anysize.training.data import Datasets, datasets_of
-from anysize.training.loop import Outcome, last_checkpoint, make_teacher, run
+from anysize.training.loop import Outcome, last_checkpoint, make_teacher, require_trainable, run
 from anysize.training.memory import training_memory
 from anysize.training.optimizer_state import require_kept, require_state, save_state
 from anysize.training.start import (
@@ -41,7 +42,7 @@ from anysize.training.start import (
     require_same_vocabulary,
     scores_from,
 )
-from anysize.training.tokens import data_identity, same_data
+from anysize.training.tokens import data_contents, same_data
 
 if TYPE_CHECKING:
     from anysize.training.trainer import Teacher
@@ -59,12 +60,17 @@ def _held_out(config: TrainConfig) -> dict[str, Any]:
 
 
 def _made_of(config: TrainConfig) -> dict[str, str]:
-    """Return what tells whether the data and the models of a run are still those that it began with."""
-    data = {f"data.{name}": path for name in ("train", "validation", "test") if (path := getattr(config.data, name))}
+    """Return what tells whether the data and the models of a run are still those that it began with.
+
+    By what is in them, wherever they lie: a run may go on on another machine.
+    """
+    resize, calibration = config.resize, config.resize.calibration if config.resize else None
+    data = {f"data.{name}": getattr(config.data, name) for name in ("train", "validation", "test")}
+    data["resize.calibration"] = calibration.data if isinstance(calibration, Calibration) else calibration or ""
     models = {"model": config.model, "distill.teacher": config.distill.teacher if config.distill else "",
-              "resize.source": config.resize.source if config.resize else ""}  # fmt: skip
-    return {name: data_identity(path) for name, path in data.items()} | {
-        name: open_checkpoint(model).identity for name, model in models.items() if model
+              "resize.source": resize.source if resize else ""}  # fmt: skip
+    return {name: data_contents(path) for name, path in data.items() if path} | {
+        name: model_sha256(open_checkpoint(model)) for name, model in models.items() if model
     }
 
 
@@ -116,9 +122,10 @@ class _Folder:
         if self._lock is not None:
             self._lock.release()
 
-    def withdraw(self) -> None:
-        """Remove what a run that could not begin has made."""
-        if self._is_new and last_checkpoint(self.path) is None and not StartFolder(self.path / _START).is_whole:
+    def withdraw(self, *, refused: bool) -> None:
+        """Remove what a run that could not begin has made; a start that is whole only where the config was refused."""
+        kept = not refused and StartFolder(self.path / _START).is_whole
+        if self._is_new and last_checkpoint(self.path) is None and not kept:
             shutil.rmtree(self.path, ignore_errors=True)
 
     def write(self, *, finished: bool, found: Mapping[str, Any]) -> dict[str, Any]:
@@ -259,14 +266,15 @@ def _trained(
         _taught_by(config, target)
         with first_process_first():
             data = datasets_of(config.data, target, tokenizer, args.train_batch_size, progress)
+        require_trainable(data, args)
         start = _start(config, state, args.seed, progress, command)
         outcome = run(
             start, data, args, teacher=_teacher(config, start, data), recipe=config.recipe, flip=config.data.flip,
             progress=progress,
         )  # fmt: skip
-    except Exception:
+    except Exception as error:
         if state.is_main_process:
-            folder.withdraw()
+            folder.withdraw(refused=isinstance(error, AnysizeError))
         raise
     if outcome.status == "diverged":
         raise InputError(
@@ -299,6 +307,8 @@ def foreseen(config: TrainConfig, origin: str) -> dict[str, Any]:
     On any machine, whatever the config asks of the one that it is for.
     """
     asked = {**with_defaults(config.training), **fixed_arguments(config.output), "use_cpu": True}
+    # Refused where there is no GPU of its kind, and of no weight here.
+    asked.pop("tf32", None)
     args = training_arguments(asked, origin)
     understood, _ = _target(config)
     teacher = _taught_by(config, understood)

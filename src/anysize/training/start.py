@@ -144,9 +144,9 @@ class StartFolder:
             calibration_s = clock() - start
             return found
 
-        plan, over = plan_of(resize, scores and measured, progress), self.model.exists()
+        plan = plan_of(resize, scores and measured, progress)
         self.path.mkdir(parents=True, exist_ok=True)
-        api.apply(plan, self.model, source=resize.source, overwrite=over, command=command, progress=progress)
+        api.apply(plan, self.model, source=resize.source, overwrite=True, command=command, progress=progress)
         plan.save(self._plan)
         conversion_s = clock() - begin - calibration_s
         write_json(self._made, {"calibration_s": calibration_s, "conversion_s": conversion_s})

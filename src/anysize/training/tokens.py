@@ -32,6 +32,8 @@ Example = dict[str, torch.Tensor]
 _DOCUMENTS_AT_ONCE = 64
 # A document is cut here before it is tokenized, so that one of any length takes little memory.
 _LONGEST = 1 << 20
+# Bytes of a file that are looked at to know it again, at its beginning and at its end.
+_ENDS = 1 << 16
 
 
 def data_identity(data: str) -> str:
@@ -46,6 +48,25 @@ def data_identity(data: str) -> str:
         return f"{data}@{HfApi().dataset_info(data).sha}"
     except Exception:  # whatever the network or the Hub does, the name alone has to do
         return data
+
+
+def data_contents(data: str) -> str:
+    """Return what changes when the data change, wherever they lie: names, sizes, and how files begin and end."""
+    path = Path(data).expanduser()
+    if not path.exists():
+        return data_identity(data)
+    home = path if path.is_dir() else path.parent
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    told: list[tuple[str, int, str]] = []
+    for file in files:
+        with file.open("rb") as opened:
+            size = opened.seek(0, os.SEEK_END)
+            opened.seek(0)
+            ends = opened.read(_ENDS)
+            opened.seek(max(0, size - _ENDS))
+            ends += opened.read(_ENDS)
+        told.append((str(file.relative_to(home)), size, hashlib.sha256(ends).hexdigest()))
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
 def same_data(before: str, now: str) -> bool:
@@ -115,7 +136,7 @@ def packed(
     backend: Any = getattr(tokenizer, "backend_tokenizer", None)
     spelled = backend.to_str() if backend is not None else repr(tokenizer)
     dtype = "uint16" if vocab_size <= 1 << 16 else "uint32"
-    key = json.dumps([data_identity(data), split, column, spelled, tokenizer.eos_token_id, max_tokens, dtype, 2])
+    key = json.dumps([data_identity(data), split, column, spelled, tokenizer.eos_token_id, max_tokens, dtype, 3])
     home = cache_folder() / "tokens" / hashlib.sha256(key.encode()).hexdigest()[:24]
     record, place = home / "made.json", home / f"ids.{dtype}"
     if record.is_file():
