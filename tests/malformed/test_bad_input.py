@@ -70,6 +70,11 @@ def index(weight_map: dict[str, Any]) -> Edit:
     return apply
 
 
+def shard_lost(folder: Path) -> None:
+    index({NORM: "model-1.safetensors"})(folder)
+    (folder / WEIGHTS).unlink()
+
+
 def pickled(folder: Path) -> None:
     (folder / WEIGHTS).unlink()
     (folder / "pytorch_model.bin").write_bytes(b"\x80\x04")
@@ -135,7 +140,8 @@ BAD: dict[str, tuple[Edit, str]] = {
     "index leaves": (index({NORM: "../x.safetensors"}), "is not a safetensors file in this folder"),
     "index absolute": (index({NORM: "/tmp/x.safetensors"}), "is not a safetensors file in this folder"),
     "index of numbers": (index({NORM: 3}), "is not a safetensors file in this folder"),
-    "missing shard": (index({NORM: "model-1.safetensors"}), "'model-1.safetensors', which is missing"),
+    "missing shard": (shard_lost, "'model-1.safetensors', which is missing"),
+    "two layouts": (index({NORM: "model-1.safetensors"}), "holds both model.safetensors and"),
     "tensor not indexed": (index({NORM: WEIGHTS}), "which the index does not name"),
     "indexed twice": (index({NORM: WEIGHTS, "odd": WEIGHTS}), "lacks tensor 'odd'"),
     "link out of the folder": (linked_away, "is a link that leaves the checkpoint folder"),

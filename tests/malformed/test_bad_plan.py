@@ -63,7 +63,8 @@ def test_a_binary_file_is_no_plan(tmp_path: Path) -> None:
 def test_a_plan_cannot_be_saved_where_no_folder_is(llama: Path, tmp_path: Path, cli: Run) -> None:
     ran = cli("plan", llama, "--hidden-size", 48, "-o", tmp_path / "absent" / "plan.json")
     assert ran.code == 2
-    assert ran.err == f"anysize: cannot save the plan as '{tmp_path}/absent/plan.json': No such file or directory\n"
+    place = f"{tmp_path}/absent/plan.json"
+    assert ran.err == f"anysize: cannot save the plan as '{place}': its folder does not exist, make it first\n"
 
 
 def test_a_plan_of_a_family_without_a_table_is_refused(llama: Path, tmp_path: Path) -> None:

@@ -172,11 +172,6 @@ def stays_inside(folder: Path, path: Path) -> bool:
 def _shards(folder: Path) -> dict[str, list[str]]:
     """Return file name -> tensor names that the index gives it ([] where there is no index)."""
     index_path = folder / INDEX_NAME
-    if index_path.is_file() and (folder / SINGLE_NAME).is_file():
-        raise CheckpointError(
-            f"'{folder}' holds both {SINGLE_NAME} and {INDEX_NAME}, and loaders differ in which of them they read: "
-            "move away the one that is not the model"
-        )
     if not index_path.is_file():
         if (folder / SINGLE_NAME).is_file():
             return {SINGLE_NAME: []}
@@ -202,6 +197,11 @@ def _shards(folder: Path) -> dict[str, list[str]]:
                 f"'{index_path}' puts tensor {name!r} into {file!r}, which is not a safetensors file in this folder"
             )
         shards.setdefault(file, []).append(name)
+    if (folder / SINGLE_NAME).is_file() and SINGLE_NAME not in shards:
+        raise CheckpointError(
+            f"'{folder}' holds both {SINGLE_NAME} and {INDEX_NAME}, and loaders differ in which of them they read: "
+            "move away the one that is not the model"
+        )
     return shards
 
 
