@@ -239,6 +239,10 @@ def test_weights_that_are_not_finite_are_refused(new_llama: Run, rows: Path, tmp
         ({"tasks": ["piqa", "piqa"], "task_data": "."}, "task 'piqa' is named twice"),
         ({"tasks": ["piqa"], "task_data": "/nowhere"}, "the task data '/nowhere' are not a folder"),
         ({"split": ""}, "split='': wanted the name of a split"),
+        (
+            {"data": None, "tasks": ["piqa"], "task_data": ".", "tokens": 5, "column": "x"},
+            "tokens, column: of data, and",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_refused_by_name(

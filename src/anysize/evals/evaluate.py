@@ -42,14 +42,18 @@ _LONGEST = 1024
 class Held:
     """Which held-out data are read and how: see `evaluate`."""
 
-    data: str
-    tokens: int
-    sequence_length: int | None
-    batch_size: int
-    column: str
-    label_column: str
-    split: str
-    tokenizer: str
+    data: str = ""
+    tokens: int = 131_072
+    sequence_length: int | None = None
+    batch_size: int = 8
+    column: str = ""
+    label_column: str = ""
+    split: str = "validation"
+    tokenizer: str = ""
+
+
+# What says nothing where only tasks are run.
+_OF_DATA = ("tokens", "column", "label_column", "split")
 
 
 def evaluate(
@@ -83,8 +87,8 @@ def evaluate(
     """
     begun = time.monotonic()
     names = [tasks] if isinstance(tasks, str) else list(tasks)
-    _check_options(data, source, names, task_data, limit, split)
-    held = Held(str(data), tokens, sequence_length, batch_size, column, label_column, split, tokenizer)
+    held = Held(str(data or ""), tokens, sequence_length, batch_size, column, label_column, split, tokenizer)
+    _check_options(data, source, names, task_data, limit, held)
     _check_counts(held, limit)
     if names:
         from anysize.evals.harness import check_tasks  # noqa: PLC0415
@@ -118,7 +122,7 @@ def evaluate(
 
 
 def _check_options(
-    data: object, source: object, names: Sequence[str], task_data: object, limit: object, split: str
+    data: object, source: object, names: Sequence[str], task_data: object, limit: object, held: Held
 ) -> None:
     """Refuse options that would do nothing, and tasks or data that lack what they need."""
     problems: list[str] = []
@@ -130,7 +134,9 @@ def _check_options(
         problems.append("tasks need the folder with their parquet files: give task_data")
     if not names and (task_data is not None or limit is not None):
         problems.append("task_data and limit do nothing without tasks")
-    if not split:
+    if data is None and (idle := [n for n in _OF_DATA if getattr(held, n) != getattr(Held(), n)]):
+        problems.append(f"{', '.join(idle)}: of data, and there are none; limit says how much of the tasks is run")
+    if not held.split:
         problems.append("split='': wanted the name of a split, such as validation or test")
     if problems:
         raise InputError(joined(problems))
