@@ -149,6 +149,11 @@ class Architecture:
         return replace(self, model_type=model_type, classes=classes, **changes)
 
     @property
+    def counts(self) -> str:
+        """What examples are counted in: "tokens" or "images"."""
+        return "images" if self.modality == "image" else "tokens"
+
+    @property
     def handled_keys(self) -> frozenset[str]:
         """Config keys that the table's expressions read: resizing takes them into account."""
         texts = [*self.axes.values(), *(p.when for p in self.parameters.values()), self.tied_when, self.init_std]

@@ -98,14 +98,14 @@ class Comparison:
         self.clock = clock_of(self.device)
         self.tensors = open_checkpoint(config.source)
         self.source = understand(self.tensors.config)
-        self.others = self._others()
+        others = self._others()
         self.target = self._target()
         self.data = self._data()
         self._check_states()
         self.lock = FolderLock.of_runs(Path(config.output).expanduser(), RECORD, "comparison")
         try:
             self.place = claimed(
-                config, self.tensors.identity, {name: other.identity for name, other in self.others.items()}
+                config, self.tensors.identity, {name: other.identity for name, other in others.items()}
             )
         except AnysizeError:
             self.lock.release()
@@ -171,10 +171,11 @@ class Comparison:
         arms = [name for name in self.config.arms if takes_scores(self.place, self.config, name)]
         return list(dict.fromkeys(self.config.resize_of(name, 0).source for name in arms))
 
-    def _calibrated(self, source: str) -> dict[str, float]:
-        """Return what the calibration of a source took: calibration_s, tokens."""
-        record = self.place.scores(self.config, source).with_suffix(".json")
-        return {"tokens": self.config.calibration.tokens, **json.loads(record.read_text(encoding="utf-8"))}
+    def _calibrated_tokens(self, source: str) -> int:
+        """Return how many tokens a source was calibrated on."""
+        from anysize.calibration.scores import Scores  # noqa: PLC0415
+
+        return Scores.load(self.place.scores(self.config, source), low_memory=True).record.tokens
 
     def _calibrate(self, source: str) -> float:
         """Calibrate a source unless it is done; return the seconds that it took."""
@@ -191,8 +192,8 @@ class Comparison:
             seconds = self.clock() - begin
             place.parent.mkdir(parents=True, exist_ok=True)
             scores.save(place)
-            write_json(record, {"calibration_s": seconds, "tokens": scores.record.tokens})
-        return self._calibrated(source)["calibration_s"]
+            write_json(record, {"calibration_s": seconds})
+        return json.loads(record.read_text(encoding="utf-8"))["calibration_s"]
 
     def job(self, arm: str, rate: float, seed: int, steps: int | None = None) -> Job:
         """Return one run of an arm; of all its steps where none are given."""
@@ -357,13 +358,13 @@ class Comparison:
 
     def _calibration_flops(self, source: str) -> float:
         asked, understood = self.config.calibration, understand(open_checkpoint(source).config)
-        found = self._calibrated(source)["tokens"] * forward_flops(understood, asked.sequence_length)
+        found = self._calibrated_tokens(source) * forward_flops(understood, asked.sequence_length)
         if self.config.leaves_one_out(source):
             found += leave_one_out_flops(understood, asked.batch_size, asked.sequence_length)
         return found
 
     def _conversion_flops(self, source_name: str, plan: Plan) -> float:
-        tokens = int(self._calibrated(source_name)["tokens"])
+        tokens = self._calibrated_tokens(source_name)
         source, target = understand(plan.source_config), understand(plan.target_config)
         return conversion_flops(source, target, plan.options, tokens, self.config.calibration.sequence_length)
 

@@ -23,9 +23,9 @@ from anysize.training.run import train
 _RATE = 3e-3
 _GROWN = {"hidden_size": 192, "intermediate_size": 448, "num_attention_heads": 6, "num_key_value_heads": 3}
 _SHRUNK = {"hidden_size": 64, "intermediate_size": 172, "num_attention_heads": 2, "num_key_value_heads": 1}
-# Shares of the time that pretraining takes. A grown model shows something once a random start of its size has come
-# below its source: so its source is young, and both train for long.
-_YOUNG, _AFTER_SHRINKING, _AFTER_GROWING = 0.35, 0.75, 1.8
+# A grown model shows something once a random start of its size has come below its source: so its source is young, by
+# this share of the steps of pretraining, and both train for long, by this share of its time.
+_YOUNG, _AFTER_GROWING = 0.35, 1.8
 
 
 def _say(line: str) -> None:
@@ -91,7 +91,7 @@ def run_demo(output: Path, seconds: float) -> dict[str, Any]:
     steps = steps_in(seconds, output / "blank")
     _say(f"2. pretrain {count:,} parameters for about {seconds:g} s")
     _pretrain(output, "source", steps)
-    found: dict[str, Any] = {"shrunk": _shrink(output, seconds)}
+    found: dict[str, Any] = {"shrunk": _shrink(output, steps)}
     _say("4. a young source, pretrained for a moment")
     _pretrain(output, "young", max(8, int(steps * _YOUNG)))
     grown = _prove(output)
@@ -110,11 +110,9 @@ def _told(results: Results, page: Path) -> dict[str, Any]:
             "after": {row.arm: row.after for row in results.rows}}  # fmt: skip
 
 
-def _shrink(output: Path, seconds: float) -> dict[str, Any]:
-    budget = seconds * _AFTER_SHRINKING
-    _say(f"3. shrink it to half its width and train that and a random one for about {budget:.0f} s each")
-    # A model of half the width takes about a third of the time.
-    steps = 3 * steps_in(budget, output / "source", threads=1)
+def _shrink(output: Path, steps: int) -> dict[str, Any]:
+    # Not more than the source had: a random start of the target's size would end below the source, which teaches.
+    _say(f"3. shrink it to half its width and train that and a random one for {steps} steps each")
     arms = {"random": {"random": True}, "subspace + distillation": {"preset": "subspace", "distill": {"weight": 0.9}}}
     results, page = _compare(output, "shrink", "source", _SHRUNK, steps, arms, "Half the width")
     return _told(results, page)

@@ -53,7 +53,7 @@ def page_data(results: Results) -> dict[str, Any]:
     after = {row.arm: row.after for row in results.rows}
     return {
         "metric": results.metric.model_dump(),
-        "counted": "images" if results.modality == "image" else "tokens",
+        "counted": results.counted,
         "arms": [
             {"name": arm.name, "colour": look[arm.name].colour, "dash": look[arm.name].dash} for arm in results.arms
         ],

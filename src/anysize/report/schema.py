@@ -196,6 +196,11 @@ class Results(_Record):
                 raise ValueError(f"a run of '{run.arm}' has {got} values of at, validation and test")
         return self
 
+    @property
+    def counted(self) -> str:
+        """What examples are counted in: "tokens" or "images"."""
+        return "images" if self.modality == "image" else "tokens"
+
     def arm(self, name: str) -> Arm:
         """Return the arm of a name."""
         return next(arm for arm in self.arms if arm.name == name)

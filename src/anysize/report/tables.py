@@ -77,8 +77,7 @@ def summary(results: Results) -> Table:
     columns = ("arm", "rate", "before", "after", "of each seed", "rise")
     groups = [Group("", len(columns))]
     groups += [Group(f"to the final {results.metric.name} of {goal}", 3, f"to {goal}") for goal in results.goals]
-    counted = "images" if results.modality == "image" else "tokens"
-    columns += (f"steps, {counted}", "FLOPs", "seconds") * len(results.goals)
+    columns += (f"steps, {results.counted}", "FLOPs", "seconds") * len(results.goals)
     rows: list[tuple[Cell, ...]] = []
     least = min((row.after for row in results.rows), default=0.0)
     for row in results.rows:

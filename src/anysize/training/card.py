@@ -28,7 +28,6 @@ def training_card(config: TrainConfig, start: Start, found: Mapping[str, Any], c
     origin = f"resized from {base} with the preset `{plan.preset}`" if plan else f"started from {base}"
     if config.random:
         origin = f"started at random with the config of {base}"
-    unit = "images" if start.config.architecture.modality == "image" else "tokens"
     curve: Mapping[str, Mapping[str, float]] = found["curve"]
     splits = list(next(iter(curve.values()), {}))
     table = [
@@ -41,7 +40,7 @@ def training_card(config: TrainConfig, start: Start, found: Mapping[str, Any], c
     return "\n".join([
         "---", yaml.safe_dump(head, sort_keys=False).strip(), "---", "",
         f"# {base}, trained by anysize", "",
-        f"A model {origin}, trained for {found['steps']:,} steps on {found['tokens']:,} {unit} by anysize "
+        f"A model {origin}, trained for {found['steps']:,} steps on {found['tokens']:,} {found['unit']} by anysize "
         f"{__version__}. Held-out figures (losses in nats, error rates as shares):", "",
         *table, "```", command, "```", "",
     ])  # fmt: skip

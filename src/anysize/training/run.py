@@ -151,7 +151,9 @@ def _claimed(folder: _Folder, state: Any) -> dict[str, Any] | None:
     return told[0]
 
 
-def _start(config: TrainConfig, state: Any, seed: int, progress: Progress, command: str) -> Start:
+def _start(
+    config: TrainConfig, target: SourceConfig, tokenizer: str, state: Any, seed: int, progress: Progress, command: str
+) -> Start:
     """Return what a run starts from; what a plan makes is made by the first process and read by all."""
     clock = clock_of(state.device)
     dtype = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
@@ -166,10 +168,8 @@ def _start(config: TrainConfig, state: Any, seed: int, progress: Progress, comma
         wait_for_all()
         return place.start(dtype)
     if config.model:
-        tensors = open_checkpoint(config.model)
-        return Start(load(config.model, dtype), understand(tensors.config), folder_of(tensors))
-    folder = local_folder(config.random, without_weights=True)
-    return at_random(understand(read_config(folder)), str(folder), seed, dtype)
+        return Start(load(config.model, dtype), target, tokenizer)
+    return at_random(target, tokenizer, seed, dtype)
 
 
 def _target(config: TrainConfig) -> tuple[SourceConfig, str]:
@@ -180,10 +180,7 @@ def _target(config: TrainConfig) -> tuple[SourceConfig, str]:
     if config.resize is not None:
         plan = plan_of(config.resize.sizes_alone(), None, quiet)
         return understand(plan.target_config), folder_of(open_checkpoint(config.resize.source))
-    if config.model:
-        tensors = open_checkpoint(config.model)
-        return understand(tensors.config), folder_of(tensors)
-    folder = local_folder(config.random, without_weights=True)
+    folder = local_folder(config.model or config.random, without_weights=True)
     return understand(read_config(folder)), str(folder)
 
 
@@ -192,7 +189,7 @@ def _taught_by(config: TrainConfig, student: SourceConfig) -> SourceConfig | Non
     if config.distill is None:
         return None
     location = config.distill.teacher or (config.resize.source if config.resize else "")
-    teacher = understand(open_checkpoint(location).config)
+    teacher = understand(read_config(local_folder(location, without_weights=True)))
     require_same_vocabulary(student, teacher, location)
     return teacher
 
@@ -267,7 +264,7 @@ def _trained(
         with first_process_first():
             data = datasets_of(config.data, target, tokenizer, args.train_batch_size, progress)
         require_trainable(data, args)
-        start = _start(config, state, args.seed, progress, command)
+        start = _start(config, target, tokenizer, state, args.seed, progress, command)
         outcome = run(
             start, data, args, teacher=_teacher(config, start, data), recipe=config.recipe, flip=config.data.flip,
             progress=progress,
@@ -296,7 +293,7 @@ def _found(outcome: Outcome, start: Start, data: Datasets) -> dict[str, Any]:
         "curve": {str(step): losses for step, losses in outcome.curve.items()}, "bits_per_byte": data.bits_per_byte,
         "calibration_s": start.calibration_s, "conversion_s": start.conversion_s, "train_s": outcome.train_s,
         "teacher_s": outcome.teacher_s, "wall_s": last.get("train_runtime"),
-        "seconds": seconds_of(args.device), "unit": "images" if data.tokens_each == 1 else "tokens",
+        "seconds": seconds_of(args.device), "unit": start.config.architecture.counts,
         "losses": [{"step": entry["step"], "loss": entry["loss"]} for entry in history if "loss" in entry],
     }  # fmt: skip
 
@@ -327,7 +324,7 @@ def foreseen(config: TrainConfig, origin: str) -> dict[str, Any]:
     }  # fmt: skip
     return {
         "num_parameters": num_parameters(understood), "sizes": public_sizes(understood),
-        "unit": "images" if image else "tokens",
+        "unit": understood.architecture.counts,
         "tokens_a_step_each": batch * (1 if image else length) * args.gradient_accumulation_steps,
         "memory_bytes": {name: {**asdict(found), "total": found.total} for name, found in tables.items()},
     }  # fmt: skip
