@@ -12,6 +12,8 @@ from collections.abc import Iterable
 
 import torch
 
+from anysize.devices import device_for_algebra
+
 # Below this share of the largest variance a direction does not vary.
 _NOISE = 1e-8
 
@@ -43,6 +45,8 @@ def directions(moments: torch.Tensor, size: int, *, centred: bool, metric: torch
     `metric` says what a change of each direction costs; without it all cost the same. `centred` (LayerNorm): the mean
     over coordinates is taken out, and the result lies where coordinates add up to zero, which leaves size - 1.
     """
+    home, there = moments.device, device_for_algebra(len(moments))
+    moments = moments.to(there)
     if centred:
         # What was measured in single precision has its mean taken out only nearly.
         moments = moments - moments.mean(0, keepdim=True)
@@ -56,9 +60,10 @@ def directions(moments: torch.Tensor, size: int, *, centred: bool, metric: torch
         spread = variances.clamp(min=0).sqrt()
         inverse = torch.where(variances > _NOISE * variances[-1], spread.clamp(min=1e-30).reciprocal(), 0.0)
         root, root_inverse = vectors * spread @ vectors.T, vectors * inverse @ vectors.T
-        _, important = torch.linalg.eigh(root @ metric @ root)
+        _, important = torch.linalg.eigh(root @ metric.to(there) @ root)
         kept, _ = torch.linalg.qr(root_inverse @ important.flip(1)[:, :count])
-    return _zero_sum_basis(size) @ kept.T if centred else kept.T.contiguous()
+    rows = kept.T.to(home)
+    return _zero_sum_basis(size) @ rows if centred else rows.contiguous()
 
 
 def _zero_sum_basis(size: int) -> torch.Tensor:

@@ -20,6 +20,7 @@ from anysize.calibration.scores import Scores
 from anysize.calibration.sites import norm_sites
 from anysize.config import SourceConfig
 from anysize.dense import Fitted
+from anysize.devices import device_for_algebra, device_with
 from anysize.dims import compose
 from anysize.directions import directions, reading_metric
 from anysize.errors import InputError
@@ -38,7 +39,15 @@ WRITE_HIDDEN = "hidden"
 def least_squares(cross: torch.Tensor, moments: torch.Tensor, ridge: float = RIDGE) -> torch.Tensor:
     """Return S = cross (moments + ridge * mean diagonal)^-1, float64 [n, m], from E[x z^T] and E[z z^T]."""
     damped = moments + ridge * moments.diagonal().mean() * torch.eye(len(moments), dtype=moments.dtype)
-    return torch.linalg.solve(damped, cross.T).T
+    there = device_for_algebra(len(moments))
+    return torch.linalg.solve(damped.to(there), cross.T.to(there)).T.to(moments.device)
+
+
+def _gram(rows: torch.Tensor) -> torch.Tensor:
+    """Return W^T W, float64 [n, n] on the CPU, of rows [..., n]."""
+    there = device_with(3 * 8 * rows.numel())
+    rows = rows.to(there, torch.float64)
+    return (rows.T @ rows).cpu()
 
 
 def require_samples(scores: Scores, config: SourceConfig, target: SourceConfig, *, turned: bool = False) -> None:
@@ -133,15 +142,12 @@ class Fit:
     def _gram(self, readers: list[Expected]) -> torch.Tensor:
         """Return W^T W, float64 [n, n], of tensors of the source that read `hidden`; of the tied head where none do."""
         if not readers:
-            embedding = self._tied_head()
-            return embedding.T @ embedding
+            return _gram(self._tied_head())
         size = self.config.sizes["hidden"]
         found = torch.zeros(size, size, dtype=torch.float64)
         for expected in readers:
-            weight = self.tensors.read(self.names[expected.name]).double()
-            weight = weight if expected.arrow.reads_first else weight.T
-            rows = weight.reshape(size, -1)
-            found += rows @ rows.T
+            weight = self.tensors.read(self.names[expected.name])
+            found += _gram((weight if expected.arrow.reads_first else weight.T).reshape(size, -1).T)
         return found
 
     @property
@@ -319,8 +325,7 @@ class Fit:
         (B^T B * E[z z^T]) d = diag(B^T A E[z z^T]).
         The bias is fitted alike. What the target's embedding is multiplied by, both are divided by.
         """
-        embedding = self._tied_head()
-        gram = embedding.T @ embedding
+        gram = _gram(self._tied_head())
         kept = self.write @ gram @ self.write.T
         right = (self.write @ gram @ reader @ unit).diagonal()
         shift = least_squares((self.write @ gram @ bias)[None, :], kept, self.ridge)[0]

@@ -26,6 +26,7 @@ from anysize.calibration.data import (
 from anysize.calibration.replay import Layers
 from anysize.config import SourceConfig, understand
 from anysize.dense import Fitted
+from anysize.devices import device_with
 from anysize.dims import compose
 from anysize.executor import DimMaps, target_tensor
 from anysize.fit import Fit, least_squares
@@ -47,7 +48,7 @@ def _rows(values: torch.Tensor) -> torch.Tensor:
 
 @dataclass
 class _Sums:
-    """E[y z^T] and E[z z^T], added up over batches."""
+    """E[y z^T] and E[z z^T], added up over batches on whatever device these are."""
 
     cross: torch.Tensor | float = 0.0
     moments: torch.Tensor | float = 0.0
@@ -58,11 +59,15 @@ class _Sums:
         self.moments = self.moments + z.T @ z
         self.count += len(z)
 
-    def towards(self, prior: torch.Tensor, ridge: float) -> torch.Tensor:
-        """Return the least-squares map, pulled towards a prior instead of towards zero."""
+    def means(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return E[y z^T] and E[z z^T] on the CPU."""
         assert isinstance(self.cross, torch.Tensor)
         assert isinstance(self.moments, torch.Tensor)
-        cross, moments = self.cross / self.count, self.moments / self.count
+        return (self.cross / self.count).cpu(), (self.moments / self.count).cpu()
+
+    def towards(self, prior: torch.Tensor, ridge: float) -> torch.Tensor:
+        """Return the least-squares map on the CPU, pulled towards a prior instead of towards zero."""
+        cross, moments = self.means()
         return prior + least_squares(cross - prior @ moments, moments, ridge)
 
 
@@ -123,10 +128,9 @@ class Sequential:
         if f"{module}.bias" in self.expected or f"{name}:value" not in self.fitted.dense:
             return
         gain = torch.from_numpy(self.fitted.dense[f"{name}:value"]).double() + (1.0 if norm.gain == "1+w" else 0.0)
-        assert isinstance(sums.cross, torch.Tensor)
-        assert isinstance(sums.moments, torch.Tensor)
-        unit = sums.moments / sums.count / gain[:, None] / gain
-        reader = least_squares(sums.cross / sums.count / gain, unit, self.ridge)
+        cross, moments = sums.means()
+        unit = moments / gain[:, None] / gain
+        reader = least_squares(cross / gain, unit, self.ridge)
         fitted, _ = self.fit.tied_gain(reader, unit, torch.zeros(len(reader), dtype=reader.dtype))
         self.fitted.store(f"{name}:value", (fitted - 1 if norm.gain == "1+w" else fitted).numpy())
 
@@ -223,7 +227,7 @@ class Sequential:
         goal: list[torch.Tensor],
     ) -> None:
         """Fit one writer so that the stream after it lands on the source's there, or, for the last, on the goal."""
-        number = writers.index(module)
+        number, write = writers.index(module), self.write.to(self.made.device)
         sums = _Sums()
         with self.made.tapped([module], "in") as seen, self.made.tapped(writers[:number], "out") as wrote:
             for batch, source_wrote in enumerate(wrote_at):
@@ -233,16 +237,14 @@ class Sequential:
                     aim = self.source.stream[batch] + sum(source_wrote[w] for w in writers[: number + 1])
                 here = self.made.stream[batch] + sum(wrote[w] for w in writers[:number])
                 read = _rows(seen[module])
-                ones = torch.ones(len(read), 1, dtype=read.dtype)
-                sums.add(
-                    _rows(aim) @ self.write.T - _rows(here), torch.cat([read, ones], 1) if self._bias(module) else read
-                )
+                ones = read.new_ones(len(read), 1)
+                sums.add(_rows(aim) @ write.T - _rows(here), torch.cat([read, ones], 1) if self._bias(module) else read)
         parameter: Any = self.made.module(module)
         transposed = self.expected[f"{module}.weight"].arrow.reads_first
-        prior = parameter.weight.detach().double()
+        prior = parameter.weight.detach().double().cpu()
         prior = prior.T if transposed else prior
         if self._bias(module):
-            prior = torch.cat([prior, parameter.bias.detach().double()[:, None]], 1)
+            prior = torch.cat([prior, parameter.bias.detach().double().cpu()[:, None]], 1)
         fitted = sums.towards(prior, self.ridge)
         weight = fitted[:, :-1] if self._bias(module) else fitted
         self._set(module, weight, transposed=transposed)
@@ -306,7 +308,7 @@ def working_bytes(config: SourceConfig, target: SourceConfig) -> int:
     return streams + layers + 3 * 8 * widest**2
 
 
-def _batches(plan: Plan, tensors: TensorSource, fit: Fit) -> Iterator[Batch]:
+def batches_of(plan: Plan, tensors: TensorSource, fit: Fit) -> Iterator[Batch]:
     """Yield what both models read; where tokens are cut, text as the target's own tokenizer spells it."""
     record, limit = fit.scores.record, most_items(fit.config)
     if plan.kept_tokens is None:
@@ -321,9 +323,12 @@ def _batches(plan: Plan, tensors: TensorSource, fit: Fit) -> Iterator[Batch]:
 def refit(plan: Plan, tensors: TensorSource, fit: Fit, progress: Progress) -> Fitted:
     """Return the fit of a plan, refitted layer by layer on the data that its scores were made of.
 
-    In memory are one layer of each model in single precision, and the activations of the batches.
+    In memory, of the accelerator where there is room on one, are one layer of each model in single precision, and the
+    activations of the batches.
     """
+    target = understand(plan.target_config)
+    device = device_with(working_bytes(fit.config, target))
     maps, recipes = DimMaps(plan.axes, plan.dense), {recipe.name: recipe for recipe in plan.recipes}
-    source = Layers(fit.config, lambda name: tensors.read(fit.names[name]))
-    made = Layers(understand(plan.target_config), lambda name: target_tensor(recipes[name], tensors, maps, plan.seed))
-    return Sequential(source, made, fit).run(list(_batches(plan, tensors, fit)), progress)
+    source = Layers(fit.config, lambda name: tensors.read(fit.names[name]), device)
+    made = Layers(target, lambda name: target_tensor(recipes[name], tensors, maps, plan.seed), device)
+    return Sequential(source, made, fit).run(list(batches_of(plan, tensors, fit)), progress)

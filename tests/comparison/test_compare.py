@@ -14,6 +14,7 @@ import psutil
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
 import anysize
 from anysize.comparison import compare as engine
@@ -202,6 +203,16 @@ def test_a_comparison_that_shows_nothing_about_growing_says_so(llama: Path, stor
     changes = {"arms": arms, "seeds": [0], "learning_rates": [1e-9], "target": {"intermediate_size": 64}}
     found = carried_out(config_of(young, story, tmp_path / "out", **changes))
     assert any("shows nothing about growing" in note for note in found.notes)
+    # A source that an arm has for itself is measured as well: one that is worse than any start.
+    worse = tmp_path / "worse"
+    shutil.copytree(young, worse)
+    tensors = {name: 30 * tensor for name, tensor in load_file(worse / "model.safetensors").items()}
+    save_file(tensors, worse / "model.safetensors", {"format": "pt"})
+    arms["of its own"] = {"preset": "fresh", "source": str(worse)}
+    notes = [
+        note for note in carried_out(config_of(young, story, tmp_path / "out", **changes)).notes if "nothing" in note
+    ]
+    assert [f"growing '{young}'" in note for note in notes] == [True]
     assert found.arm("fresh").plan is not None
     assert found.arm("fresh").plan.exact  # type: ignore[union-attr]
     assert found.arm("fresh").calibration_s == 0

@@ -22,10 +22,11 @@ from anysize.calibration.run import Collector
 from anysize.calibration.scores import Record, Scores, check_output, model_sha256
 from anysize.calibration.statistics import COUNT, BlockSums, SiteSums, averages, block_averages
 from anysize.config import SourceConfig, understand
+from anysize.devices import chosen_device
 from anysize.errors import AnysizeError, InputError, OutputError
 from anysize.io.reader import Checkpoint, TensorSource
 from anysize.memory import fits_in_memory, free_bytes
-from anysize.processes import add_up, local_rank, rank_and_world, wait_for_all
+from anysize.processes import add_up, rank_and_world, wait_for_all
 from anysize.progress import Progress
 from anysize.proof.coverage import check_source
 from anysize.tensors import num_parameters
@@ -79,19 +80,6 @@ def scores_bytes(config: SourceConfig, *, second_moments: bool) -> int:
     vectors = sizes["layer"] * (10 * sizes["hidden"] + heads + sizes.get("expert", 1) * sizes["ffn"]) * 4 * 8
     matrices = sizes["layer"] * _moments_of_a_layer(sizes) + sizes["hidden"] ** 2
     return vectors + (4 * matrices if second_moments else 0)
-
-
-def chosen_device(wanted: str) -> torch.device:
-    """Return the device that "auto" means here, or the one that is named; raise InputError where it is not there."""
-    if wanted == "auto":
-        # Of several processes on a machine each has its own.
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        return torch.device(f"cuda:{local_rank() % count}" if count else "cpu")
-    try:
-        torch.empty(1, device=wanted)
-        return torch.device(wanted)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"the device '{wanted}' cannot be used: {' '.join(str(error).split())[:200]}") from error
 
 
 class _Run:

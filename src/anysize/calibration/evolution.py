@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from anysize import __version__
-from anysize.calibration.calibrate import CalibrationOptions, chosen_device, loaded_source, mode_kept
+from anysize.calibration.calibrate import CalibrationOptions, loaded_source, mode_kept
 from anysize.calibration.data import Batch, batches_again
 from anysize.calibration.divergence import Divergence
 from anysize.calibration.ledger import Candidate, Ledger
 from anysize.config import SourceConfig, understand
+from anysize.devices import chosen_device
 from anysize.errors import SizeError
 from anysize.io.cache import cache_folder
 from anysize.layers import CUT, SCORED, layer_plan

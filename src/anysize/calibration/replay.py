@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 # A tensor by its name in the table.
 Read = Callable[[str], torch.Tensor]
+_CPU = torch.device("cpu")
 
 
 @dataclass
@@ -36,11 +37,14 @@ class _Call:
 
 
 class Layers:
-    """The layers of one model on the CPU, in single precision. `read` gives a tensor by its name in the table."""
+    """The layers of one model on a device, in single precision. `read` gives a tensor by its name in the table."""
 
-    def __init__(self, config: SourceConfig, read: Read) -> None:
-        self.config, self._read = config, read
+    def __init__(self, config: SourceConfig, read: Read, device: torch.device = _CPU) -> None:
+        self.config, self.device, self._read = config, device, read
         self.model: PreTrainedModel = empty_model(config.model_class, config.raw)
+        for module in self.model.modules():
+            # What it computes for itself; its parameters are on no device yet.
+            module._buffers.update({n: v if v is None else v.to(device) for n, v in module._buffers.items()})
         self.expected = expected_tensors(config)
         self.paths = paths_by_disk_name(self.model)
         self.layers = layers_of(self.model, config)
@@ -59,7 +63,7 @@ class Layers:
         try:
             for module, part, name in places:
                 # A copy: what is fitted is written into it, and a model in memory hands its own tensors out.
-                values = self._read(name).to(torch.float32, copy=True)
+                values = self._read(name).to(self.device, torch.float32, copy=True)
                 module._parameters[part] = torch.nn.Parameter(values, requires_grad=False)
             yield
         finally:
@@ -81,7 +85,7 @@ class Layers:
         # Layers hand on what they read: nothing but the stream differs from one to the next.
         with self.holding(outside), without(self.layers):
             for batch in batches:
-                self._start(base, batch)
+                self._start(base, {name: values.to(self.device) for name, values in batch.items()})
 
     def _start(self, base: torch.nn.Module, batch: Batch) -> None:
         call = _Call([], [])

@@ -11,6 +11,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ from anysize.io.hub import open_checkpoint
 from anysize.io.lock import FolderLock
 from anysize.io.whole import write_json
 from anysize.progress import Progress
-from anysize.report.schema import Arm, Metric, Results, Run, SourceRecord
+from anysize.report.schema import Arm, Metric, Results, Row, Run, SourceRecord
 from anysize.target import public_sizes
 from anysize.tensors import num_parameters
 from anysize.training.arguments import fixed_arguments, training_arguments, with_defaults
@@ -282,32 +283,47 @@ class Comparison:
         args = config.training
         batch = int(args.get("per_device_train_batch_size", 8)) * int(args.get("gradient_accumulation_steps", 1))
         tokens_a_step = batch * self.data.tokens_each
-        split = "test" if config.data.test else "validation"
         image = self.source.architecture.modality == "image"
         metric = Metric(name="error rate", unit="share of images") if image else Metric(
-            name="loss", unit="nats/token", bits_per_byte=self.data.bits_per_byte[split])  # fmt: skip
-        source = self._source_record(split)
+            name="loss", unit="nats/token", bits_per_byte=self.data.bits_per_byte[self.split])  # fmt: skip
         rows = rows_of(runs, arms, config.goals, tokens_a_step)
         return Results(
             title=config.title or f"{Path(config.source).name}: {', '.join(config.arms)}", complete=complete,
             modality="image" if image else "text", metric=metric,
             date=datetime.now(UTC).date().isoformat(), machine=machine(self.device),
             versions=versions(), command=self.command,
-            config=self.text, source=source, steps=int(args["max_steps"]), tokens_a_step=tokens_a_step,
+            config=self.text, source=self._source_record(), steps=int(args["max_steps"]), tokens_a_step=tokens_a_step,
             learning_rates=config.learning_rates, seeds=config.seeds, goals=config.goals,
-            notes=tuple(self._notes(runs, rows, source, split)), arms=tuple(arms.values()), runs=tuple(runs), rows=rows,
+            notes=tuple(self._notes(runs, rows)), arms=tuple(arms.values()), runs=tuple(runs), rows=rows,
         )  # fmt: skip
 
-    def _source_record(self, split: str) -> SourceRecord | None:
-        place = self.place.path / "source.json"
-        if not place.is_file():
-            from anysize.comparison.measure import held_out  # noqa: PLC0415
+    @property
+    def split(self) -> str:
+        """The held-out data that figures are of."""
+        return "test" if self.config.data.test else "validation"
 
-            write_json(place, {"test": held_out(folder_of(self.tensors), self.data.held_out[split])})
-        test = json.loads(place.read_text(encoding="utf-8"))["test"]
-        cost = self.config.source_cost.model_dump()
-        return SourceRecord(location=self.config.source, num_parameters=num_parameters(self.source),
-                            sizes=public_sizes(self.source), test=test, **cost)  # fmt: skip
+    @cached_property
+    def _sources(self) -> dict[str, float]:
+        """What the source, and those that some arms have for themselves, measure themselves."""
+        from anysize.comparison.measure import held_out  # noqa: PLC0415
+
+        place = self.place.path / "sources.json"
+        known: dict[str, float] = json.loads(place.read_text(encoding="utf-8")) if place.is_file() else {}
+        found: dict[str, float] = {}
+        for source in dict.fromkeys([self.config.source, *(arm.source for arm in self.config.arms.values())]):
+            if source:
+                tensors = open_checkpoint(source)
+                if tensors.identity not in known:
+                    known[tensors.identity] = held_out(folder_of(tensors), self.data.held_out[self.split])
+                    write_json(place, known)
+                found[source] = known[tensors.identity]
+        return found
+
+    def _source_record(self) -> SourceRecord:
+        return SourceRecord(
+            location=self.config.source, num_parameters=num_parameters(self.source), sizes=public_sizes(self.source),
+            test=self._sources[self.config.source], **self.config.source_cost.model_dump(),
+        )  # fmt: skip
 
     def _arm(self, name: str) -> Arm:
         """Return what an arm is; its plan and costs are there once its start is, and read once."""
@@ -368,21 +384,21 @@ class Comparison:
         source, target = understand(plan.source_config), understand(plan.target_config)
         return conversion_flops(source, target, plan.options, tokens, self.config.calibration.sequence_length)
 
-    def _notes(
-        self, runs: Sequence[Run], rows: Sequence[Any], source: SourceRecord | None, split: str
-    ) -> Iterator[str]:
-        if split == "validation":
+    def _notes(self, runs: Sequence[Run], rows: Sequence[Row]) -> Iterator[str]:
+        if self.split == "validation":
             yield "there are no test data: figures are of the validation data that rates were chosen on"
-        grown = num_parameters(self.target) > num_parameters(self.source)
-        arms = self.config.arms
-        for row in rows:
-            fresh = row.arm in self.config.goals and arms[row.arm].random and not arms[row.arm].distill
-            if grown and fresh and source is not None and row.after > source.test - 0.1:
-                yield (
-                    f"against '{row.arm}' this comparison shows nothing about growing '{source.location}': it ends at "
-                    f"{row.after:.3f}, and the source itself is at {source.test:.3f}; train longer, or grow a younger "
-                    "source"
-                )
+        arms, count = self.config.arms, num_parameters(self.target)
+        goals = [row for row in rows
+                 if row.arm in self.config.goals and arms[row.arm].random and not arms[row.arm].distill]  # fmt: skip
+        for source, loss in self._sources.items():
+            grown = count > num_parameters(understand(open_checkpoint(source).config))
+            for row in goals:
+                if grown and row.after > loss - 0.1:
+                    yield (
+                        f"against '{row.arm}' this comparison shows nothing about growing '{source}': it ends at "
+                        f"{row.after:.3f}, and the source itself is at {loss:.3f}; train longer, or grow a younger "
+                        "source"
+                    )
         for row in rows:
             tried = self.config.rates_of(row.arm)
             if len(tried) > 1 and row.learning_rate in (tried[0], tried[-1]):

@@ -12,8 +12,8 @@ import torch
 from pydantic import ValidationError
 
 from anysize.axis import AxisMap
-from anysize.calibration.calibrate import chosen_device
 from anysize.config import SourceConfig, understand
+from anysize.devices import chosen_device
 from anysize.errors import InputError
 from anysize.io.dtypes import TORCH
 from anysize.io.hub import open_checkpoint
