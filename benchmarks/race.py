@@ -41,10 +41,13 @@ Make = Callable[[Job], tuple[Any, float]]
 Train = Callable[[Any, Job], Found]
 
 
-def carry_out(job: Job, make: Make, train: Train) -> Found:
-    """Return what one job found, from the cache where it is there."""
+def carry_out(job: Job, make: Make, train: Train, trained_by: str) -> Found:
+    """Return what one job found, from the cache where it is there.
+
+    trained_by: whatever else than the job and the weights decides what is found: data, batches, teachers.
+    """
     model, conversion_s = make(job)
-    digest = hashlib.sha256(json.dumps(asdict(job), sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps([asdict(job), trained_by], sort_keys=True).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().contiguous().cpu().numpy().tobytes())

@@ -17,7 +17,7 @@ from anysize.io.models import build_model
 from anysize.io.reader import Checkpoint
 from anysize.shrink import reads_scores
 from benchmarks.race import Found, Job, carry_out, timed
-from benchmarks.train.novels import NOVELS, Settings, config, held_out_loss, source, tokens, train
+from benchmarks.train.novels import NOVELS, TEACHER_WEIGHT, Settings, config, held_out_loss, source, tokens, train
 
 ARMS: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "arms.json").read_text(encoding="utf-8"))
 # The target.
@@ -92,11 +92,17 @@ def _train(model: Any, job: Job, *, quick: bool) -> Found:
     }  # fmt: skip
 
 
+def _carry_out(job: Job, *, quick: bool) -> Found:
+    # The source, which teaches, and its data and batches follow from its settings.
+    told = f"{settings_of(quick=quick).key} {TEACHER_WEIGHT} {_EVALUATIONS} {_WINDOWS}"
+    return carry_out(job, lambda j: make(j, quick=quick), lambda m, j: _train(m, j, quick=quick), told)
+
+
 def run_full(job: Job) -> Found:
     """Carry out one job of the whole suite."""
-    return carry_out(job, lambda j: make(j, quick=False), lambda m, j: _train(m, j, quick=False))
+    return _carry_out(job, quick=False)
 
 
 def run_quick(job: Job) -> Found:
     """Carry out one job of the quick suite, whose source is trained for fewer steps."""
-    return carry_out(job, lambda j: make(j, quick=True), lambda m, j: _train(m, j, quick=True))
+    return _carry_out(job, quick=True)

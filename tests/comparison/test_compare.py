@@ -21,7 +21,8 @@ from anysize.comparison import compare as engine
 from anysize.comparison.compare import compare
 from anysize.comparison.config import compare_config
 from anysize.comparison.flops import conversion_flops, forward_flops
-from anysize.comparison.folder import claimed
+from anysize.comparison.folder import Place, claimed
+from anysize.comparison.job import Job, arguments_of
 from anysize.config import understand
 from anysize.errors import InputError, OutputError
 from anysize.io.lock import FolderLock
@@ -160,6 +161,10 @@ def test_an_arm_that_asks_more_of_its_scores_can_be_added(llama: Path, story: Pa
     after = carried_out(config_of(llama, story, tmp_path / "out", arms=arms, **changes))
     assert [row.arm for row in after.rows] == ["random", "influence", "loss"]
     assert after.rows[:2] == before.rows
+    # What only one of them asked for is paid by it alone.
+    assert after.arm("influence") == before.arm("influence")
+    assert after.arm("loss").calibration_flops > after.arm("influence").calibration_flops
+    assert "--leave-one-out" in after.arm("loss").command
 
 
 @pytest.mark.usefixtures("_no_processes")
@@ -283,6 +288,11 @@ def test_each_arm_pays_for_its_own_source() -> None:
         ({"source": "nowhere/at/all/x"}, "nowhere"),
         ({"arms": {"random": {"random": True}, "far": {"source": "OTHER"}}}, "has 47 tokens"),
         ({"training": {"max_steps": 8, "per_device_train_batch_size": 4000}}, "one batch"),
+        ({"arms": {"random": {"random": True, "training": {"lr_scheduler_type": "cosin"}}}}, "refuses training"),
+        (
+            {"arms": {"random": {"random": True, "training": {"lr_scheduler_kwargs": {"min_lr_ratio": 0.1}}}}},
+            "cannot make the optimizer or the schedule",
+        ),
     ],
 )
 def test_what_is_refused_before_any_training(
@@ -303,6 +313,43 @@ def test_what_is_refused_before_any_training(
     assert told in done.err
     assert "Traceback" not in done.err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("_no_processes")
+@pytest.mark.parametrize("changed", ["calibration", "like"])
+def test_what_else_starts_are_made_of_may_not_change(
+    llama: Path, story: Path, tmp_path: Path, changed: str, new_llama: Callable[..., Path]
+) -> None:
+    own = tmp_path / "own.txt"
+    own.write_text(story.read_text())
+    changes: dict[str, Any] = {"seeds": [0], "learning_rates": [1e-3], "training": {"max_steps": 2}}
+    if changed == "calibration":
+        changes["calibration"] = {"data": str(own), "tokens": 2048, "sequence_length": 64}
+    else:
+        new_llama(tmp_path / "like", num_hidden_layers=1)
+        changes["target"] = {"like": str(tmp_path / "like")}
+    config = config_of(llama, story, tmp_path / "out", **changes)
+    carried_out(config)
+    if changed == "calibration":
+        own.write_text(story.read_text() + " w3")
+    else:
+        shutil.rmtree(tmp_path / "like")
+        new_llama(tmp_path / "like", num_hidden_layers=1, intermediate_size=20)
+    with pytest.raises(InputError, match="holds another comparison"):
+        carried_out(config)
+
+
+def test_the_schedule_of_a_trial_is_that_of_the_run_in_small(llama: Path, story: Path, tmp_path: Path) -> None:
+    training = {
+        "max_steps": 80, "warmup_steps": 8, "lr_scheduler_type": "warmup_stable_decay",
+        "lr_scheduler_kwargs": {"num_decay_steps": 40, "min_lr_ratio": 0.1},
+    }  # fmt: skip
+    asked = compare_config(config_of(llama, story, tmp_path / "out", training=training), "c.yaml")
+    place = Place(tmp_path / "out", "identity", {})
+    whole, trial = (arguments_of(Job(place, asked, "random", 1e-3, 0, steps)) for steps in (80, 20))
+    assert (whole.warmup_steps, whole.lr_scheduler_kwargs["num_decay_steps"]) == (8, 40)
+    assert (trial.warmup_steps, trial.lr_scheduler_kwargs["num_decay_steps"]) == (2, 10)
+    assert trial.lr_scheduler_kwargs["min_lr_ratio"] == 0.1
 
 
 def test_the_folder_of_another_comparison_is_refused_and_stays(
@@ -363,7 +410,7 @@ def test_one_process_at_a_time_works_in_a_folder(llama: Path, story: Path, tmp_p
     raw = config_of(llama, story, tmp_path / "out")
     config = compare_config(raw, "c.yaml")
     (tmp_path / "out").mkdir()
-    claimed(config, Checkpoint(llama).identity, {})
+    claimed(config, Checkpoint(llama).identity, {}, {})
     before = sorted(p.name for p in (tmp_path / "out").iterdir())
     with FolderLock(tmp_path / "out"), pytest.raises(OutputError, match="another process is at work in"):
         compare(config, text="", command="", progress=lambda *_: None)

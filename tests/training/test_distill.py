@@ -55,6 +55,42 @@ def test_a_twin_of_its_teacher_has_no_loss_and_no_gradient(k: int | None) -> Non
         assert (float(student.grad.abs().max()) < 1e-6) is none
 
 
+@pytest.mark.parametrize("k", [None, 3])
+def test_rows_that_are_looked_at_in_parts_give_the_same(monkeypatch: pytest.MonkeyPatch, k: int | None) -> None:
+    teacher, found = logits(0, 3, 5, 11), []
+    for largest in (1 << 24, 4 * 11):
+        monkeypatch.setattr("anysize.training.distill._LARGEST", largest)
+        student = logits(1, 3, 5, 11).requires_grad_()
+        top = top_targets(teacher, k or 1, 2.0)
+        kl = kl_divergence(teacher, student, 2.0) if k is None else kl_of_top(*top, student, 2.0)
+        kl.backward()
+        assert student.grad is not None
+        found.append((kl.detach(), student.grad, *top))
+    for whole, parts in zip(*found, strict=True):
+        torch.testing.assert_close(parts, whole)
+
+
+def test_a_part_at_a_time_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    def kept(largest: int) -> int:
+        monkeypatch.setattr("anysize.training.distill._LARGEST", largest)
+        held = 0
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            nonlocal held
+            # What is a part of the logits themselves takes nothing.
+            held += 0 if tensor.untyped_storage().data_ptr() in there else tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            kl_divergence(teacher, student, 1.0)
+        return held
+
+    teacher, student = logits(0, 40, 11), logits(1, 40, 11).requires_grad_()
+    there = {tensor.untyped_storage().data_ptr() for tensor in (teacher, student)}
+    assert kept(1 << 24) >= 2 * student.numel()
+    assert kept(4 * 11) < student.numel() / 2
+
+
 def test_a_certain_teacher_leaves_nothing_for_the_rest() -> None:
     teacher = torch.tensor([[200.0, 0.0, 0.0, 0.0]])
     student = torch.zeros(1, 4, requires_grad=True)

@@ -154,6 +154,23 @@ def test_a_run_goes_on_with_its_own_files_only(llama: Path, story: Path, tmp_pat
     assert "made of other files (data.train, data.validation changed since)" in refused.err
 
 
+def test_a_run_that_diverged_at_its_end_is_refused_again(llama: Path, story: Path, tmp_path: Path, cli: Run) -> None:
+    training = {"learning_rate": 1e30, "max_grad_norm": 0, "lr_scheduler_type": "constant", "warmup_steps": 0,
+                "max_steps": 4, "logging_steps": 4}  # fmt: skip
+    config = written(tmp_path / "c.yaml", config_of(llama, story, tmp_path / "out", training=training))
+    for _ in range(2):
+        done = cli("train", config)
+        assert done.code == 2
+        assert "training diverged at step 4" in done.err
+    assert not json.loads((tmp_path / "out" / "anysize-train.json").read_text())["finished"]
+
+
+def test_the_best_checkpoint_is_that_of_the_validation_data(llama: Path, story: Path, tmp_path: Path, cli: Run) -> None:
+    training = {"max_steps": 4, "save_steps": 2, "eval_steps": 2, "load_best_model_at_end": True}
+    done = cli("train", written(tmp_path / "c.yaml", config_of(llama, story, tmp_path / "out", training=training)))
+    assert done.code == 0, done.err
+
+
 def test_a_stream_that_is_too_short_is_refused(llama: Path, tmp_path: Path, cli: Run) -> None:
     (tmp_path / "short.txt").write_text("w3 w4 w5")
     config = {"output": str(tmp_path / "out"), "model": str(llama), "training": {"max_steps": 2},
@@ -301,6 +318,9 @@ def test_a_plan_is_applied_on_the_fly_and_its_source_teaches(
         ({"training": {"fsdp": True}}, "training.fsdp: shards are for several accelerators"),
         ({"model": "nowhere/at/all"}, "nowhere/at/all"),
         ({"training": {"lr_scheduler_type": "cosin"}}, "transformers refuses training"),
+        ({"training": {"lr_scheduler_kwargs": {"min_lr_ratio": 0.1}}}, "cannot make the optimizer or the schedule"),
+        ({"training": {"optim": "adamw_8bit"}}, "cannot make the optimizer or the schedule"),
+        ({"training": {"label_smoothing_factor": 0.1}}, "smoothed ones are others"),
     ],
 )
 def test_what_a_run_refuses(

@@ -80,5 +80,12 @@ def main() -> None:
         sys.exit(_fail(error))
     except _UsageError as error:
         sys.exit(_fail(InputError(f"{error.format_message().rstrip('.')}; --help lists what there is")))
+    except RuntimeError as error:
+        # By its name: torch is not here yet where a command needs none.
+        if type(error).__name__ != "OutOfMemoryError":
+            raise
+        why = " ".join(str(error).split(". ")[0].split())
+        fix = "give a smaller batch or shorter sequences, or hide the accelerator with CUDA_VISIBLE_DEVICES="
+        sys.exit(_fail(InputError(f"the accelerator has no memory left ({why}): {fix}")))
     finally:
         gc.freeze()

@@ -31,7 +31,7 @@ from anysize.progress import Progress
 from anysize.report.schema import Arm, Metric, Results, Row, Run, SourceRecord
 from anysize.target import public_sizes
 from anysize.tensors import num_parameters
-from anysize.training.arguments import fixed_arguments, training_arguments, with_defaults
+from anysize.training.arguments import fixed_arguments, require_buildable, training_arguments, with_defaults
 from anysize.training.clock import clock_of, device_of_run
 from anysize.training.data import Datasets, datasets_of
 from anysize.training.optimizer_state import require_state
@@ -102,18 +102,22 @@ class Comparison:
         others = self._others()
         self.target = self._target()
         self.data = self._data()
-        self._check_states()
+        self._check_training()
         self.lock = FolderLock.of_runs(Path(config.output).expanduser(), RECORD, "comparison")
         try:
             self.place = claimed(
-                config, self.tensors.identity, {name: other.identity for name, other in others.items()}
+                config,
+                self.tensors.identity,
+                {name: other.identity for name, other in others.items()},
+                public_sizes(self.target),
             )
         except AnysizeError:
             self.lock.release()
             raise
         write_json(self.place.target, {**self.target.raw, "architectures": [self.target.model_class]})
         try:
-            self.calibration_s = {source: self._calibrate(source) for source in self._sources_to_calibrate()}
+            self.calibration_s = {arm: self._calibrate(arm) for arm in config.arms
+                                  if takes_scores(self.place, config, arm)}  # fmt: skip
         except AnysizeError:
             self.place.withdraw()
             self.lock.release()
@@ -134,13 +138,14 @@ class Comparison:
                     )
         return others
 
-    def _check_states(self) -> None:
-        """Refuse arms whose optimizer is to go on with what no source has left."""
+    def _check_training(self) -> None:
+        """Refuse arguments that no run could have, and optimizers that are to go on with what no source has left."""
         for name, arm in self.config.arms.items():
+            given = with_defaults(self.config.training_of(name))
+            args = training_arguments({**given, **fixed_arguments("")}, f"arm {name}")
+            require_buildable(args, f"arm {name}")
             if arm.recipe.optimizer_state == "carried":
-                source = Path(folder_of(open_checkpoint(arm.source or self.config.source)))
-                given = with_defaults(self.config.training_of(name))
-                require_state(source, training_arguments({**given, **fixed_arguments("")}, f"arm {name}"), arm.recipe)
+                require_state(Path(folder_of(open_checkpoint(arm.source or self.config.source))), args, arm.recipe)
 
     def _target(self) -> SourceConfig:
         """Return the config that all arms have: that of a plan which needs no data."""
@@ -167,26 +172,21 @@ class Comparison:
         batch = int(self.config.training.get("per_device_train_batch_size", 8))
         return datasets_of(self.config.data, self.target, folder_of(self.tensors), batch, self.progress)
 
-    def _sources_to_calibrate(self) -> list[str]:
-        """Return the sources of arms that shrink by data."""
-        arms = [name for name in self.config.arms if takes_scores(self.place, self.config, name)]
-        return list(dict.fromkeys(self.config.resize_of(name, 0).source for name in arms))
-
-    def _calibrated_tokens(self, source: str) -> int:
-        """Return how many tokens a source was calibrated on."""
+    def _calibrated_tokens(self, arm: str) -> int:
+        """Return how many tokens the source of an arm was calibrated on."""
         from anysize.calibration.scores import Scores  # noqa: PLC0415
 
-        return Scores.load(self.place.scores(self.config, source), low_memory=True).record.tokens
+        return Scores.load(self.place.scores(self.config, arm), low_memory=True).record.tokens
 
-    def _calibrate(self, source: str) -> float:
-        """Calibrate a source unless it is done; return the seconds that it took."""
-        place = self.place.scores(self.config, source)
+    def _calibrate(self, arm: str) -> float:
+        """Calibrate the source of an arm unless it is done; return the seconds that it took."""
+        place = self.place.scores(self.config, arm)
         record = place.with_suffix(".json")
         if not record.is_file():
             begin = self.clock()
             calibrate = scores_from(
-                source, self.config.calibration, self.config.data, self.progress,
-                leave_one_out=self.config.leaves_one_out(source),
+                self.config.resize_of(arm, 0).source, self.config.calibration, self.config.data, self.progress,
+                leave_one_out=self.config.leaves_one_out(arm),
             )  # fmt: skip
             assert calibrate is not None
             scores = calibrate()
@@ -350,37 +350,38 @@ class Comparison:
         settings = arm.model_dump(mode="json", exclude_defaults=True, exclude={"source_cost"})
         cost = self.config.source_cost_of(name)
         start = "a random initialization" if arm.random else f"{resize.preset} from {Path(resize.source).name}"
-        command = "" if arm.random else resize_command(resize, self._calibration_command(resize.source) if used else ())
+        command = "" if arm.random else resize_command(resize, self._calibration_command(name) if used else ())
         return Arm(
             name=name, start=start, command=command, num_parameters=num_parameters(target), sizes=public_sizes(target),
-            settings=settings, calibration_s=self.calibration_s.get(resize.source, 0.0) if used else 0.0,
+            settings=settings, calibration_s=self.calibration_s.get(name, 0.0) if used else 0.0,
             conversion_s=conversion_s(job) if made else 0.0, flops_a_token=training_flops(target, length),
             teacher_flops_a_token=teacher,
             teacher_steps=arm.distill.steps_taught(self.config.steps_of(name)) if arm.distill else None,
-            calibration_flops=self._calibration_flops(resize.source) if used else 0.0,
-            conversion_flops=self._conversion_flops(resize.source, plan) if plan and used else 0.0,
+            calibration_flops=self._calibration_flops(name) if used else 0.0,
+            conversion_flops=self._conversion_flops(name, plan) if plan and used else 0.0,
             source_train_s=cost.train_s, source_train_flops=cost.train_flops,
             plan=plan_record(plan) if plan else None,
         )  # fmt: skip
 
-    def _calibration_command(self, source: str) -> tuple[str, ...]:
-        asked = self.config.calibration
+    def _calibration_command(self, arm: str) -> tuple[str, ...]:
+        asked, source = self.config.calibration, self.config.resize_of(arm, 0).source
         found = ["anysize", "calibrate", source, asked.data or self.config.data.train, "-o", "scores.safetensors"]
         found += ["--tokens", str(asked.tokens), "--sequence-length", str(asked.sequence_length)]
         found += ["--batch-size", str(asked.batch_size)]
         column = asked.column or self.config.data.column
         found += ["--column", column] if column else []
-        return (*found, *(["--leave-one-out"] if self.config.leaves_one_out(source) else []))
+        return (*found, *(["--leave-one-out"] if self.config.leaves_one_out(arm) else []))
 
-    def _calibration_flops(self, source: str) -> float:
-        asked, understood = self.config.calibration, understand(open_checkpoint(source).config)
-        found = self._calibrated_tokens(source) * forward_flops(understood, asked.sequence_length)
-        if self.config.leaves_one_out(source):
+    def _calibration_flops(self, arm: str) -> float:
+        asked, source = self.config.calibration, self.config.resize_of(arm, 0).source
+        understood = understand(open_checkpoint(source).config)
+        found = self._calibrated_tokens(arm) * forward_flops(understood, asked.sequence_length)
+        if self.config.leaves_one_out(arm):
             found += leave_one_out_flops(understood, asked.batch_size, asked.sequence_length)
         return found
 
-    def _conversion_flops(self, source_name: str, plan: Plan) -> float:
-        tokens = self._calibrated_tokens(source_name)
+    def _conversion_flops(self, arm: str, plan: Plan) -> float:
+        tokens = self._calibrated_tokens(arm)
         source, target = understand(plan.source_config), understand(plan.target_config)
         return conversion_flops(source, target, plan.options, tokens, self.config.calibration.sequence_length)
 

@@ -21,9 +21,17 @@ from anysize.training.config import (
 )
 from anysize.training.config_file import refusals
 
-# What one arm may not have for itself: all arms see the same tokens.
-_SHARED = ("seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate",
-           "num_train_epochs")  # fmt: skip
+# What one arm may not have for itself: all arms see the same tokens, on one kind of device.
+_SHARED = ("per_device_train_batch_size", "gradient_accumulation_steps", "train_sampling_strategy",
+           "dataloader_drop_last", "accelerator_config", "use_cpu")  # fmt: skip
+# What no config of a comparison may have: it follows from other keys, or would change the tokens of a step unseen.
+_OURS = {
+    "seed": "seeds", "data_seed": "seeds", "learning_rate": "learning_rates", "num_train_epochs": "max_steps",
+    "eval_steps": "evaluations", "eval_strategy": "evaluations", "eval_delay": "evaluations",
+    "eval_on_start": "evaluations", "logging_steps": "evaluations",
+    "auto_find_batch_size": "per_device_train_batch_size, the same for every arm",
+    "load_best_model_at_end": "evaluations: figures are of every one of them",
+}  # fmt: skip
 
 
 class SourceCost(Section):
@@ -69,6 +77,11 @@ class ArmConfig(Section):
             raise ValueError("source_cost: an arm without a source of its own costs what the comparison's does")
         if self.distill is not None and self.distill.cache:
             raise ValueError("distill.cache: later runs would have their teacher for nothing, and seconds are compared")
+        if self.random and self.distill is not None and self.distill.hidden_weight:
+            raise ValueError("distill.hidden_weight: needs the writer maps of a plan, and a random start has none")
+        if self.random and self.recipe.new_parameters is not None:
+            raise ValueError("recipe.new_parameters: all values of a random start are new")
+        _refuse_ours(self.training)
         if shared := [name for name in _SHARED if name in self.training]:
             raise ValueError(f"training.{joined(shared)}: all arms share it")
         return self
@@ -77,6 +90,11 @@ class ArmConfig(Section):
     @classmethod
     def _positive(cls, rates: tuple[float, ...]) -> tuple[float, ...]:
         return _checked_rates(rates)
+
+
+def _refuse_ours(training: Mapping[str, Any]) -> None:
+    if wrong := [f"training.{name}: told by {told}" for name, told in _OURS.items() if name in training]:
+        raise ValueError(joined(wrong))
 
 
 def _checked_rates(rates: tuple[float, ...]) -> tuple[float, ...]:
@@ -138,10 +156,14 @@ class CompareConfig(Section):
             raise ValueError("seeds: one stands twice")
         if self.data.streaming:
             raise ValueError("data.streaming: every arm has to see the same tokens, so they are kept; leave it out")
-        if taken := [n for n in ("seed", "data_seed", "learning_rate", "num_train_epochs") if n in self.training]:
-            raise ValueError(
-                f"training.{joined(taken)}: a comparison sets it itself (seeds, learning_rates, max_steps)"
-            )
+        _refuse_ours(self.training)
+        for name, arm in self.arms.items():
+            teacher = arm.distill.teacher or self.source if arm.distill and arm.distill.hidden_weight else arm.source
+            if arm.source and teacher != arm.source:
+                raise ValueError(
+                    f"arms.{name}.distill.hidden_weight: the writer maps are of '{arm.source}', and the teacher is "
+                    f"'{teacher}': name it as distill.teacher"
+                )
         return self
 
     def resize_of(self, arm: str, seed: int) -> Resize:
@@ -174,10 +196,9 @@ class CompareConfig(Section):
             sums[name] = sum(known) if len(known) == len(found) else None
         return SourceCost(**sums)
 
-    def leaves_one_out(self, source: str) -> bool:
-        """Whether the layers of an arm of this source are chosen by the loss without each of them."""
-        arms = [arm for arm in self.arms.values() if (arm.source or self.source) == source]
-        return any(arm.layers == LEAVE_ONE_OUT for arm in arms)
+    def leaves_one_out(self, arm: str) -> bool:
+        """Whether the layers of an arm are chosen by the loss without each of them."""
+        return self.arms[arm].layers == LEAVE_ONE_OUT
 
     def rates_of(self, arm: str) -> tuple[float, ...]:
         """Return the learning rates that an arm tries."""

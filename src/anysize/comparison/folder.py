@@ -56,11 +56,12 @@ class Place:
         """Where the config of the target lies."""
         return self.path / "target.json"
 
-    def scores(self, config: CompareConfig, source: str) -> Path:
-        """Return where the scores of a source lie, with all that the arms ask of them."""
+    def scores(self, config: CompareConfig, arm: str) -> Path:
+        """Return where the scores that an arm is made by lie; arms of one source that ask for the same share them."""
         from anysize.calibration.scores import FORMAT  # noqa: PLC0415
 
-        key = self._key([source], source, config.leaves_one_out(source), FORMAT)
+        source = config.resize_of(arm, 0).source
+        key = self._key([source], source, config.leaves_one_out(arm), FORMAT)
         return self.path / "scores" / f"{key}.safetensors"
 
     def start(self, config: CompareConfig, arm: str, seed: int) -> Path:
@@ -73,19 +74,24 @@ class Place:
         """Return the folder of one run: two arms that differ in nothing but their names share it."""
         asked = config.arms[arm].model_dump(mode="json", exclude={"learning_rates", "source_cost"})
         models = config.models_of(arm)
-        return self.path / "runs" / self._key(models, asked, config.evaluations, rate, seed, steps)
+        return self.path / "runs" / self._key(models, asked, config.evaluations, rate, seed, steps, __version__)
 
 
-def claimed(config: CompareConfig, source_identity: str, identities: Mapping[str, str]) -> Place:
+def claimed(
+    config: CompareConfig, source_identity: str, identities: Mapping[str, str], sizes: Mapping[str, int]
+) -> Place:
     """Return the folder of a comparison, which is locked already; raise InputError where it holds another one.
 
+    sizes: of the target, which may be those of another model.
     Arms, rates and seeds may be added to a comparison; source, target, data and shared training may not change.
     """
     path = Path(config.output).expanduser()
-    files = [name for name in (config.data.train, config.data.validation, config.data.test) if name]
+    data = config.data
+    named = (data.train, data.validation, data.test, data.tokenizer, config.calibration.data)
+    files = [name for name in named if name]
     shared = {
-        "source": source_identity, "target": config.target.model_dump(mode="json"),
-        "data": config.data.model_dump(mode="json"), "training": config.training,
+        "source": source_identity, "target": config.target.model_dump(mode="json"), "sizes": dict(sizes),
+        "data": data.model_dump(mode="json"), "training": config.training,
         "calibration": config.calibration.model_dump(mode="json"),
         "files": [data_identity(name) for name in files],
     }  # fmt: skip

@@ -65,17 +65,30 @@ def evaluation_steps(steps: int, evaluations: int) -> int:
     return -(-steps // evaluations)
 
 
-def _arguments(job: Job) -> Any:
+def _schedule_in_small(given: dict[str, Any], job: Job) -> dict[str, Any]:
+    """Return arguments whose schedule is as much shorter as a trial is: it is the whole run in small."""
+
+    def scaled(asked: Any) -> Any:
+        # A share of the steps is one already.
+        return asked * job.steps // job.config.steps_of(job.arm) if isinstance(asked, int) else asked
+
+    settings = given.get("lr_scheduler_kwargs") or {}
+    found = {**given, "warmup_steps": scaled(given["warmup_steps"])}
+    if settings:
+        found["lr_scheduler_kwargs"] = {k: scaled(v) if k.endswith("_steps") else v for k, v in settings.items()}
+    return found
+
+
+def arguments_of(job: Job) -> Any:
+    """Return the transformers.TrainingArguments of a job."""
     asked = job.config.training_of(job.arm)
     saved = {"save_strategy": "steps"} if "save_steps" in asked else {}
     given = with_defaults({**_DEFAULTS, **saved, **asked})
     # A trial is judged by where it ends, and measuring it on the way would cost more than the trial.
     every = job.steps if job.is_trial else evaluation_steps(job.steps, job.config.evaluations)
     begin = {"eval_on_start": False} if job.is_trial else {}
-    warmup = given["warmup_steps"]
-    if isinstance(warmup, int) and job.is_trial:
-        # A trial is the whole run in small; a share of the steps is one already.
-        given["warmup_steps"] = warmup * job.steps // job.config.steps_of(job.arm)
+    if job.is_trial:
+        given = _schedule_in_small(given, job)
     ours = {
         "max_steps": job.steps,
         **fixed_arguments(str(job.folder)), "eval_strategy": "steps", "eval_steps": every, "learning_rate": job.rate,
@@ -121,7 +134,7 @@ def prepare(job: Job) -> None:
         return
     scored = takes_scores(job.place, job.config, job.arm)
     # They serve all arms, so the comparison knows what they took.
-    found = partial(Scores.load, job.place.scores(job.config, resize.source)) if scored else None
+    found = partial(Scores.load, job.place.scores(job.config, job.arm)) if scored else None
     clock = clock_of(device_of_run(job.config.training))
     job.start.write(resize, found, clock, quiet, "anysize compare")
 
@@ -150,11 +163,11 @@ def carry_out(job: Job) -> Run:
         return before
     from anysize.training.loop import make_teacher, run  # noqa: PLC0415 - it needs transformers' trainer
 
-    arm, args = in_small(job), _arguments(job)
+    arm, args = in_small(job), arguments_of(job)
     start = _start(job)
     data = datasets_of(job.config.data, start.config, start.tokenizer, args.train_batch_size, quiet)
     source = job.config.source
-    teacher = None if arm.distill is None else make_teacher(arm.distill, source, data, start)
+    teacher = None if arm.distill is None else make_teacher(arm.distill, source, data, start, args)
     outcome = run(start, data, args, teacher=teacher, recipe=arm.recipe, flip=job.config.data.flip, progress=quiet)
     split = "test" if job.config.data.test else "validation"
     at = tuple(step for step, found in sorted(outcome.curve.items()) if all(map(isfinite, found.values())))

@@ -20,6 +20,7 @@ _OURS = {
     "output_dir": "output", "resume_from_checkpoint": "the same command, which resumes by itself",
     "remove_unused_columns": "nothing: the data have no other columns", "disable_tqdm": "--quiet",
     "do_train": "nothing", "do_eval": "nothing", "do_predict": "nothing",
+    "label_smoothing_factor": "nothing: losses are compared, and smoothed ones are others",
 }  # fmt: skip
 
 
@@ -43,6 +44,9 @@ def with_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
     other = given.get("lr_scheduler_type", DEFAULTS["lr_scheduler_type"]) != DEFAULTS["lr_scheduler_type"]
     if other and "lr_scheduler_kwargs" not in given:
         del made["lr_scheduler_kwargs"]
+    if given.get("load_best_model_at_end"):
+        # Held-out data have names here, and metrics have theirs in front.
+        made.setdefault("metric_for_best_model", "validation_loss")
     return made
 
 
@@ -55,6 +59,23 @@ def training_arguments(given: Mapping[str, Any], origin: str) -> Any:
     except (ValueError, TypeError, ImportError, RuntimeError) as error:
         why = " ".join(str(error).split())[:300]
         raise InputError(f"the config '{origin}' cannot be used: transformers refuses training: {why}") from error
+
+
+def require_buildable(args: Any, origin: str) -> None:
+    """Raise InputError where the optimizer or the schedule that is asked for cannot be made, before anything is."""
+    import torch  # noqa: PLC0415
+    from transformers import Trainer, get_scheduler  # noqa: PLC0415
+
+    stand_in = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    try:
+        Trainer.get_optimizer_cls_and_kwargs(args)
+        get_scheduler(args.lr_scheduler_type, stand_in, 1, 10, args.lr_scheduler_kwargs)
+    except (TypeError, ValueError, ImportError, KeyError) as error:
+        why = " ".join(str(error).split())[:300]
+        raise InputError(
+            f"the config '{origin}' cannot be used: transformers cannot make the optimizer or the schedule of "
+            f"training.optim, lr_scheduler_type and lr_scheduler_kwargs: {why}"
+        ) from error
 
 
 def fixed_arguments(output: str) -> dict[str, Any]:

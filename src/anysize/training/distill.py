@@ -10,22 +10,59 @@ never larger than the whole one.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
+from torch.utils.checkpoint import checkpoint
+
+# Probabilities over a vocabulary are the largest thing in memory: so many numbers of them at a time.
+_LARGEST = 1 << 24
+
+
+def _parts(logits: torch.Tensor) -> int:
+    """Return how many rows of logits are looked at at a time."""
+    return max(1, _LARGEST // logits.shape[-1])
+
+
+def _mean(each: Callable[..., torch.Tensor], *rows: torch.Tensor) -> torch.Tensor:
+    """Return the mean over rows of what `each` gives for [rows, ...] tensors, the last of which are logits.
+
+    Where there are many, what it holds on the way is dropped, and made again for the gradient.
+    """
+    flat = [tensor.reshape(-1, tensor.shape[-1]) for tensor in rows]
+    count, size = len(flat[-1]), _parts(flat[-1])
+    if count <= size:
+        return each(*flat).mean()
+
+    def part(*some: torch.Tensor) -> torch.Tensor:
+        return each(*some).sum()
+
+    parts = zip(*(tensor.split(size) for tensor in flat), strict=True)
+    sums: list[torch.Tensor] = [checkpoint(part, *some, use_reentrant=False) for some in parts]  # pyright: ignore[reportAssignmentType]
+    return torch.stack(sums).sum() / count
 
 
 def kl_divergence(teacher: torch.Tensor, student: torch.Tensor, temperature: float) -> torch.Tensor:
     """Return the mean KL(teacher || student) of logits [..., classes], in nats per row; gradient to both."""
-    p = (teacher.float() / temperature).log_softmax(-1)
-    q = (student.float() / temperature).log_softmax(-1)
-    return torch.nn.functional.kl_div(q, p, reduction="none", log_target=True).sum(-1).mean()
+
+    def each(theirs: torch.Tensor, ours: torch.Tensor) -> torch.Tensor:
+        p = (theirs.float() / temperature).log_softmax(-1)
+        q = (ours.float() / temperature).log_softmax(-1)
+        return torch.nn.functional.kl_div(q, p, reduction="none", log_target=True).sum(-1)
+
+    return _mean(each, teacher, student)
 
 
 def top_targets(teacher: torch.Tensor, k: int, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the k likeliest classes and their log-probabilities at a temperature: int64, float32 [..., k]."""
-    logs = (teacher.float() / temperature).log_softmax(-1)
-    values, classes = logs.topk(min(k, logs.shape[-1]), dim=-1)
-    return classes, values
+    k = min(k, teacher.shape[-1])
+    classes, values = list[torch.Tensor](), list[torch.Tensor]()
+    for rows in teacher.reshape(-1, teacher.shape[-1]).split(_parts(teacher)):
+        found = (rows.float() / temperature).log_softmax(-1).topk(k, dim=-1)
+        classes.append(found.indices)
+        values.append(found.values)
+    shape = (*teacher.shape[:-1], k)
+    return torch.cat(classes).reshape(shape), torch.cat(values).reshape(shape)
 
 
 def _rest(logs: torch.Tensor) -> torch.Tensor:
@@ -40,13 +77,16 @@ def kl_of_top(classes: torch.Tensor, logs: torch.Tensor, student: torch.Tensor, 
 
     classes, logs: of `top_targets`. student: logits [..., classes]; gradient to them. The result is in nats per row.
     """
-    q = (student.float() / temperature).log_softmax(-1)
-    chosen = q.gather(-1, classes)
-    found = (logs.exp() * (logs - chosen)).sum(-1)
-    if classes.shape[-1] < student.shape[-1]:
-        rest, left = _rest(logs), _rest(chosen)
-        found = found + rest.exp() * (rest - left)
-    return found.mean()
+
+    def each(places: torch.Tensor, known: torch.Tensor, ours: torch.Tensor) -> torch.Tensor:
+        chosen = (ours.float() / temperature).log_softmax(-1).gather(-1, places)
+        found = (known.exp() * (known - chosen)).sum(-1)
+        if places.shape[-1] < ours.shape[-1]:
+            rest, left = _rest(known), _rest(chosen)
+            found = found + rest.exp() * (rest - left)
+        return found
+
+    return _mean(each, classes, logs, student)
 
 
 def distilled(plain: torch.Tensor, kl: torch.Tensor, weight: float, temperature: float) -> torch.Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -50,7 +51,6 @@ class _Watch(TrainerCallback):
 
     def __init__(self, tokens_a_step: int, progress: Progress) -> None:
         self.tokens_a_step, self.progress = tokens_a_step, progress
-        self.diverged = False
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         del args, control, kwargs
@@ -58,9 +58,12 @@ class _Watch(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         del args, state, kwargs
-        losses = [v for k, v in (logs or {}).items() if k == "loss" or k.endswith("_loss")]
-        if not all(math.isfinite(float(loss)) for loss in losses):
-            self.diverged = control.should_training_stop = True
+        if not _is_finite(logs or {}):
+            control.should_training_stop = True
+
+
+def _is_finite(logs: Mapping[str, Any]) -> bool:
+    return all(math.isfinite(float(v)) for k, v in logs.items() if k == "loss" or k.endswith("_loss"))
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -86,14 +89,17 @@ def curve_of(history: list[dict[str, Any]], names: list[str], *, image: bool) ->
     return found
 
 
-def make_teacher(options: Distill, source: str, data: Datasets, start: Start) -> Teacher:
+def make_teacher(options: Distill, source: str, data: Datasets, start: Start, args: TrainingArguments) -> Teacher:
     """Load the teacher that is named, else the source; raise InputError where it or its options do not fit the run."""
+    precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "as stored"
     location = options.teacher or source
     tensors = open_checkpoint(location)
     require_same_vocabulary(start.config, understand(tensors.config), location)
     model = load(location, next(start.model.parameters()).dtype)
     model.eval().requires_grad_(False)
-    identity, classes = f"{location} {tensors.identity}", num_classes(start.config)
+    classes = num_classes(start.config)
+    # What is kept is what it says in this precision.
+    identity = f"{location} {tensors.identity} {model.dtype} {precision}"
     cache = words = None
     if options.cache and data.num_sequences is None:
         raise InputError("distill.cache: streamed sequences have no numbers to keep anything under")
@@ -197,8 +203,10 @@ def run(
     with quiet_transformers():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     step, wanted = trainer.state.global_step, trainer.state.max_steps
-    status = "diverged" if watch.diverged else "finished"
-    if step < wanted and not watch.diverged:
+    # Of the run from its beginning: one that is resumed after it diverged has no step left to notice it at.
+    diverged = not all(map(_is_finite, trainer.state.log_history))
+    status = "diverged" if diverged else "finished"
+    if step < wanted and not diverged:
         raise InputError(f"the training data ended after {step} of {wanted} steps: they hold less than one batch")
     curve = curve_of(trainer.state.log_history, list(data.held_out), image=image)
     spent = trainer.account

@@ -45,9 +45,10 @@ def training_memory(
     stream = batch * length * sizes["hidden"]
     a_layer = stream * (_HALF if half else _SINGLE)
     activations = a_layer + stream * width * sizes["layer"] if checkpointing else a_layer * sizes["layer"]
-    # Logits in the computing type, and in single precision for the loss and for its gradient.
-    logits = batch * length * sizes.get("vocab", 0) * (width + 8)
+    # Logits in the computing type; in single precision for the loss, for their logarithms and for the gradient.
+    logits = batch * length * sizes.get("vocab", 0) * (width + 12)
     if teacher is not None:
-        logits += batch * length * teacher.sizes.get("vocab", 0) * (width + 4)
+        # The teacher's, and the gradient of the distance to them, which is found a part at a time.
+        logits += batch * length * teacher.sizes.get("vocab", 0) * 2 * width
     states = num_parameters(config) * (4 * weight_bytes + (weight_bytes + 1 if apart else 0)) // shards
     return Memory(states, weight_bytes * num_parameters(teacher) if teacher else 0, activations, logits)

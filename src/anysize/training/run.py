@@ -24,7 +24,7 @@ from anysize.processes import first_process_first, rank_and_world, wait_for_all
 from anysize.progress import Progress, quiet
 from anysize.target import public_sizes
 from anysize.tensors import num_parameters
-from anysize.training.arguments import fixed_arguments, training_arguments, with_defaults
+from anysize.training.arguments import fixed_arguments, require_buildable, training_arguments, with_defaults
 from anysize.training.card import training_card
 from anysize.training.clock import clock_of, seconds_of
 from anysize.training.config import Calibration, TrainConfig
@@ -194,10 +194,10 @@ def _taught_by(config: TrainConfig, student: SourceConfig) -> SourceConfig | Non
     return teacher
 
 
-def _teacher(config: TrainConfig, start: Start, data: Datasets) -> Teacher | None:
+def _teacher(config: TrainConfig, start: Start, data: Datasets, args: Any) -> Teacher | None:
     if config.distill is None:
         return None
-    return make_teacher(config.distill, config.resize.source if config.resize else "", data, start)
+    return make_teacher(config.distill, config.resize.source if config.resize else "", data, start, args)
 
 
 def _keep_optimizer(trainer: Any, folder: Path) -> None:
@@ -233,6 +233,7 @@ def train(config: TrainConfig, *, command: str, origin: str, progress: Progress)
 
     given = with_defaults({**_held_out(config), **config.training})
     args = training_arguments({**given, **fixed_arguments(config.output)}, origin)
+    require_buildable(args, origin)
     if config.keep_optimizer:
         require_kept(args)
     if config.recipe.optimizer_state == "carried" and config.resize is not None:
@@ -266,7 +267,7 @@ def _trained(
         require_trainable(data, args)
         start = _start(config, target, tokenizer, state, args.seed, progress, command)
         outcome = run(
-            start, data, args, teacher=_teacher(config, start, data), recipe=config.recipe, flip=config.data.flip,
+            start, data, args, teacher=_teacher(config, start, data, args), recipe=config.recipe, flip=config.data.flip,
             progress=progress,
         )  # fmt: skip
     except Exception as error:

@@ -191,7 +191,7 @@ class AnysizeTrainer(Trainer):
             # As the student computes: only what accelerate has prepared does so by itself.
             with torch.no_grad(), self.accelerator.autocast():
                 found = teacher.model(**asked, **more, **({"output_hidden_states": True} if hidden else {}))
-            return found.logits.float()
+            return found.logits
 
         if not options.weight:
             run()
