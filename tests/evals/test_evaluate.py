@@ -305,6 +305,21 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(
         assert cli("eval", llama, "--data", rows, "-o", path).code == 2
 
 
+def test_a_disk_that_is_full_costs_the_file_and_not_the_figures(
+    llama: Path, rows: Path, tmp_path: Path, cli: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from anysize.evals import evaluation
+
+    def full(_contents: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(evaluation, "write_whole", full)
+    ran = cli("eval", llama, "--data", rows, "-o", tmp_path / "found.json", "--json")
+    assert (ran.code, "No space left on device" in ran.err) == (2, True)
+    figures, error = map(json.loads, ran.out.splitlines())
+    assert (figures["text"]["num_documents"], error["exit_code"]) == (5, 2)
+
+
 def test_without_lm_eval_tasks_say_how_to_get_it(
     llama: Path, tmp_path: Path, cli: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,6 +15,7 @@ from pyarrow import Table, parquet
 
 import anysize
 from anysize.errors import InputError
+from anysize.evals import harness
 from anysize.evals.harness import FOLDER, known_tasks
 from anysize.evals.questions import read
 from anysize.io.models import quiet_transformers, tokenizer_of
@@ -182,12 +183,46 @@ def test_a_refusal_comes_through_lm_eval(llama: Path, tmp_path: Path) -> None:
             anysize.evaluate(llama, tasks=["piqa"], task_data=tmp_path)
 
 
-def test_tasks_of_text_are_refused_for_an_image_model(tmp_path: Path) -> None:
+@with_lm_eval
+def test_tasks_are_read_before_anything_is_measured(llama: Path, text: Path, tmp_path: Path) -> None:
+    heard: list[tuple[str, int, int]] = []
+    (tmp_path / "piqa.parquet").write_bytes(b"PAR1 nothing")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(InputError, match="cannot read the task file"):
+            anysize.evaluate(llama, text, tasks=["piqa"], task_data=tmp_path, progress=lambda *told: heard.append(told))
+    assert heard == []
+
+
+def test_tasks_of_text_are_refused_for_an_image_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tests import tiny
 
-    if find_spec("lm_eval") is None:
-        pytest.skip("lm-eval is not installed: it is an extra")
+    monkeypatch.setattr(harness, "find_spec", lambda _name: True)
     (tmp_path / "piqa.parquet").touch()
     vit = tiny.model(next(v for v in tiny.VARIANTS if v.family == "vit"), dtype=torch.float32)
-    with pytest.raises(InputError, match=r"the tasks piqa are text, and '\w+' reads images"):
-        anysize.evaluate(vit, tasks=["piqa"], task_data=tmp_path)
+    heard: list[tuple[str, int, int]] = []
+    for data in (None, tmp_path / "piqa.parquet"):
+        with pytest.raises(InputError, match=r"the tasks piqa are text, and '\w+' reads images"):
+            anysize.evaluate(vit, data, tasks=["piqa"], task_data=tmp_path, progress=lambda *told: heard.append(told))
+    assert heard == []
+
+
+QUESTION = {"query": "w5 w6", "choices": ["w7", "w8 w9"], "gold": 0}
+PASSAGE = {"context": "w5 w6", "continuation": "w7"}
+
+
+@with_lm_eval
+@pytest.mark.parametrize(("task", "row"), [("piqa", QUESTION), ("lambada_openai", PASSAGE)])
+def test_a_model_that_says_nan_has_no_score(llama: Path, tmp_path: Path, task: str, row: dict[str, Any]) -> None:
+    from transformers import AutoModelForCausalLM
+
+    parquet.write_table(Table.from_pylist([row]), tmp_path / f"{task}.parquet")
+    with quiet_transformers():
+        model: Any = AutoModelForCausalLM.from_pretrained(llama)
+    asked: Any = {"tasks": [task], "task_data": tmp_path, "tokenizer": str(llama)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert anysize.evaluate(model, **asked).tasks[0].num_examples == 1
+        torch.nn.init.constant_(model.model.norm.weight, float("nan"))
+        with pytest.raises(InputError, match="the model's log-likelihood is nan on these data: weights hold NaN"):
+            anysize.evaluate(model, **asked)

@@ -98,6 +98,7 @@ def test_the_page_in_a_browser(browser: Any, tmp_path: Path) -> None:
     switches_change_what_is_drawn(browser)
     hovering_tells_values(browser)
     pictures_are_drawn_when_opened(browser)
+    printing_opens_everything_and_closes_it_again(browser)
     light_and_dark(browser)
     nothing_is_wider_than_a_phone(browser)
     assert [entry for entry in browser.get_log("browser") if entry["level"] != "INFO"] == []
@@ -165,6 +166,17 @@ def pictures_are_drawn_when_opened(browser: Any) -> None:
     browser.execute_async_script("setTimeout(arguments[0], 100)")
     settle(browser)
     assert browser.execute_script(count) == 4 * 5
+
+
+def printing_opens_everything_and_closes_it_again(browser: Any) -> None:
+    opened = "return [...document.querySelectorAll('details')].map((one) => one.open)"
+    browser.execute_script("document.querySelectorAll('details').forEach((one, i) => (one.open = i === 1))")
+    before = browser.execute_script(opened)
+    assert before == [False, True, False, False, False]
+    browser.execute_script("dispatchEvent(new Event('beforeprint'))")
+    assert all(browser.execute_script(opened))
+    browser.execute_script("dispatchEvent(new Event('afterprint'))")
+    assert browser.execute_script(opened) == before
 
 
 def light_and_dark(browser: Any) -> None:

@@ -41,6 +41,8 @@ def test_a_report_is_written_beside_its_results(cli: Run, results: Path) -> None
     assert lines[1].split()[:4] == ["arm", "rate", "before", "after"]
     assert [line.split()[0] for line in lines[2:5]] == ["random", "ours", "worse"]
     assert lines[4].count("not reached") == 3
+    assert "seconds and FLOPs include calibration, conversion and the teacher" in lines
+    assert "Seconds and FLOPs include calibration, conversion and the teacher; " in (folder / "report.html").read_text()
     assert "ours reaches the final loss of random in 1/9 of its steps." in lines
     assert lines[-1].startswith(f"made {folder / 'report.html'} and 6 figures")
 

@@ -50,7 +50,10 @@ def test_an_arm_that_starts_below_the_goal_takes_no_steps() -> None:
     row = results.rows[1].model_copy(update={"reached": {"random": reached(0, 90, seconds_share=0.3)}})
     found = headline(results.model_copy(update={"rows": (results.rows[0], row)}))
     assert found.sentence == "ours is at the final loss of random or below it before its first step."
-    assert "that is 1/3 of its seconds, with the teacher none of its FLOPs" in found.beside[0]
+    assert (
+        "With calibration, conversion and the teacher that is 1/3 of its seconds and none of its FLOPs"
+        in found.beside[0]
+    )
     assert found.tiles[0].value == "0"
 
 
@@ -58,8 +61,10 @@ def test_what_costs_more_than_it_saves_is_said_beside_it() -> None:
     results = small()
     row = results.rows[1].model_copy(update={"reached": {"random": reached(10, 90, seconds_share=2.3)}})
     found = headline(results.model_copy(update={"rows": (results.rows[0], row)}))
-    assert "that is 2.3 times its seconds, with the teacher 1/9 of its FLOPs" in found.beside[0]
+    assert "that is 2.3 times its seconds and 1/9 of its FLOPs" in found.beside[0]
     assert found.tiles[1].value == "2.3 times"
+    for tile in found.tiles[1:3]:
+        assert tile.detail.endswith(", calibration, conversion and teacher included")
 
 
 def test_a_goal_that_is_not_reached_is_the_headline() -> None:

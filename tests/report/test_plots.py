@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from typing import Any
 from xml.etree import ElementTree
 
 import matplotlib as mpl
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
 from anysize.report import plots
 from anysize.report.plots import draw, draw_curves, draw_kept, draw_rates, label_of
+from anysize.report.schema import Results
 from tests.report.samples import HOSTILE, looking_real, small
 
 
@@ -61,6 +64,33 @@ def test_figures_are_files_and_the_same_each_time(monkeypatch: pytest.MonkeyPatc
         else:
             assert ElementTree.fromstring(data).tag.endswith("svg")
             assert b"Date" not in data
+
+
+def inches(figure: Figure) -> list[tuple[float, float]]:
+    """Return where every axes of a figure ends, from its lower edge."""
+    height = figure.get_figheight()
+    return [(axes.get_position().y0 * height, axes.get_position().y1 * height) for axes in figure.axes]
+
+
+@pytest.mark.parametrize(("drawing", "height"), [(draw_rates, 4.2), (draw_curves, 4.4)])
+def test_a_figure_grows_with_its_key_and_its_axes_stay_as_high(
+    drawing: Callable[[Results], Figure], height: float
+) -> None:
+    def arms(count: int) -> Figure:
+        return drawing(small(*(f"arm {i} {'of a long name' * 3}" for i in range(count)), goal=None))
+
+    with plots._styled():
+        few, many, most = arms(4), arms(18), arms(60)
+        for figure in (many, most):
+            figure.draw_without_rendering()
+    assert few.get_figheight() == height
+    assert height < many.get_figheight() < most.get_figheight()
+    for figure in (many, most):
+        assert np.array(inches(figure)) == pytest.approx(np.array(inches(few)), abs=0.5)
+    assert np.array(inches(many)) == pytest.approx(np.array(inches(most)))
+    for figure in (many, most):
+        key, drawn = figure.legends[0].get_window_extent(), figure.axes[0].get_window_extent()
+        assert drawn.y1 < key.y0 < key.y1 <= figure.bbox.height
 
 
 def test_hostile_and_foreign_names_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,6 +106,15 @@ def test_names_cannot_break_out_of_a_card() -> None:
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in rows} == {7}
 
 
+def test_a_card_says_how_many_seeds_its_medians_are_over() -> None:
+    results = small()
+    assert "Medians over 1 seed; " in card_table(results)
+    assert "Medians over 1 to 3 seeds; " in card_table(changed(results, "ours", num_seeds=3))
+    both = changed(changed(results, "ours", num_seeds=2), "random", num_seeds=2)
+    assert "Medians over 2 seeds; " in card_table(both)
+    assert "Medians over 0 seeds; " in card_table(small(rows=(), runs=(), complete=False))
+
+
 def test_shares_of_any_size_are_readable() -> None:
     assert [share(value) for value in (0, 0.0184, 9.9996, 1234.5)] == ["0.000", "0.018", "10.000", "1,234.5"]
 

@@ -11,18 +11,34 @@ import pytest
 import torch
 
 from anysize.errors import InputError
-from anysize.evals.drafting import accepted, measure_drafting
+from anysize.evals import drafting
+from anysize.evals.drafting import checks_of, measure_drafting
+from anysize.progress import quiet
+from anysize.training import draft
+from anysize.training.config import Data, Distill, Resize, TrainConfig
 from anysize.training.start import load
 from tests.training.test_run import story as story
 
 
 @pytest.mark.parametrize(
     ("agree", "drafted", "wanted"),
-    [("11111111", 3, 4.0), ("00000000", 3, 1.0), ("10101010", 3, 2.0), ("11101110", 3, 4.0), ("11101110", 1, 2.0)],
+    [
+        # (checks, tokens proposed, taken, given)
+        ("11111111", 3, (2, 6, 6, 8)),
+        ("00000000", 3, (8, 24, 0, 8)),
+        ("10101010", 3, (4, 12, 4, 8)),
+        ("11101110", 3, (2, 6, 6, 8)),
+        ("11101110", 1, (4, 4, 4, 8)),
+        # The text ends inside the last check, which is left out, or inside the only one.
+        ("1" * 20, 5, (3, 15, 15, 18)),
+        ("1011", 5, (1, 5, 1, 2)),
+        ("111", 3, (1, 3, 3, 3)),
+        ("11", 5, (1, 2, 2, 2)),
+    ],
 )
-def test_a_check_gives_what_agrees_and_one_more(agree: str, drafted: int, wanted: float) -> None:
+def test_a_check_takes_what_agrees_and_gives_one_more(agree: str, drafted: int, wanted: tuple[int, ...]) -> None:
     source = torch.zeros(len(agree), dtype=torch.long)
-    assert accepted(source, 1 - torch.tensor([int(a) for a in agree]), drafted) == wanted
+    assert checks_of(source, 1 - torch.tensor([int(a) for a in agree]), drafted) == wanted
 
 
 def test_a_source_is_its_own_perfect_draft_and_another_model_is_not(llama: Path, new_llama: Callable[..., Path],
@@ -30,15 +46,45 @@ def test_a_source_is_its_own_perfect_draft_and_another_model_is_not(llama: Path,
     source, twin = (load(str(llama), torch.float32) for _ in range(2))
     other = load(str(new_llama(tmp_path / "other", seed=7)), torch.float32)
     prompts = torch.arange(3, 33).reshape(3, 10)
-    perfect = measure_drafting(source, twin, prompts, new_tokens=12, num_drafted=3)
-    assert perfect.acceptance_rate == 1.0
-    assert perfect.tokens_a_check == 4.0
+    # 20 tokens: three checks of six, and one that they cut short.
+    perfect = measure_drafting(source, twin, prompts, new_tokens=20, num_drafted=5)
+    assert (perfect.acceptance_rate, perfect.agreement, perfect.tokens_a_check) == (1.0, 1.0, 6.0)
     assert perfect.same_text
-    assert (perfect.num_prompts, perfect.num_tokens) == (3, 36)
+    assert (perfect.num_prompts, perfect.num_tokens) == (3, 60)
     useless = measure_drafting(source, other, prompts, new_tokens=12, num_drafted=3)
-    assert useless.acceptance_rate < 0.5
+    # Most of what is proposed comes after a token that was refused.
+    assert useless.acceptance_rate <= useless.agreement < 0.5
+    assert useless.tokens_a_check == pytest.approx(1 + 3 * useless.acceptance_rate)
     assert useless.tokens_a_check < 2
     assert useless.same_text
+
+
+def test_what_a_generation_config_asks_for_is_left_out_and_comes_back(llama: Path) -> None:
+    source, twin = (load(str(llama), torch.float32) for _ in range(2))
+    prompts = torch.arange(3, 23).reshape(2, 10)
+    plain = measure_drafting(source, twin, prompts, new_tokens=12, num_drafted=3)
+    asked: Any = source.generation_config
+    asked.repetition_penalty, asked.no_repeat_ngram_size, asked.suppress_tokens = 1.8, 2, list(range(3, 30))
+    twin.generation_config.eos_token_id = list(range(30, 61))
+    before = source.generation_config, twin.generation_config, asked.to_dict(), twin.generation_config.to_dict()
+    found = measure_drafting(source, twin, prompts, new_tokens=12, num_drafted=3)
+    assert (found.agreement, found.acceptance_rate, found.same_text) == (1.0, 1.0, True)
+    assert found.tokens_a_check == plain.tokens_a_check
+    assert (source.generation_config, twin.generation_config) == before[:2]
+    assert (asked.to_dict(), twin.generation_config.to_dict()) == before[2:]
+
+
+def test_the_draft_reads_one_prompt_at_a_time(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, twin = (load(str(llama), torch.float32) for _ in range(2))
+    sizes, forward = set[int](), twin.forward
+
+    def seen(*inputs: Any, **named: Any) -> Any:
+        sizes.add(len(named["input_ids"]))
+        return forward(*inputs, **named)
+
+    monkeypatch.setattr(twin, "forward", seen)
+    measure_drafting(source, twin, torch.arange(3, 33).reshape(3, 10), new_tokens=4, num_drafted=2)
+    assert sizes == {1}
 
 
 def test_a_draft_of_another_vocabulary_is_refused(llama: Path, new_llama: Callable[..., Path], tmp_path: Path) -> None:
@@ -58,7 +104,67 @@ def test_the_command_makes_teaches_and_measures(
     assert found["drafting"]["num_tokens"] == 16
     assert 0 <= found["drafting"]["acceptance_rate"] <= 1
     assert found["drafting"]["same_text"] is True
+    kept = json.loads((tmp_path / "out" / "anysize-draft.json").read_text())
+    assert kept == {"source": str(llama), **found["drafting"]}
     assert json.loads((tmp_path / "out" / "config.json").read_text())["num_hidden_layers"] == 1
     refused = cli(*asked[:-1], 200)
     assert refused.code == 2
     assert "the source has positions for 128" in refused.err
+
+
+def test_there_are_as_many_prompts_as_asked_for_while_the_text_is_long_enough(
+    llama: Path, story: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = TrainConfig(
+        output=str(tmp_path / "out"), resize=Resize(source=str(llama), num_hidden_layers=1),
+        data=Data(train=str(story), validation=str(story), sequence_length=32, evaluation_tokens=64),
+        distill=Distill(weight=1.0),
+    )  # fmt: skip
+    read = list[torch.Tensor]()
+
+    def trained(config: TrainConfig, **_told: Any) -> dict[str, Any]:
+        assert config == asked
+        return {}
+
+    def loaded(_place: str, dtype: torch.dtype) -> torch.nn.Module:
+        return torch.nn.Linear(1, 1, dtype=dtype)
+
+    def measured(_source: Any, _draft: Any, prompts: torch.Tensor, **_told: Any) -> Any:
+        read.append(prompts)
+
+    for name, stand_in in (("train", trained), ("load", loaded), ("measure_drafting", measured)):
+        monkeypatch.setattr(draft, name, stand_in)
+    for count in (1, 9, 1000):
+        draft.make_draft(asked, num_prompts=count, new_tokens=2, num_drafted=2, command="", progress=quiet)
+    # The story has 12,000 words, which are a token each, and an end.
+    assert [tuple(prompts.shape) for prompts in read] == [(1, 16), (9, 16), (12_001 // 32, 16)]
+
+
+DRAFTED = drafting.Drafting(
+    num_prompts=2, num_tokens=16, num_drafted=5, acceptance_rate=0.25, agreement=0.5, tokens_a_check=2.25, source_s=2.0,
+    pair_s=1.0, speedup=2.0, same_text=True,
+)  # fmt: skip
+
+
+def test_the_command_shows_first_and_says_where_the_text_was_too_short(
+    llama: Path, story: Path, tmp_path: Path, cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_path: Path, _told: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    def made(_asked: TrainConfig, **_told: Any) -> Any:
+        return {}, DRAFTED
+
+    monkeypatch.setattr(draft, "make_draft", made)
+    asked = ("draft", llama, tmp_path / "out", "--data", story, "--held-out", story, "--prompts")
+    ran = cli(*asked, 3)
+    assert ran.code == 0, ran.err
+    shown = {line[: line.rindex("  ")].strip(): line.split()[-1] for line in ran.out.splitlines() if "  " in line}
+    assert shown["taken, share of the proposed tokens"] == "0.250"
+    assert shown["agreement with the source, share of all tokens"] == "0.500"
+    assert "note: the held-out text gave 2 prompts of the 3 asked for" in ran.out.splitlines()
+    assert "note:" not in cli(*asked, 2).out
+    monkeypatch.setattr(drafting, "write_json", full)
+    ran = cli(*asked, 2)
+    assert (ran.code, "No space left on device" in ran.err) == (2, True)
+    assert "0.250" in ran.out

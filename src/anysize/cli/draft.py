@@ -35,6 +35,7 @@ def draft(
     from anysize.cli.carry_out import command_line, keeping_work_on_interrupt  # noqa: PLC0415
     from anysize.cli.progress import progress_bars  # noqa: PLC0415
     from anysize.cli.show_evaluation import show_drafting  # noqa: PLC0415
+    from anysize.evals.drafting import save_drafting  # noqa: PLC0415
     from anysize.training.config import Calibration, Data, Distill, Resize, TrainConfig  # noqa: PLC0415
     from anysize.training.draft import make_draft  # noqa: PLC0415
 
@@ -56,4 +57,5 @@ def draft(
             asked, num_prompts=prompts, new_tokens=new_tokens, num_drafted=drafted, command=command_line(),
             progress=progress,
         )  # fmt: skip
-    show_drafting(trained, found, output, as_json=json)
+    show_drafting(trained, found, output, num_prompts=prompts, as_json=json)
+    save_drafting(found, source, output)

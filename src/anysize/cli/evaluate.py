@@ -87,6 +87,7 @@ def evaluate(
             limit=limit,
             progress=progress,
         )
+    # Shown first: a disk that has filled up meanwhile costs the file, and not the figures.
+    show_evaluation(found, as_json=json)
     if output is not None:
         save(found, output)
-    show_evaluation(found, as_json=json)

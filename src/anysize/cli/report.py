@@ -55,7 +55,7 @@ def report(
     print_table(found.title, headings, rows)
     if found.goals:
         say(f"columns 'to ...': shares of that arm's whole run, until its final {found.metric.name}")
-        say("seconds include calibration, conversion and the teacher, FLOPs the teacher")
+        say("seconds and FLOPs include calibration, conversion and the teacher")
     say(said.sentence)
     for line in said.beside:
         say(line)

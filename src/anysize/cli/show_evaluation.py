@@ -65,18 +65,23 @@ def show_evaluation(found: Evaluation, *, as_json: bool) -> None:
         print_table("tasks", ["task", "metric", "value", "examples"], rows)
 
 
-def show_drafting(trained: Mapping[str, Any], found: Drafting, output: Path, *, as_json: bool) -> None:
-    """Print what a draft model is worth to its source."""
+def show_drafting(
+    trained: Mapping[str, Any], found: Drafting, output: Path, *, num_prompts: int, as_json: bool
+) -> None:
+    """Print what a draft model is worth to its source; num_prompts: that were asked for."""
     if as_json:
         print(json.dumps({"output": str(output), "drafting": found.model_dump(), "training": dict(trained)}))
         return
     rows = [
-        ["accepted, share of tokens", f"{found.acceptance_rate:.3f}"],
+        ["taken, share of the proposed tokens", f"{found.acceptance_rate:.3f}"],
         [f"tokens for each check of {found.num_drafted}", f"{found.tokens_a_check:.2f}"],
+        ["agreement with the source, share of all tokens", f"{found.agreement:.3f}"],
         ["source alone", f"{found.source_s:.2f} s"],
         ["source with draft", f"{found.pair_s:.2f} s"],
         ["speed-up", f"{found.speedup:.2f}x"],
         ["same text", "yes" if found.same_text else "NO"],
     ]
     print_table(f"{found.num_tokens:,} tokens after {found.num_prompts} prompts", ["what", "value"], rows)
+    if found.num_prompts < num_prompts:
+        say(f"note: the held-out text gave {found.num_prompts:,} prompts of the {num_prompts:,} asked for")
     say(f"made {output}: generate(assistant_model=...) takes it")

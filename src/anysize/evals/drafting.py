@@ -8,27 +8,35 @@ source's own, whatever the draft says.
 from __future__ import annotations
 
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from anysize.errors import InputError
+from anysize.errors import InputError, OutputError
 from anysize.io.models import quiet_transformers
+from anysize.io.whole import write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+RECORD = "anysize-draft.json"
 _ROUNDS = 3
+# What stays of a generation config: the rest (penalties, suppressed tokens, ...) changes what a model chooses.
+_SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 class Drafting(BaseModel):
     """What was measured on continuations of held-out text.
 
-    acceptance_rate: the share of tokens at which the draft's choice is the source's, both after the source's own text.
-    tokens_a_check: that one pass of the source gives on average, with `num_drafted` proposed at a time. speedup: the
-    source's own seconds over those of the pair, medians of rounds that alternate. same_text: whether both wrote alike.
+    acceptance_rate: the share of the proposed tokens that the source takes, `num_drafted` proposed at a time.
+    tokens_a_check: that one pass of the source then gives on average. agreement: the share of tokens at which the
+    draft's choice is the source's, both after the source's own text. speedup: the source's own seconds over those of
+    the pair, medians of rounds that alternate. same_text: whether both wrote alike.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -37,6 +45,7 @@ class Drafting(BaseModel):
     num_tokens: int
     num_drafted: int
     acceptance_rate: float
+    agreement: float
     tokens_a_check: float
     source_s: float
     pair_s: float
@@ -44,35 +53,77 @@ class Drafting(BaseModel):
     same_text: bool
 
 
-def accepted(source: torch.Tensor, draft: torch.Tensor, num_drafted: int) -> float:
-    """Return how many tokens one check gives on average; both: int64 [tokens], the source's and the draft's choices.
+class Checks(NamedTuple):
+    """Checks of a text: how many, how many tokens were proposed in them and taken, and how many they gave in all."""
 
-    A check gives the proposals up to the first that is refused, and one token of the source's own.
+    checks: int
+    proposed: int
+    taken: int
+    given: int
+
+
+def checks_of(source: torch.Tensor, draft: torch.Tensor, num_drafted: int) -> Checks:
+    """Return the checks that give a text; both: int64 [tokens], the source's and the draft's choices.
+
+    A check takes the proposals up to the first that is refused, and gives one token of the source's own beside them.
+    The last is left out where the text ends inside it: what it would have taken is not known. A text that ends inside
+    its first has that one alone.
     """
     agree = (source == draft).tolist()
-    place = checks = 0
+    count = taken = place = 0
     while place < len(agree):
         run = 0
         while run < num_drafted and place + run < len(agree) and agree[place + run]:
             run += 1
-        place, checks = place + run + 1, checks + 1
-    return len(agree) / max(1, checks)
+        if place + run == len(agree):
+            break
+        count, taken, place = count + 1, taken + run, place + run + 1
+    if not count:
+        return Checks(1, len(agree), len(agree), len(agree))
+    return Checks(count, count * num_drafted, taken, count + taken)
 
 
-def _written(model: Any, prompts: torch.Tensor, new: int, assistant: Any = None, num_drafted: int = 0) -> torch.Tensor:
+@contextmanager
+def _plainly(source: Any, draft: Any, num_drafted: int) -> Generator[None]:
+    """Let both models take their likeliest token whatever their generation configs ask for, which come back after."""
+    from transformers import GenerationConfig  # noqa: PLC0415
+
+    kept = source.generation_config, draft.generation_config
+    # The source's for both: an end of the draft's own would cut its proposals short.
+    special = {name: getattr(kept[0], name) for name in _SPECIAL}
+    source.generation_config = GenerationConfig(**special)
+    draft.generation_config = GenerationConfig(
+        **special, num_assistant_tokens=num_drafted, num_assistant_tokens_schedule="constant",
+        assistant_confidence_threshold=0.0,
+    )  # fmt: skip
+    try:
+        yield
+    finally:
+        source.generation_config, draft.generation_config = kept
+
+
+def _written(model: Any, prompts: torch.Tensor, new: int, assistant: Any = None) -> torch.Tensor:
     """Return what a model writes after each prompt, one prompt at a time, as assisted generation asks for."""
     rows: list[torch.Tensor] = []
     for prompt in prompts:
-        settings: dict[str, Any] = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False,
-                                    "pad_token_id": 0}  # fmt: skip
-        if assistant is not None:
-            assistant.generation_config.num_assistant_tokens = num_drafted
-            assistant.generation_config.num_assistant_tokens_schedule = "constant"
-            assistant.generation_config.assistant_confidence_threshold = 0.0
-            settings["assistant_model"] = assistant
         with quiet_transformers():
-            found = model.generate(prompt[None], attention_mask=torch.ones_like(prompt[None]), **settings)
+            found = model.generate(
+                prompt[None], attention_mask=torch.ones_like(prompt[None]), max_new_tokens=new, min_new_tokens=new,
+                do_sample=False, assistant_model=assistant,
+            )  # fmt: skip
         rows.append(found[0, len(prompt) :])
+    return torch.stack(rows)
+
+
+def _choices(draft: Any, prompts: torch.Tensor, written: torch.Tensor, ends: list[int]) -> torch.Tensor:
+    """Return the draft's choice at every written token, int64 [prompts, tokens]; ends are never chosen."""
+    rows: list[torch.Tensor] = []
+    # One prompt at a time: the logits of all of them are more than a device has room for.
+    for prompt, text in zip(prompts, written, strict=True):
+        logits = draft(input_ids=torch.cat([prompt, text])[None], use_cache=False).logits[0, len(prompt) - 1 : -1]
+        logits = logits.clone()
+        logits[:, ends] = float("-inf")
+        rows.append(logits.argmax(-1))
     return torch.stack(rows)
 
 
@@ -93,26 +144,34 @@ def measure_drafting(
     if theirs != ours:
         raise InputError(f"the source has {theirs:,} tokens and the draft {ours:,}: the source cannot check its tokens")
     models: tuple[Any, Any] = (source.eval(), draft.eval())
-    written = _written(models[0], prompts, new_tokens)
-    whole = torch.cat([prompts, written], 1)
-    logits = models[1](input_ids=whole, use_cache=False).logits[:, prompts.shape[1] - 1 : -1].clone()
     # Texts of one length: nobody may end one, so an end is no choice of the draft's either.
     ends: Any = models[0].generation_config.eos_token_id
-    logits[..., [ends] if isinstance(ends, int) else list(ends or ())] = float("-inf")
-    choices = logits.argmax(-1)
-    runs = [accepted(own, other, num_drafted) for own, other in zip(written, choices, strict=True)]
     alone, together = list[float](), list[float]()
     same = True
-    for _ in range(_ROUNDS):
-        begin = time.perf_counter()
-        _written(models[0], prompts, new_tokens)
-        alone.append(time.perf_counter() - begin)
-        begin = time.perf_counter()
-        pair = _written(models[0], prompts, new_tokens, models[1], num_drafted)
-        together.append(time.perf_counter() - begin)
-        same = same and torch.equal(pair, written)
+    with _plainly(*models, num_drafted):
+        written = _written(models[0], prompts, new_tokens)
+        choices = _choices(models[1], prompts, written, [ends] if isinstance(ends, int) else list(ends or ()))
+        for _ in range(_ROUNDS):
+            begin = time.perf_counter()
+            _written(models[0], prompts, new_tokens)
+            alone.append(time.perf_counter() - begin)
+            begin = time.perf_counter()
+            pair = _written(models[0], prompts, new_tokens, models[1])
+            together.append(time.perf_counter() - begin)
+            same = same and torch.equal(pair, written)
+    found = [checks_of(own, other, num_drafted) for own, other in zip(written, choices, strict=True)]
+    count, proposed, taken, given = (sum(amounts) for amounts in zip(*found, strict=True))
     return Drafting(
-        num_prompts=len(prompts), num_tokens=written.numel(), num_drafted=num_drafted,
-        acceptance_rate=float((choices == written).double().mean()), tokens_a_check=sum(runs) / len(runs),
-        source_s=median(alone), pair_s=median(together), speedup=median(alone) / median(together), same_text=same,
+        num_prompts=len(prompts), num_tokens=written.numel(), num_drafted=num_drafted, acceptance_rate=taken / proposed,
+        agreement=float((choices == written).double().mean()), tokens_a_check=given / count, source_s=median(alone),
+        pair_s=median(together), speedup=median(alone) / median(together), same_text=same,
     )  # fmt: skip
+
+
+def save_drafting(found: Drafting, source: str, folder: Path) -> None:
+    """Write what was measured beside the draft, in its folder; raise OutputError where that fails."""
+    path = folder.expanduser() / RECORD
+    try:
+        write_json(path, {"source": source, **found.model_dump()})
+    except OSError as error:
+        raise OutputError(f"cannot write the result to '{path}': {error.strerror or error}") from error

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from math import log
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -32,7 +32,6 @@ from anysize.progress import Progress, quiet
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-"""Called as progress(stage, done, total); stages are "evaluate" (tokens or images) and "tasks" (requests)."""
 # The logits of one forward pass take at most so many numbers: batches are split where a vocabulary is large.
 _LARGEST = 1 << 28
 _LONGEST = 1024
@@ -83,6 +82,7 @@ def evaluate(
     what the model has positions for; `docs/evaluation.md` says how they are made. `source` adds its own loss,
     KL(source || model) and top-1 agreement.
     `tasks` are run by lm-eval on the parquet files in `task_data`, the first `limit` examples of each.
+    Called as progress(stage, done, total); stages are "evaluate" (tokens or images) and "tasks" (requests).
     Raises InputError for what cannot be used or compared, and as `anysize.plan` does for a checkpoint.
     """
     begun = time.monotonic()
@@ -95,6 +95,7 @@ def evaluate(
 
         check_tasks(names, str(task_data))
     subject = opened(model, "model", device=device, dtype=dtype)
+    loaded = _loaded(subject, names, str(task_data)) if names else None
     other = None if source is None else opened(source, "source", device=device, dtype=dtype)
     if other is not None:
         require_comparable(subject, other)
@@ -104,7 +105,7 @@ def evaluate(
             images = _on_images(subject, other, held, progress)
         elif data is not None:
             text = _on_text(subject, other, held, progress)
-        scores = _on_tasks(subject, names, str(task_data), held, limit, progress) if names else ()
+        scores = _on_tasks(subject, names, loaded, held, limit, progress) if names else ()
     return Evaluation(
         model=subject.name,
         model_type=subject.config.architecture.model_type,
@@ -264,15 +265,22 @@ def _on_images(subject: Subject, other: Subject | None, held: Held, progress: Pr
     )  # fmt: skip
 
 
-def _on_tasks(
-    subject: Subject, names: Sequence[str], task_data: str, held: Held, limit: int | None, progress: Progress
-) -> tuple[TaskScore, ...]:
-    from anysize.evals.harness import run_tasks  # noqa: PLC0415
+def _loaded(subject: Subject, names: Sequence[str], task_data: str) -> Any:
+    """Return the tasks with their data, or refuse them, before anything is measured, which may take hours."""
+    from anysize.evals.harness import load_tasks  # noqa: PLC0415
 
     if subject.is_image_model:
         raise InputError(f"the tasks {joined(names)} are text, and '{subject.name}' reads images")
+    return load_tasks(names, task_data)
+
+
+def _on_tasks(
+    subject: Subject, names: Sequence[str], loaded: Any, held: Held, limit: int | None, progress: Progress
+) -> tuple[TaskScore, ...]:
+    from anysize.evals.harness import run_tasks  # noqa: PLC0415
+
     length = _length(subject, None, held.sequence_length)
     tokenizer = tokenizer_of(held.tokenizer or subject.home)
     return run_tasks(
-        subject, tokenizer, names, task_data, length=length, batch_size=held.batch_size, limit=limit, progress=progress
+        subject, tokenizer, names, loaded, length=length, batch_size=held.batch_size, limit=limit, progress=progress
     )

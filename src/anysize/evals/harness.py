@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from anysize.errors import InputError, did_you_mean, joined
 from anysize.evals.evaluation import TaskScore
+from anysize.evals.measure import finite
 from anysize.progress import Progress
 
 if TYPE_CHECKING:
@@ -89,7 +90,11 @@ def _language_model(
         def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> Any:  # noqa: ARG002
             self.done, self.total = 0, len(requests)
             progress("tasks", 0, self.total)
-            return super().loglikelihood(requests, disable_tqdm=True)
+            found = super().loglikelihood(requests, disable_tqdm=True)
+            # The largest of NaNs is the first of them, which is the right answer of some tasks.
+            for value, _greedy in found:
+                finite(value, "the model's log-likelihood")
+            return found
 
         def _model_call(self, inps: Any, attn_mask: Any = None, labels: Any = None) -> Any:
             found = super()._model_call(inps, attn_mask=attn_mask, labels=labels)
@@ -101,30 +106,35 @@ def _language_model(
     return Reporting(pretrained=subject.model, tokenizer=tokenizer, max_length=length, batch_size=batch_size)
 
 
+def load_tasks(names: Sequence[str], task_data: str) -> Any:
+    """Return tasks as lm-eval holds them, their data read. Raises InputError as `read` in `questions` does."""
+    with _quiet():
+        folder = str(Path(task_data).expanduser().absolute())
+        manager = _part("tasks").TaskManager(
+            include_path=str(FOLDER), include_defaults=False, metadata={"task_data": folder}
+        )
+        return manager.load(list(names))
+
+
 def run_tasks(
     subject: Subject,
     tokenizer: PreTrainedTokenizerBase,
     names: Sequence[str],
-    task_data: str,
+    loaded: Any,
     *,
     length: int,
     batch_size: int,
     limit: int | None,
     progress: Progress,
 ) -> tuple[TaskScore, ...]:
-    """Run tasks, without examples in the prompt, and return their scores in the order of `names`.
+    """Run loaded tasks, without examples in the prompt, and return their scores in the order of `names`.
 
-    Prompts longer than `length` tokens lose their beginning. Raises InputError as `read` in `questions` does.
+    Prompts longer than `length` tokens lose their beginning. Raises InputError where a log-likelihood is not finite.
     """
     with _quiet():
-        folder = str(Path(task_data).expanduser().absolute())
-        manager = _part("tasks").TaskManager(
-            include_path=str(FOLDER), include_defaults=False, metadata={"task_data": folder}
-        )
-        asked: Any = manager.load(list(names))
         lm = _language_model(subject, tokenizer, length, batch_size, progress)
         found: Any = _part("evaluator").evaluate(
-            lm=lm, task_dict=asked, limit=limit, bootstrap_iters=0, log_samples=False
+            lm=lm, task_dict=loaded, limit=limit, bootstrap_iters=0, log_samples=False
         )
     return tuple(_score(name, found) for name in names)
 

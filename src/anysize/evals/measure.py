@@ -40,14 +40,14 @@ class Sums:
     def _add(self, logits: torch.Tensor, targets: torch.Tensor, source: torch.Tensor | None) -> None:
         q, best = logits.float().log_softmax(-1), logits.argmax(-1)
         self.rows += len(targets)
-        self.nats += _finite(-_at(q, targets), "the model's loss")
+        self.nats += finite(-_at(q, targets), "the model's loss")
         self.right += int((best == targets).sum())
         if source is None:
             return
         p, source_best = source.float().log_softmax(-1), source.argmax(-1)
-        self.source_nats += _finite(-_at(p, targets), "the source's loss")
+        self.source_nats += finite(-_at(p, targets), "the source's loss")
         self.source_right += int((source_best == targets).sum())
-        self.kl += _finite((p.exp() * (p - q[..., : p.shape[-1]])).sum(dtype=torch.float64), "the divergence")
+        self.kl += finite((p.exp() * (p - q[..., : p.shape[-1]])).sum(dtype=torch.float64), "the divergence")
         self.agree += int((source_best == best).sum())
 
 
@@ -55,8 +55,9 @@ def _at(log_probabilities: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return log_probabilities.gather(-1, targets[:, None]).sum(dtype=torch.float64)
 
 
-def _finite(total: torch.Tensor, what: str) -> float:
-    value = float(total)
+def finite(figure: torch.Tensor | float, what: str) -> float:
+    """Return a figure as a number; raise InputError where it is NaN or infinite."""
+    value = float(figure)
     if not math.isfinite(value):
         raise InputError(f"{what} is {value} on these data: weights hold NaN or Inf, or the dtype overflows")
     return value

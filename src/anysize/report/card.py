@@ -45,8 +45,9 @@ def card_table(results: Results, *, picture: str = "figures/curves.png") -> str:
             cells[0] += f" \\({row.num_diverged} diverged\\)"
         table.append(cells)
     table += [[_plain(name), *["no finished run"], *["–"] * (len(columns) - 2)] for name in missing(results)]
-    seeds = max((row.num_seeds for row in results.rows), default=0)
-    note = f"Medians over {seeds} seed{'s' * (seeds != 1)}; {results.steps:,} steps of {results.tokens_a_step:,} "
+    counts = sorted({row.num_seeds for row in results.rows}) or [0]
+    seeds = " to ".join(dict.fromkeys(map(str, (counts[0], counts[-1]))))
+    note = f"Medians over {seeds} seed{'s' * (seeds != '1')}; {results.steps:,} steps of {results.tokens_a_step:,} "
     note += results.counted
     note += "; steps and seconds as shares of that run, with calibration and conversion." if goal else "."
     parts = [" ".join(said), "\n".join(f"| {' | '.join(cells)} |" for cells in table), note]

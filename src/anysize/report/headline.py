@@ -96,7 +96,7 @@ def _beside(results: Results, row: Row) -> list[str]:
         if found := row.reached.get(goal):
             seconds, flops = _portion(found.seconds_share, "seconds"), _portion(found.flops_share, "FLOPs")
             if i == 0:
-                said.append(f"With calibration and conversion that is {seconds}, with the teacher {flops}.")
+                said.append(f"With calibration, conversion and the teacher that is {seconds} and {flops}.")
             else:
                 steps = _portion(found.steps_share, "steps")
                 said.append(f"To the final {metric.name} of {goal} it takes {steps}, {seconds} and {flops}.")
@@ -128,8 +128,8 @@ def _tile(results: Results, found: Reached | None, label: str, unit: str) -> Til
     share = {"steps": found.steps_share, "seconds": found.seconds_share, "flops": found.flops_share}[unit]
     amount = {
         "steps": f"{found.steps:,.0f} steps",
-        "seconds": f"{found.seconds:,.0f} s, calibration and conversion included",
-        "flops": f"{found.flops:.2g} FLOPs, teacher included",
+        "seconds": f"{found.seconds:,.0f} s, calibration, conversion and teacher included",
+        "flops": f"{found.flops:.2g} FLOPs, calibration, conversion and teacher included",
     }[unit]
     return Tile(label, fraction(share), f"share {share:.3f}: {amount}")
 

@@ -25,6 +25,9 @@ _INK, _MUTED, _LINE, _EMPTY = "#15191e", "#5b6570", "#dfe3e8", "#eceff2"
 _MAX_NAME = 48
 _MOST_CELLS_WITH_EDGES = 16
 _ARMS_A_BAND = 4
+# A key of more rows makes its figure higher, and not its axes lower.
+_KEY_ROWS = 4
+_KEY_ROW_INCHES = 0.205
 _STYLES: dict[str, Any] = {"solid": "-", "dash": (0, (5, 2)), "dot": (0, (1, 1.5)), "dashdot": (0, (5, 2, 1, 2))}
 _SETTINGS: Any = {
     "svg.hashsalt": "anysize",
@@ -70,8 +73,14 @@ def label_of(text: str) -> str:
     return shown if len(shown) <= _MAX_NAME else f"{shown[: _MAX_NAME - 1]}…"
 
 
-def _key(figure: Figure, handles: list[Any], names: list[str]) -> float:
-    """Draw the key above the axes, and return how high it is as a share of the figure."""
+def _lay_out(
+    figure: Figure, handles: list[Any], names: list[str], *, left: float, right: float, bottom: float, top: float,
+    wspace: float | None = None,
+) -> None:  # fmt: skip
+    """Draw the key above the axes and place these; margins are shares of the figure as it is made.
+
+    Where the key has many rows, the figure grows by them.
+    """
     widest = max((len(name) for name in names), default=0)
     columns = max(1, min(len(names), int(figure.get_figwidth() * 13 // (widest + 8))))
     rows = -(-len(names) // columns)
@@ -80,7 +89,11 @@ def _key(figure: Figure, handles: list[Any], names: list[str]) -> float:
         legend = figure.legend(handles, ["x" * len(name) for name in names], loc="upper left", ncols=columns)
         for text, name in zip(legend.get_texts(), names, strict=True):
             text.set_text(name)
-    return (0.1 + 0.2 * rows) / figure.get_figheight()
+    made = figure.get_figheight()
+    grown = _KEY_ROW_INCHES * max(0, rows - _KEY_ROWS)
+    height, above = made + grown, (1 - top) * made + 0.1 + 0.2 * min(rows, _KEY_ROWS) + grown
+    figure.set_figheight(height)
+    figure.subplots_adjust(left=left, right=right, bottom=bottom * made / height, top=1 - above / height, wspace=wspace)
 
 
 def _short(value: float, _place: int | None = None) -> str:
@@ -133,8 +146,7 @@ def draw_curves(results: Results) -> Figure:
     panels[0].set_ylabel(_metric(results))
     if not drawn:
         panels[0].text(0.5, 0.5, "no run has finished", transform=panels[0].transAxes, ha="center", color=_MUTED)
-    height = _key(figure, handles, names)
-    figure.subplots_adjust(left=0.075, right=0.985, bottom=0.115, top=0.985 - height, wspace=0.06)
+    _lay_out(figure, handles, names, left=0.075, right=0.985, bottom=0.115, top=0.985, wspace=0.06)
     return figure
 
 
@@ -170,8 +182,7 @@ def draw_rates(results: Results) -> Figure:
     rates = sorted({trial.learning_rate for trial in found if trial.learning_rate > 0})
     axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
     axes.minorticks_off()
-    height = _key(figure, handles, names)
-    figure.subplots_adjust(left=0.115, right=0.98, bottom=0.12, top=0.98 - height)
+    _lay_out(figure, handles, names, left=0.115, right=0.98, bottom=0.12, top=0.98)
     return figure
 
 

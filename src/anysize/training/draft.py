@@ -23,7 +23,8 @@ def make_draft(
 ) -> tuple[dict[str, Any], Drafting]:
     """Train a draft and return the record of its training and what it is worth to its source.
 
-    Prompts are halves of held-out sequences. Raises InputError for images, and for what training refuses.
+    Prompts are halves of held-out sequences, fewer than asked for where the held-out text is short. Raises InputError
+    for images, and for what training refuses.
     """
     assert config.resize is not None
     tensors = open_checkpoint(config.resize.source)
@@ -37,7 +38,10 @@ def make_draft(
             f"{length} tokens of prompt and {new_tokens} new ones: the source has positions for {positions}"
         )
     record = train(config, command=command, origin="anysize draft", progress=progress)
-    held_out: Any = datasets_of(config.data, understood, folder_of(tensors), 1, progress).held_out["validation"]
+    # Here and not in the config: what is measured while training stays as it is, however many prompts are asked for.
+    enough = max(config.data.evaluation_tokens, num_prompts * config.data.sequence_length)
+    data = config.data.model_copy(update={"evaluation_tokens": enough})
+    held_out: Any = datasets_of(data, understood, folder_of(tensors), 1, progress).held_out["validation"]
     rows = [held_out[i]["input_ids"][:length] for i in range(min(num_prompts, len(held_out)))]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     models: list[Any] = [load(place, torch.float32) for place in (config.resize.source, str(Path(config.output)))]

@@ -322,15 +322,18 @@
   }
   // On paper everything is open and light, whatever the screen shows.
   let before = null;
+  let opened = [];
   addEventListener("beforeprint", () => {
     before = root.dataset.theme ?? "";
     root.dataset.theme = "light";
-    for (const details of document.querySelectorAll("details")) details.open = true;
+    opened = [...document.querySelectorAll("details:not([open])")];
+    for (const details of opened) details.open = true;
     drawAll();
   });
   addEventListener("afterprint", () => {
     if (before) root.dataset.theme = before;
     else delete root.dataset.theme;
+    for (const details of opened) details.open = false;
     drawAll();
   });
 
