@@ -17,6 +17,7 @@ from anysize.api import apply_with_proof
 from anysize.config import understand
 from anysize.errors import CheckpointError, SizeError
 from anysize.io.models import quiet_transformers
+from anysize.proof import parity
 from anysize.target import public_sizes
 
 _MAIN = ("GQA-tied", "tied", "bias", "350m", "projected")
@@ -61,6 +62,26 @@ def test_half_precision_folders_stay_half_and_pass(dtype: torch.dtype, tmp_path:
     assert proof.passed, proof.failures
     assert {recipe.dtype for recipe in plan.recipes} == {"BF16" if dtype == torch.bfloat16 else "F16"}
     assert output.is_dir()
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_what_single_precision_does_to_the_source_is_allowed_and_no_more(
+    wrong: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As if this model lost more digits than the figure that is enough for most.
+    monkeypatch.setitem(parity.TOLERANCE, torch.float32, 1e-9)
+    source = saved(next(v for v in tiny.VARIANTS if str(v) == "llama-GQA-tied"), tmp_path / "source")
+    output = anysize.apply(anysize.plan(source, scale=1.5), tmp_path / "out", verify="off")
+    models = [parity.load(place, "LlamaForCausalLM") for place in (source, Path(str(output)))]
+    if wrong:
+        with torch.no_grad():
+            models[1].get_parameter("model.norm.weight")[0] *= 1.001
+    comparison = parity.Comparison(*models, torch.float32)
+    before = {name: weight.clone() for name, weight in models[0].state_dict().items()}
+    logits = next(check for check in comparison.run(full=False).checks if check.name == "logits")
+    assert 1e-9 < logits.tolerance < 1e-5
+    assert logits.passed is not wrong
+    assert all(weight.equal(before[name]) for name, weight in models[0].state_dict().items())
 
 
 @pytest.mark.parametrize("preset", ["hypercloning", "split"])
