@@ -180,6 +180,7 @@ def sequential_if_possible(
     shrink: ShrinkPreset,
     steps: tuple[LayerStep, ...],
     maps: dict[str, AxisMap],
+    scores: Scores,
     *,
     asked: bool,
     speaks: bool,
@@ -190,7 +191,7 @@ def sequential_if_possible(
     """
     from anysize.sequential import working_bytes  # noqa: PLC0415 - it needs torch
 
-    fits = working_bytes(config, target.config) <= free_bytes() / 2
+    fits = working_bytes(config, target.config, scores.record) <= free_bytes() / 2
     why = why_not_sequential(config, steps, maps, fits_in_memory=fits)
     why = why if speaks else "tokens are cut of a model without a tokenizer"
     if not why:

@@ -23,13 +23,22 @@ def chosen_device(wanted: str) -> torch.device:
         raise InputError(f"the device '{wanted}' cannot be used: {' '.join(str(error).split())[:200]}") from error
 
 
-def device_with(num_bytes: int) -> torch.device:
-    """Return the accelerator where it has twice so many bytes free, else the CPU."""
+def _free_bytes(device: torch.device) -> int:
+    """Return how many bytes of an accelerator tensors can take: what nobody holds, and what torch holds unused."""
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + unused
+
+
+def device_with(num_bytes: int, *, known: int = 0) -> torch.device:
+    """Return the accelerator where it has room, else the CPU.
+
+    num_bytes: an estimate, so that twice as many have to be free. known: what is needed beside them, exactly.
+    """
     device = chosen_device("auto")
-    return device if device == _CPU or 2 * num_bytes <= torch.cuda.mem_get_info(device)[0] else _CPU
+    return device if device == _CPU or known + 2 * num_bytes <= _free_bytes(device) else _CPU
 
 
 def device_for_algebra(size: int) -> torch.device:
     """Return where matrices of double precision and this many rows are solved or decomposed."""
-    # The matrix, its factors, a right-hand side, the result, and what the solver takes for itself.
-    return device_with(8 * 8 * size**2)
+    # Six in all: the matrix, its factors, a right-hand side, the result, and two for the solver itself. Twice three.
+    return device_with(3 * 8 * size**2)

@@ -59,9 +59,13 @@ def directions(moments: torch.Tensor, size: int, *, centred: bool, metric: torch
     else:
         spread = variances.clamp(min=0).sqrt()
         inverse = torch.where(variances > _NOISE * variances[-1], spread.clamp(min=1e-30).reciprocal(), 0.0)
-        root, root_inverse = vectors * spread @ vectors.T, vectors * inverse @ vectors.T
-        _, important = torch.linalg.eigh(root @ metric.to(there) @ root)
-        kept, _ = torch.linalg.qr(root_inverse @ important.flip(1)[:, :count])
+        # No more matrices at a time than `device_for_algebra` makes room for.
+        del moments
+        root = vectors * spread @ vectors.T
+        inside = root @ metric.to(there) @ root
+        del root
+        _, important = torch.linalg.eigh(inside)
+        kept, _ = torch.linalg.qr(vectors * inverse @ vectors.T @ important.flip(1)[:, :count])
     rows = kept.T.to(home)
     return _zero_sum_basis(size) @ rows if centred else rows.contiguous()
 

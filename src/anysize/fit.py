@@ -3,8 +3,9 @@
 With x what a reader of the source sees and z what the target offers in its place, S = E[x z^T](E[z z^T] + ridge)^-1.
 For `hidden`, x = gain * n + bias with n the normalized stream, and z = R n / rms(R n): the target's own norm, gain 1
 (or the kept gains), so that every gain of the source is folded into S. One R serves the whole model, because the
-residual stream is shared. Under LayerNorm R also takes out the mean and lands where the mean is zero, so that the
-target's LayerNorm does nothing but divide (the mean is removed by the writers, as in 2401.15024).
+residual stream is shared. Under LayerNorm directions also take out the mean and land where the mean is zero, so that
+the target's LayerNorm does nothing but divide (the mean is removed by the writers, as in 2401.15024); of a selection it
+takes the mean of what is kept.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from math import prod
 
 import torch
 
-from anysize.arch.schema import Norm, Parameter
+from anysize.arch.schema import Norm, Parameter, is_per_layer, tensor_name
 from anysize.axis import AxesAt, AxisMap
 from anysize.calibration.scores import Scores
-from anysize.calibration.sites import norm_sites
+from anysize.calibration.sites import norm_sites, sites
 from anysize.config import SourceConfig
 from anysize.dense import Fitted
 from anysize.devices import device_for_algebra, device_with
@@ -26,7 +27,7 @@ from anysize.directions import directions, reading_metric
 from anysize.errors import InputError
 from anysize.io.reader import TensorSource
 from anysize.layers import LayerStep
-from anysize.notation import Dim
+from anysize.notation import Dim, parse
 from anysize.presets import has_norm_after_sum
 from anysize.removal import RIDGE
 from anysize.shrink import ShrinkPreset
@@ -107,6 +108,10 @@ class Fit:
         self.measures = preset.readers == "measured"
         require_samples(scores, config, target, turned=turns)
         self.write = self._write()
+        # What the target's norms divide by their RMS: a LayerNorm takes the mean of the kept coordinates out first.
+        self.offered = self.write - self.write.mean(0) if self.centred else self.write
+        # What biases took over of what a reader should give, by the reader's name.
+        self.shifts: dict[str, torch.Tensor] = {}
 
     def _write(self) -> torch.Tensor:
         """Return R of `hidden`, float64 [m, n]."""
@@ -169,6 +174,10 @@ class Fit:
             for layer, step in enumerate(self.steps):
                 self._norms_of(layer, step.source)
             self._final()
+        if self.cuts_hidden and not self.turns:
+            self._branch_ends()
+        for layer, step in enumerate(self.steps):
+            self._norms_over_heads(layer, step.source)
         for name, expected in self.expected.items():
             if expected.layer is not None and len(expected.arrow.reads) == 1 and isinstance(expected.origin, Parameter):
                 self._inner(name, expected, expected.arrow.reads[0])
@@ -194,13 +203,13 @@ class Fit:
         """Return (S, gain, bias, E[z z^T]) for what reads one norm: x ~ S (gain * z + bias), z of unit RMS."""
         gain, bias = self._norm(site, norm)
         moments = self.scores.of(f"{site}:norm", "second")
-        kept = self.write @ moments @ self.write.T
+        kept = self.offered @ moments @ self.offered.T
         # What is kept is smaller than the whole, and the target's norm makes up for it; all of it is as large.
         scale = float(kept.diagonal().mean().sqrt()) if len(kept) < len(moments) else 1.0
         unit = kept / scale**2
         size = len(self.write)
         one, zero = torch.ones(size, dtype=torch.float64), torch.zeros(size, dtype=torch.float64)
-        cross = gain[:, None] * (moments @ self.write.T) / scale
+        cross = gain[:, None] * (moments @ self.offered.T) / scale
         if self.turns:
             reader = least_squares(cross, unit, self.ridge)
             if not bias.any() or not with_bias:
@@ -221,48 +230,63 @@ class Fit:
                 continue
             here = site.module.replace(f".{source}.", f".{layer}.", 1)
             norm = self._origin(here)
-            reader, gain, bias, _ = self._read_norm(site.module, norm)
+            reader, gain, bias, unit = self._read_norm(site.module, norm)
             readers = [
                 name
                 for name, e in self.expected.items()
                 if e.layer == layer and self.scores.record.feeds.get(self._site_of(e)) == site.module
             ]
             self._store_norm(here, norm, gain, bias)
-            source_gain, source_bias = self._norm(site.module, norm)
-            for name in readers:
-                if self.measures:
-                    moments = self.scores.of(f"{site.module}:norm", "second") * source_gain[:, None] * source_gain
-                    self._measure(name, moments, torch.from_numpy(self.axes["hidden"].index))
-                else:
-                    self.made.put(name, reader=self.made.store(f"{here}:read", reader.numpy()))
-                    self._shift_bias(name, source_bias - reader @ bias)
+            if self.measures:
+                for name in readers:
+                    self._measure_norm(name, site.module, norm, unit * gain[:, None] * gain)
+            else:
+                self._put_reader(f"{here}:read", readers, reader, self._norm(site.module, norm)[1] - reader @ bias)
 
-    def _measure(self, name: str, moments: torch.Tensor, index: torch.Tensor) -> None:
-        """Scale a reader so that what it gives is as large as before: the root of E|W x|^2 over E|W_K x_K|^2."""
+    def _put_reader(self, key: str, readers: list[str], reader: torch.Tensor, constant: torch.Tensor) -> None:
+        """Let tensors read a norm through a matrix; `constant` is what their biases have to make up for."""
+        for name in readers:
+            self.made.put(name, reader=self.made.store(key, reader.numpy()))
+        took = [self._shift_bias(name, constant) for name in readers]
+        if took and all(took):
+            self.shifts[key] = constant
+
+    def _measure_norm(self, name: str, site: str, norm: Norm, kept: torch.Tensor) -> None:
+        """Scale a reader of one norm (see `_measure`), whose target gives E[z z^T] = `kept`."""
+        gain, _ = self._norm(site, norm)
+        moments = self.scores.of(f"{site}:norm", "second") * gain[:, None] * gain
+        self._measure(name, moments, kept, torch.from_numpy(self.axes["hidden"].index))
+
+    def _measure(self, name: str, moments: torch.Tensor, kept: torch.Tensor, index: torch.Tensor) -> None:
+        """Scale a reader so that what it gives is as large as before: the root of E|W x|^2 over E|W_K z|^2."""
         expected = self.expected[name]
         weight = self._weight_of(expected)
         weight = weight.T if expected.arrow.reads_first else weight
         before = float((weight @ moments * weight).sum())
-        kept = weight[:, index]
-        after = float((kept @ moments[index][:, index] * kept).sum())
+        reads = weight[:, index]
+        after = float((reads @ kept * reads).sum())
         self.made.put(name, factor=(before / max(after, 1e-30)) ** 0.5)
 
     def _weight_of(self, expected: Expected) -> torch.Tensor:
         """Return the source tensor that a target tensor is made of, in double precision."""
         return self.tensors.read(stored_source(expected, self.steps, self.axes, self.names, self.config)).double()
 
-    def _shift_bias(self, name: str, constant: torch.Tensor) -> None:
-        """Let the bias of a reader take what its weights made of the norm's bias and the new readers do not."""
+    def _shift_bias(self, name: str, constant: torch.Tensor) -> bool:
+        """Let the bias of a reader take what its weights made of the norm's bias and the new readers do not.
+
+        Return whether it did: there may be none.
+        """
         bias = self.expected.get(f"{name.removesuffix('.weight')}.bias")
         if bias is None or not constant.any():
-            return
+            return False
         weight, before = self._weight_of(self.expected[name]), self._weight_of(bias)
         weight = weight.T if self.expected[name].arrow.reads_first else weight
         kept = compose(bias.arrow.writes[0], AxesAt(self.axes, bias.layer, bias.expert), writes=True)
         if (kept.index < 0).any():
-            return
+            return False
         values = (before + weight @ constant)[torch.from_numpy(kept.index)]
         self.made.put(bias.name, value=self.made.store(f"{bias.name}:value", values.numpy()), factor=1.0)
+        return True
 
     def _site_of(self, expected: Expected) -> str:
         """Return where the source read what a target tensor reads."""
@@ -298,14 +322,75 @@ class Fit:
         reader, gain, bias, unit = self._read_norm(module, norm, with_bias=not tied)
         if tied:
             gain, bias = self.tied_gain(reader * gain, unit, self._norm(module, norm)[1])
-        for name in heads:
-            if self.measures:
-                source_gain = self._norm(module, norm)[0]
-                moments = self.scores.of(f"{module}:norm", "second") * source_gain[:, None] * source_gain
-                self._measure(name, moments, torch.from_numpy(self.axes["hidden"].index))
-                continue
-            self.made.put(name, reader=self.made.store(f"{module}:read", reader.numpy()))
+        if self.measures:
+            for name in heads:
+                self._measure_norm(name, module, norm, unit * gain[:, None] * gain)
+        else:
+            self._put_reader(f"{module}:read", heads, reader, self._norm(module, norm)[1] - reader @ bias)
         self._store_norm(module, norm, gain, bias)
+
+    def _branch_ends(self) -> None:
+        """Let norms that end a branch write as much as before, though they divide by the RMS of what is kept of it.
+
+        The source writes g o / rms(o), the target g_K o_K / rms(o_K), and what is kept was chosen for being large.
+        """
+        norms = self.config.architecture.norms
+        ends = [
+            name
+            for name, n in norms.items()
+            if n.writes == "hidden" and is_per_layer(name) and self.config.holds(n.when)
+        ]
+        if not ends:
+            return
+        writers: dict[int | None, dict[str, None]] = {}
+        for site in sites(self.config).values():
+            if site.side == "out":
+                # Experts write together, as one.
+                own = self.scores.record.aliases.get(site.name, site.name)
+                writers.setdefault(site.layer, {})[own] = None
+        index = torch.from_numpy(self.axes["hidden"].index)
+        for layer, step in enumerate(self.steps):
+            # Branches come in the order in which they are run, and so do the norms that end them.
+            for pattern, writer in zip(ends, writers[step.source], strict=True):
+                self._as_large(f"{tensor_name(pattern, layer)}.weight", self.scores.of(writer, "rms").square(), index)
+
+    def _norms_over_heads(self, layer: int, source: int) -> None:
+        """Let norms that span all heads of one layer give each as much as before, where some heads are cut."""
+        for pattern, norm in self.config.architecture.norms.items():
+            dim = parse(f"-> {norm.writes}").writes[0]
+            kept = compose(dim, AxesAt(self.axes, layer), writes=True)
+            cut = kept.target_size < kept.source_size and not (kept.index < 0).any()
+            if "hidden" in dim.axes or norm.gain != "w" or not cut or not self.config.holds(norm.when):
+                continue
+            squares = self._squares_written(dim, source)
+            self._as_large(f"{tensor_name(pattern, layer)}.weight", squares, torch.from_numpy(kept.index))
+
+    def _squares_written(self, dim: Dim, source: int) -> torch.Tensor:
+        """Return E[q^2] by coordinate of the queries or keys of one layer of the source, W x + b of what it reads."""
+        (expected,) = (
+            e
+            for e in expected_tensors(self.config).values()
+            if e.layer == source and len(e.arrow.reads) == 1 and e.arrow.writes[0].axes == dim.axes
+            and any(f.role in ("query", "key") for block in e.arrow.writes[0].blocks for f in block.factors)
+        )  # fmt: skip
+        module = expected.name.removesuffix(".weight")
+        site, record = f"{module}:in", self.scores.record
+        norm = record.feeds.get(record.aliases.get(site, site))
+        if norm is None:
+            moments = self.scores.of(site, "second")
+        else:
+            # No family has a bias in a norm before one that spans heads.
+            gain, _ = self._norm(norm, self._origin(norm))
+            moments = self.scores.of(f"{norm}:norm", "second") * gain[:, None] * gain
+        weight, bias = self.tensors.read(self.names[expected.name]).double(), self._source_values(module, "bias")
+        squares = (weight @ moments * weight).sum(1)
+        return squares if bias is None else squares + bias * (2 * (weight @ self.scores.of(site, "mean")) + bias)
+
+    def _as_large(self, name: str, squares: torch.Tensor, index: torch.Tensor) -> None:
+        """Multiply the gain of a norm that reads some coordinates of many, whose mean squares are given."""
+        kept, whole = float(squares[index].mean()), float(squares.mean())
+        if name in self.expected and kept > 0:
+            self.made.put(name, factor=(kept / whole) ** 0.5)
 
     def _tied_head(self) -> torch.Tensor:
         """Return the embedding's rows of the tokens that are kept, float64, without their mean: logits that move
@@ -342,7 +427,7 @@ class Fit:
         moments, samples = self.scores.of(site, "second"), float(self.scores.of(site, "samples"))
         index = torch.from_numpy(kept.index)
         if self.measures and samples:
-            self._measure(name, moments, index)
+            self._measure(name, moments, moments[index][:, index], index)
             return
         if samples < len(index):
             # An expert that too few tokens were routed to: any fit would be perfect, and wrong. The plan says so.

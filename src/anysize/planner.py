@@ -257,10 +257,10 @@ def _chosen(asked: _Asked, scores: Scores | None, progress: Progress) -> _Chosen
 
     select = Selector(config, tensors, asked.names, shrink.select, options.seed, scores)
     maps = selected(config, asked.maps, select, steps)
-    if shrink.readers == "sequential":
+    if shrink.readers == "sequential" and scores is not None:
         speaks = asked.tokens is None or bool(asked.tokens.tokenizer_sha256)
         named = options.readers != "auto"
-        shrink, why = sequential_if_possible(config, target, shrink, steps, maps, asked=named, speaks=speaks)
+        shrink, why = sequential_if_possible(config, target, shrink, steps, maps, scores, asked=named, speaks=speaks)
         notes += why
     fit: Fit | None = None
     if scores is not None and "ffn" in asked.cut:

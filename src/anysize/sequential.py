@@ -19,11 +19,13 @@ from anysize.calibration.data import (
     Batch,
     DataOptions,
     batches_again,
+    places,
     token_batches,
     tokenizer_of,
     tokenizer_place,
 )  # fmt: skip
 from anysize.calibration.replay import Layers
+from anysize.calibration.scores import Record
 from anysize.config import SourceConfig, understand
 from anysize.dense import Fitted
 from anysize.devices import device_with
@@ -109,12 +111,17 @@ class Sequential:
         norms = self.source.module(module), self.made.module(module)
         with self.source.holding(self._of(self.source, module)), self.made.holding(self._of(self.made, module)):
             for before, after in zip(self.source.stream, self.made.stream, strict=True):
-                sums.add(_rows(norms[0](before)), _rows(norms[1](after)))
+                sums.add(_rows(norms[0](before)) - self._shift(key), _rows(norms[1](after)))
         if key in self.fitted.dense:
             reader = sums.towards(torch.from_numpy(self.fitted.dense[key]).double(), self.ridge)
             self.fitted.store(key, reader.numpy())
         elif self.config.tied:
             self._tied(module, sums)
+
+    def _shift(self, key: str) -> torch.Tensor | float:
+        """Return what biases give in the place of a reader, so that it is not fitted to give that as well."""
+        shift = self.fit.shifts.get(key)
+        return 0.0 if shift is None else shift.to(self.made.device)
 
     @staticmethod
     def _of(layers: Layers, module: str) -> list[Expected]:
@@ -195,14 +202,14 @@ class Sequential:
         return found
 
     def _fit_readers(self, layer: int, modules: list[str], reads_at: list[dict[str, torch.Tensor]]) -> None:
+        key = self.fitted.fields.get(f"{modules[0]}.weight", {}).get("reader")
+        if not key:
+            return
         sums = _Sums()
         with self.made.tapped(modules[:1], "in") as seen:
             for batch, reads in enumerate(reads_at):
                 self.made.replay(layer, batch)
-                sums.add(_rows(reads[modules[0]]), _rows(seen[modules[0]]))
-        key = self.fitted.fields.get(f"{modules[0]}.weight", {}).get("reader")
-        if not key:
-            return
+                sums.add(_rows(reads[modules[0]]) - self._shift(key), _rows(seen[modules[0]]))
         reader = sums.towards(torch.from_numpy(self.fitted.dense[key]).double(), self.ridge)
         self.fitted.store(key, reader.numpy())
         for module in modules:
@@ -273,9 +280,8 @@ def in_source_ids(batch: Batch, axes: Mapping[str, AxisMap]) -> Batch:
 
 def most_items(config: SourceConfig) -> int:
     """Return how many tokens (or images) a source is run on at most."""
-    sizes = config.sizes
-    widest = max(sizes["hidden"], sizes["ffn"], sizes["kv"] * sizes["group"] * sizes["head"])
-    return IMAGES if config.architecture.modality == "image" else max(TOKENS, TOKENS_A_COORDINATE * widest)
+    images = config.architecture.modality == "image"
+    return IMAGES if images else max(TOKENS, TOKENS_A_COORDINATE * _widest(config.sizes))
 
 
 def target_passes(target: SourceConfig) -> int:
@@ -293,19 +299,27 @@ def target_passes(target: SourceConfig) -> int:
     return len(norms) + len(writers) + 1
 
 
-def working_bytes(config: SourceConfig, target: SourceConfig) -> int:
-    """Return about how many bytes a fit holds: the streams of the batches, a layer of each model, and its sums.
+def working_bytes(config: SourceConfig, target: SourceConfig, record: Record) -> int:
+    """Return about how many bytes a fit holds: the streams of the batches, a layer of each model at work, and its sums.
 
     Of a layer that is: its input, its output, what its norms give and its writers write in the source; its input and
-    output in the target. Sums are in double precision.
+    output in the target. While it runs on a batch: gate, up and their product, and twice the rows that a sum is made
+    of, which like sums are in double precision. `record` is that of the scores, whose batches are read again.
     """
     count, sizes, made = most_items(config), config.sizes, target.sizes
     if config.architecture.modality == "image":
-        count *= 1 + (config.full["image_size"] // config.full["patch_size"]) ** 2
+        count *= places(config, 0)
     streams = 4 * count * (6 * sizes["hidden"] + 2 * made["hidden"])
     layers = 4 * sum(num_parameters(c) // max(1, c.sizes["layer"]) for c in (config, target))
-    widest = max(made["hidden"], made["ffn"], made["kv"] * made["group"] * made["head"])
-    return streams + layers + 3 * 8 * widest**2
+    widest, widest_made = _widest(sizes), _widest(made)
+    batch = min(count, record.batch_size * places(config, record.sequence_length))
+    working = batch * (4 * 3 * (sizes["ffn"] + made["ffn"]) + 8 * 2 * max(widest, widest_made))
+    return streams + layers + working + 3 * 8 * widest_made**2
+
+
+def _widest(sizes: Mapping[str, int]) -> int:
+    """Return the width of the widest site that is fitted."""
+    return max(sizes["hidden"], sizes["ffn"], sizes["kv"] * sizes["group"] * sizes["head"])
 
 
 def batches_of(plan: Plan, tensors: TensorSource, fit: Fit) -> Iterator[Batch]:
@@ -327,7 +341,7 @@ def refit(plan: Plan, tensors: TensorSource, fit: Fit, progress: Progress) -> Fi
     activations of the batches.
     """
     target = understand(plan.target_config)
-    device = device_with(working_bytes(fit.config, target))
+    device = device_with(working_bytes(fit.config, target, fit.scores.record))
     maps, recipes = DimMaps(plan.axes, plan.dense), {recipe.name: recipe for recipe in plan.recipes}
     source = Layers(fit.config, lambda name: tensors.read(fit.names[name]), device)
     made = Layers(target, lambda name: target_tensor(recipes[name], tensors, maps, plan.seed), device)

@@ -227,6 +227,8 @@ def scaled(config: SourceConfig, scale: float) -> dict[str, int]:
     """
     if not is_number(scale, int | float) or not 0 < scale < float("inf"):
         raise SizeError(f"scale {scale!r}: wanted a number above 0")
+    if scale >= _LARGEST:
+        raise SizeError(f"scale {scale!r}: wanted a number below 2^24, as sizes are")
     sizes = config.sizes
     kv = max(1, round(sizes["kv"] * scale)) if sizes["kv"] > 1 else 1
     group = sizes["group"] if sizes["kv"] > 1 else max(1, round(sizes["group"] * scale))
@@ -254,6 +256,8 @@ def for_budget(config: SourceConfig, num_params: int, check: Callable[[Target], 
         raise SizeError(f"num_params {num_params!r} is not a count")
     if num_params < 1:
         raise SizeError(f"num_params {num_params:,}: wanted at least 1")
+    if num_params > (most := here * _LARGEST // 2):
+        raise SizeError(f"num_params is too large: wanted at most {most:,}, 2^23 times what the source has")
     best: tuple[int, dict[str, int]] | None = None
     seen: set[tuple[int, ...]] = set()
     high = max(2.0, 1.5 * num_params / here)

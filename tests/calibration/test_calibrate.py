@@ -18,12 +18,11 @@ from safetensors.torch import load_file, save_file
 import anysize
 from anysize.calibration.calibrate import moment_stride, scores_bytes
 from anysize.calibration.data import DataOptions, token_batches, tokenizer_of
-from anysize.calibration.run import normalized
 from anysize.calibration.scores import Scores
 from anysize.calibration.sites import sites
-from anysize.calibration.statistics import SiteSums, averages
 from anysize.config import understand
 from anysize.errors import CheckpointError, InputError, SizeError
+from anysize.io.models import new_model
 from anysize.io.reader import Checkpoint
 from anysize.proof.parity import load
 from tests import tiny
@@ -36,49 +35,6 @@ def same(one: Scores, other: Scores, tolerance: float = 0.0) -> bool:
     pairs = [(one.of(site, kind), other.of(site, kind)) for site in one.sites for kind in one.sites[site]]
     pairs += [(one.block(kind), other.block(kind)) for kind in one.blocks]
     return all(torch.allclose(a, b, rtol=tolerance, atol=tolerance) for a, b in pairs)
-
-
-def test_averages_are_those_of_all_tokens_at_once() -> None:
-    x = torch.randn(4, 7, 5, generator=torch.Generator().manual_seed(0))
-    sums = SiteSums(5, second=True)
-    for part in x.split(1):
-        sums.add(part)
-    found, flat = averages(sums.as_tensors()), x.reshape(-1, 5).double()
-    assert found["abs"].allclose(flat.abs().mean(0), rtol=1e-6)
-    assert found["rms"].allclose(flat.square().mean(0).sqrt(), rtol=1e-6)
-    assert found["mean"].allclose(flat.mean(0), rtol=1e-5, atol=1e-6)
-    assert found["second"].allclose(flat.T @ flat / 28, rtol=1e-5, atol=1e-6)
-    assert found["minitron"].allclose(x.double().abs().mean(1).square().sum(0).sqrt(), rtol=1e-6)
-
-
-def test_a_norm_that_keeps_no_number_is_seen_with_its_own() -> None:
-    from transformers.models.olmo.modeling_olmo import OlmoLayerNorm
-
-    # So small that the number decides.
-    small, norm = 1e-3 * torch.randn(3, 16, generator=torch.Generator().manual_seed(0)), OlmoLayerNorm(16)
-    assert torch.allclose(normalized(norm, small, "layer"), norm(small), rtol=1e-4)
-
-
-@pytest.mark.parametrize("size", [1, 511, 777])
-def test_second_moments_are_whole_though_half_of_them_is_computed(size: int) -> None:
-    sums, generator = SiteSums(size, second=True), torch.Generator().manual_seed(size)
-    total = torch.zeros(size, size, dtype=torch.float64)
-    for _ in range(3):
-        values = torch.randn(2, 5, size, generator=generator)
-        sums.add(values)
-        total += values.double().flatten(0, 1).T @ values.double().flatten(0, 1)
-        # What is asked for on the way, to be kept against a kill, changes nothing later.
-        found = sums.as_tensors()["second"]
-        assert torch.allclose(found, total, atol=1e-4)
-        assert torch.equal(found, found.T)
-
-
-def test_second_moments_may_see_fewer_tokens() -> None:
-    x = torch.randn(1, 8, 3, generator=torch.Generator().manual_seed(0))
-    sums = SiteSums(3, second=True)
-    sums.add(x, stride=2)
-    seen = x[0, ::2].double()
-    assert averages(sums.as_tensors())["second"].allclose(seen.T @ seen / 4, rtol=1e-5)
 
 
 @pytest.mark.parametrize("variant", [v for v in tiny.VARIANTS if v.name != "350m"], ids=str)
@@ -277,6 +233,8 @@ def test_images_are_read_by_an_image_model(tmp_path: Path) -> None:
         anysize.calibrate(tmp_path / "vit", pictures, tokens=5, column="imgae")
     with pytest.raises(InputError, match=r"would do nothing: '.*vit' reads images"):
         anysize.calibrate(tmp_path / "vit", pictures, tokens=5, tokenizer=str(tmp_path))
+    with pytest.raises(InputError, match=r"a sequence length of 1024 would do nothing: '.*vit' reads images"):
+        anysize.calibrate(tmp_path / "vit", pictures, tokens=5, sequence_length=1024)
     assert found.of("vit.embeddings.patch_embeddings.projection:out", "abs").shape == (24,)
     half = {"hidden_size": 16, "intermediate_size": 10, "num_attention_heads": 2}
     assert anysize.plan(tmp_path / "vit", calibration=found, preset="subcloning", **half).recipes
@@ -287,17 +245,17 @@ def test_images_are_read_by_an_image_model(tmp_path: Path) -> None:
     assert small(torch.zeros(1, 3, 12, 12)).logits.shape == (1, 7)
 
 
-@pytest.mark.parametrize(
-    ("options", "why"),
-    [({"device": "nonsense"}, "cannot be used"), ({"device": "nonsense", "low_memory": True}, "cannot be used"),
-     ({"device": "meta", "low_memory": True}, "leave the device 'meta' out")],
-)  # fmt: skip
-def test_a_device_that_would_do_nothing_is_refused(llama: Path, text: Path, options: dict[str, Any], why: str) -> None:
-    with pytest.raises(InputError, match=why):
-        anysize.calibrate(llama, text, sequence_length=64, tokens=64, **options)
-    model = load(llama, "LlamaForCausalLM")
-    with pytest.raises(InputError, match="the model is loaded already, on 'cpu'"):
-        anysize.calibrate(model, text, sequence_length=64, tokens=64, tokenizer=str(llama), device="meta")
+def test_pictures_of_channels_that_none_has_are_refused(tmp_path: Path) -> None:
+    variant = next(v for v in tiny.VARIANTS if v.family == "vit")
+    raw = {**tiny.config(variant), "num_channels": 4}
+    new_model("ViTForImageClassification", raw, torch.float32).save_pretrained(tmp_path / "vit")
+    Image.new("RGB", (8, 8)).save(tmp_path / "0.png")
+    import datasets
+
+    shown = {"bytes": (tmp_path / "0.png").read_bytes(), "path": "0.png"}
+    datasets.Dataset.from_list([{"image": shown}]).to_parquet(tmp_path / "images.parquet")
+    with pytest.raises(InputError, match=r"num_channels=4: images are read as grey \(1\) or as red, green and blue"):
+        anysize.calibrate(tmp_path / "vit", tmp_path / "images.parquet", tokens=1)
 
 
 def test_the_stride_keeps_second_moments_cheaper_than_the_model() -> None:
@@ -391,12 +349,13 @@ def test_a_model_that_was_trained_on_is_another_one(
         scores.require_model(Checkpoint(source))
 
 
-def test_scores_of_another_format_are_named(scores: Scores, tmp_path: Path) -> None:
+@pytest.mark.parametrize("written_as", [1, 3])
+def test_scores_of_another_format_are_named(scores: Scores, tmp_path: Path, written_as: int) -> None:
     path = tmp_path / "scores.safetensors"
     scores.save(path)
-    record = json.dumps(scores.record.model_dump() | {"format": 1})
+    record = json.dumps(scores.record.model_dump() | {"format": written_as})
     save_file(load_file(path), path, {"anysize": record})
-    with pytest.raises(CheckpointError, match="are of format 1, this version reads 3: calibrate again"):
+    with pytest.raises(CheckpointError, match=f"are of format {written_as}, this version reads 4: calibrate again"):
         Scores.load(path)
 
 

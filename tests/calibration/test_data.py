@@ -11,7 +11,7 @@ from pyarrow import Table, parquet
 
 from anysize.calibration.data import DataOptions, pieces, token_batches, tokenizer_of
 from anysize.errors import InputError
-from anysize.io.rows import rows
+from anysize.io.rows import documents, rows
 
 SHORT = DataOptions(sequence_length=8)
 
@@ -122,6 +122,46 @@ def test_a_row_without_the_text_column_is_named(tmp_path: Path) -> None:
 
     with pytest.raises(InputError, match=r"have a row without text in '(text|content)': it has (text|content)"):
         list(pieces(str(tmp_path), SHORT))
+
+
+def _with_nulls(folder: Path, first: dict[str, object], then: dict[str, object]) -> str:
+    """Many rows and one that comes last, in whatever order they are read."""
+    path = folder / "data.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in [first] * 40 + [then]), encoding="utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "column"),
+    [
+        ({"text": None, "title": "w3"}, {"text": "w4", "title": "w5"}, ""),
+        ({"text": None}, {"text": "w4"}, ""),
+        ({"story": None, "n": 1}, {"story": "w4", "n": 2}, ""),
+        ({"text": None}, {"text": "w4"}, "text"),
+        ({"story": None, "title": "w3"}, {"story": "w4", "title": "w5"}, "story"),
+    ],
+    ids=["text beside another", "text alone", "the only text", "text by name", "another by name"],
+)
+def test_a_null_in_the_first_row_does_not_take_the_text_away(
+    tmp_path: Path, first: dict[str, object], then: dict[str, object], column: str
+) -> None:
+    data = _with_nulls(tmp_path, first, then)
+    assert "".join(text for text, _ in pieces(data, DataOptions(sequence_length=8, column=column))) == "w4"
+    for ordered in (False, True):
+        assert sorted(documents(data, column, ordered=ordered)) == [""] * 40 + ["w4"]
+
+
+def test_a_null_is_no_reason_to_take_another_column(tmp_path: Path) -> None:
+    data = _with_nulls(tmp_path, {"story": None, "title": "w3"}, {"story": "w4", "title": "w5"})
+    for read in (lambda: list(pieces(data, SHORT)), lambda: list(documents(data))):
+        with pytest.raises(InputError, match="have no text column: they have columns story; title; name one with --co"):
+            read()
+
+
+def test_data_without_any_text_are_refused_though_a_null_may_be_one(tmp_path: Path) -> None:
+    data = _with_nulls(tmp_path, {"story": None, "n": 1}, {"story": None, "n": 1})
+    with pytest.raises(InputError, match="have no text column: they have columns story; n"):
+        list(pieces(data, SHORT))
 
 
 @pytest.mark.parametrize(

@@ -184,6 +184,20 @@ def test_what_is_no_scale_is_refused(llama: Path, cli: Run, scale: str) -> None:
     assert ran.err.endswith(": wanted a number above 0\n")
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "why"),
+    [("--scale", "1e308", "scale 1e+308: wanted a number below 2^24, as sizes are"),
+     ("--num-params", "1e305K", "wanted at most 162,940,321,792, 2^23 times what the source has"),
+     ("--num-params", "9" * 400, "wanted at most 162,940,321,792, 2^23 times what the source has")],
+    ids=["scale", "a float", "an integer"],
+)  # fmt: skip
+def test_what_is_too_large_to_multiply_is_refused(llama: Path, cli: Run, option: str, value: str, why: str) -> None:
+    ran = cli("plan", llama, option, value)
+    assert ran.code == 2
+    assert ran.err.startswith("anysize: ")
+    assert ran.err.endswith(f"{why}\n")
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("preset", ["hypercloning", "hypercloning-noisy", "split", "fresh"])
 def test_weights_that_are_not_finite_go_where_the_source_has_them_if_allowed(

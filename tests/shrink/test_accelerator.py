@@ -19,7 +19,7 @@ import anysize.sequential
 from anysize.calibration import replay
 from anysize.calibration.scores import Scores
 from anysize.dense import Fitted
-from anysize.devices import chosen_device, device_with
+from anysize.devices import chosen_device, device_for_algebra, device_with
 from anysize.directions import directions
 from anysize.fit import least_squares
 from anysize.io.reader import Checkpoint
@@ -116,9 +116,29 @@ def test_matrices_are_solved_on_the_accelerator_and_come_back(monkeypatch: pytes
 
 def test_without_room_it_is_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("anysize.devices.chosen_device", lambda _wanted: AWAY)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (199, 1 << 40))
+    for name, value in (("mem_get_info", (199, 1 << 40)), ("memory_reserved", 0), ("memory_allocated", 0)):
+        monkeypatch.setattr(torch.cuda, name, lambda _device, value=value: value)
     assert device_with(100).type == "cpu"
     assert device_with(99) == AWAY
+    # What is known needs no room to spare.
+    assert device_with(49, known=101) == AWAY
+    assert device_with(49, known=102).type == "cpu"
+
+
+def test_what_torch_holds_and_no_tensor_does_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("anysize.devices.chosen_device", lambda _wanted: AWAY)
+    for name, value in (("mem_get_info", (40, 1 << 40)), ("memory_reserved", 300), ("memory_allocated", 140)):
+        monkeypatch.setattr(torch.cuda, name, lambda _device, value=value: value)
+    assert device_with(100) == AWAY
+    assert device_with(101).type == "cpu"
+
+
+def test_algebra_needs_room_for_six_matrices_in_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("anysize.devices.chosen_device", lambda _wanted: AWAY)
+    for matrices, there in ((6, AWAY.type), (5.99, "cpu")):
+        free = int(matrices * 8 * 14_336**2)
+        monkeypatch.setattr("anysize.devices._free_bytes", lambda _device, free=free: free)
+        assert device_for_algebra(14_336).type == there
 
 
 def test_without_an_accelerator_it_is_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Generator, Iterable
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from anysize.dense import DenseMaps
 from anysize.errors import CheckpointError, SizeError
 from anysize.io.reader import Checkpoint
 from anysize.recipe import Plan
+from anysize.sequential import most_items, working_bytes
 from anysize.stored import ScratchArrays
 from anysize.tensors import Expected
 
@@ -30,8 +32,8 @@ GAP: dict[str, Any] = {"hidden_size": 28, "num_hidden_layers": 1, "layers": "1"}
 class Whole(Layers):
     """All layers in memory all of the time, and run as the model runs them to see how it calls them."""
 
-    def __init__(self, config: SourceConfig, read: Read) -> None:
-        super().__init__(config, read)
+    def __init__(self, config: SourceConfig, read: Read, device: torch.device) -> None:
+        super().__init__(config, read, device)
         self.whole = ExitStack()
         self.whole.enter_context(super().holding(self.expected.values()))
 
@@ -182,6 +184,28 @@ def test_where_not_even_a_layer_fits_the_plan_says_so(
     assert f"readers are least-squares, not sequential: {why}" in anysize.plan(llama, calibration=scores, **HALF).notes
     with pytest.raises(SizeError, match=why):
         anysize.plan(llama, calibration=scores, readers="sequential", **HALF)
+
+
+def test_a_batch_at_work_is_among_what_has_to_fit(llama: Path, scores: Scores, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = understand(Checkpoint(llama).config)
+    target = understand({**config.raw, "hidden_size": 16, "intermediate_size": 24})
+
+    def needed(**changes: int) -> int:
+        return working_bytes(config, target, scores.record.model_copy(update=changes))
+
+    # Gate, up and product of both models in single precision; rows of the widest site twice, in double precision.
+    a_token = 4 * 3 * (48 + 24) + 8 * 2 * 48
+    assert needed(batch_size=8) - needed(batch_size=0) == 8 * 64 * a_token
+    assert needed(batch_size=2, sequence_length=100) - needed(batch_size=0) == 200 * a_token
+    # No batch is larger than all that is read.
+    assert needed(batch_size=10**9) - needed(batch_size=0) == most_items(config) * a_token
+    free = needed(batch_size=0) + needed(batch_size=256)
+    monkeypatch.setattr("anysize.cutting.free_bytes", lambda: free)
+    monkeypatch.setattr("anysize.sequential.refit", lambda _plan, _tensors, fit, _progress: fit.made)
+    for batch_size, readers in ((8, "sequential"), (512, "least-squares")):
+        record = scores.record.model_copy(update={"batch_size": batch_size})
+        sizes = {"hidden_size": 16, "intermediate_size": 24}
+        assert anysize.plan(llama, calibration=replace(scores, record=record), **sizes).options.readers == readers
 
 
 def test_scratch_keeps_what_it_was_for_whoever_holds_it() -> None:

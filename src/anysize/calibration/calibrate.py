@@ -17,12 +17,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from anysize.calibration.data import DataOptions, batches, located, sampled, tokenizer_place
+from anysize.calibration.data import DataOptions, batches, located, places, sampled, tokenizer_place
 from anysize.calibration.run import Collector
 from anysize.calibration.scores import Record, Scores, check_output, model_sha256
 from anysize.calibration.statistics import COUNT, BlockSums, SiteSums, averages, block_averages
 from anysize.config import SourceConfig, understand
-from anysize.devices import chosen_device
+from anysize.devices import chosen_device, device_with
 from anysize.errors import AnysizeError, InputError, OutputError
 from anysize.io.reader import Checkpoint, TensorSource
 from anysize.memory import fits_in_memory, free_bytes
@@ -197,6 +197,10 @@ def collect(
     images = config.architecture.modality == "image"
     if images and tokenizer:
         raise InputError(f"the tokenizer '{tokenizer}' would do nothing: '{tensors.location}' reads images")
+    if images and options.data.sequence_length != DataOptions().sequence_length:
+        raise InputError(
+            f"a sequence length of {options.data.sequence_length} would do nothing: '{tensors.location}' reads images"
+        )
     data, tokenizer = located(data), located(tokenizer)
     where = tokenizer_place(tensors, tokenizer)
     data_hash, every = sampled(batches(data, config, where, options.data), options.data.tokens)
@@ -260,13 +264,29 @@ def mode_kept(tensors: TensorSource) -> Generator[None]:
             module.training = True
 
 
-def loaded_source(tensors: TensorSource, options: CalibrationOptions, scratch: str) -> PreTrainedModel:
-    """Return the source as a stock model in float32: in memory, or with its weights on disk for `low_memory`."""
-    from anysize.io.models import LoadedModel, build_model  # noqa: PLC0415
-    from anysize.proof.parity import load  # noqa: PLC0415
+def _batch_bytes(config: SourceConfig, options: CalibrationOptions, *, logits: bool) -> int:
+    """Return about how many bytes one batch takes beside the weights, in single precision.
+
+    They are the residual stream before and after every layer, a layer at work, one second moment and, where the head
+    runs, logits with their probabilities.
+    """
+    sizes = config.sizes
+    widest = max(sizes["hidden"], sizes["ffn"], sizes["kv"] * sizes["group"] * sizes["head"])
+    rows = options.data.batch_size * places(config, options.data.sequence_length)
+    a_row = (sizes["layer"] + 1) * sizes["hidden"] + 4 * widest + (3 * sizes.get("vocab", 0) if logits else 0)
+    return 4 * (rows * a_row + widest**2)
+
+
+def running_place(
+    tensors: TensorSource, options: CalibrationOptions, *, logits: bool = False
+) -> tuple[torch.device, bool]:
+    """Return where a source runs, and whether its weights stay on disk meanwhile.
+
+    logits: the head runs as well. Raises InputError where it cannot run on the device that is named.
+    """
+    from anysize.io.models import LoadedModel  # noqa: PLC0415
 
     config = understand(tensors.config)
-    check_source(config, tensors)
     device = chosen_device(options.device)
     if options.low_memory and options.device not in ("auto", "cpu"):
         raise InputError(f"low_memory runs the model from disk, on the CPU: leave the device '{device}' out")
@@ -275,21 +295,51 @@ def loaded_source(tensors: TensorSource, options: CalibrationOptions, scratch: s
         other = device.type != there.type or device.index not in (None, there.index)
         if options.device != "auto" and other:
             raise InputError(f"the device is '{device}', and the model is loaded already, on '{tensors.model.device}'")
-        return tensors.model.eval()
+        return there, False
+    weights = 4 * num_parameters(config)
+    if options.device == "auto":
+        device = device_with(_batch_bytes(config, options, logits=logits), known=weights)
     if not isinstance(tensors, Checkpoint):
-        found = {name: tensors.read(name) for name in tensors.tensors}
-        made: Any = build_model(config.model_class, tensors.config, found, torch.float32)
-        return made.to(device)
+        return device, False
     # What goes on to an accelerator has to pass through this memory, but does not stay there.
-    passes = device.type != "cpu" and 4 * num_parameters(config) <= free_bytes()
+    passes = device.type != "cpu" and weights <= free_bytes()
     low = options.low_memory or not (passes or fits_in_memory(num_parameters(config)))
     if low and device.type != "cpu" and options.device != "auto":
         raise InputError(
             f"'{tensors.location}' does not fit into free memory on its way to '{device}': free some, or leave the "
             "device out, and it runs from disk"
         )
-    model: Any = load(tensors.folder, config.model_class, scratch=scratch if low else None)
-    return model if low else model.to(device)
+    return torch.device("cpu") if low else device, low
+
+
+def loaded_source(
+    tensors: TensorSource, options: CalibrationOptions, scratch: str, *, logits: bool = False
+) -> PreTrainedModel:
+    """Return the source as a stock model in float32, where `running_place` says: weights left on disk lie in `scratch`.
+
+    Raises InputError where it does not fit there.
+    """
+    from anysize.io.models import LoadedModel, build_model  # noqa: PLC0415
+    from anysize.proof.parity import load  # noqa: PLC0415
+
+    config = understand(tensors.config)
+    check_source(config, tensors)
+    device, on_disk = running_place(tensors, options, logits=logits)
+    if isinstance(tensors, LoadedModel):
+        return tensors.model.eval()
+    model: Any
+    if isinstance(tensors, Checkpoint):
+        model = load(tensors.folder, config.model_class, scratch=scratch if on_disk else None)
+    else:
+        found = {name: tensors.read(name) for name in tensors.tensors}
+        model = build_model(config.model_class, tensors.config, found, torch.float32)
+    try:
+        return model if on_disk else model.to(device)
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            f"'{tensors.location}' takes {4e-9 * num_parameters(config):.1f} GB in single precision, more than is free "
+            f"on '{device}': free some, or leave the device out, and it runs where there is room"
+        ) from error
 
 
 def calibrated(
@@ -315,7 +365,7 @@ def calibrated(
 
         require_loss(understand(tensors.config), options.data.sequence_length)
     with tempfile.TemporaryDirectory() as scratch, mode_kept(tensors):
-        model = loaded_source(tensors, options, scratch)
+        model = loaded_source(tensors, options, scratch, logits=options.leave_one_out)
         scores = collect(tensors, model, data, tokenizer, options, keep_at=place, progress=progress)
     with _removed_on_refusal(place):
         if output is not None and rank == 0:

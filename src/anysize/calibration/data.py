@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from anysize.calibration.scores import Record
 
 __all__ = ["Batch", "DataOptions", "batches", "batches_again", "documents", "image_batches", "located", "pieces",
-           "sampled", "token_batches", "tokenizer_of", "tokenizer_place"]  # fmt: skip
+           "places", "sampled", "token_batches", "tokenizer_of", "tokenizer_place"]  # fmt: skip
 
 Batch = dict[str, torch.Tensor]
 _LONGEST = 1 << 16
@@ -66,10 +66,9 @@ def pieces(data: str, options: DataOptions) -> Iterator[tuple[str, bool]]:
     Raises InputError where there are no data, or no text in a row. All of the data come, once, where a reader goes on.
     """
     size = max(_SHORTEST, options.sequence_length * _SEQUENCES_A_PIECE * _CHARACTERS_A_TOKEN)
-    first = next(rows(data), None)
-    if first is None:
+    column, _ = text_column(rows(data), options.column, data)
+    if not column:
         raise InputError(f"the data '{data}' are empty")
-    column = text_column(first, options.column, data)
     for turn in range(_LONGEST // size + 2):
         for number, (text, last) in enumerate(_long_rows_split(rows(data), column, data)):
             places = cuts(text, size)
@@ -150,6 +149,13 @@ def batches(data: str, config: SourceConfig, source: str, options: DataOptions) 
     if config.architecture.modality == "image":
         return image_batches(data, config.full["image_size"], config.full["num_channels"], options)
     return token_batches(data, tokenizer_of(source), config.sizes["vocab"], options)
+
+
+def places(config: SourceConfig, sequence_length: int) -> int:
+    """Return how many tokens a sequence has; of an image its patches, and the place of its class."""
+    if config.architecture.modality == "image":
+        return 1 + (config.full["image_size"] // config.full["patch_size"]) ** 2
+    return sequence_length
 
 
 def located(place: str) -> str:

@@ -19,12 +19,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from anysize import __version__
-from anysize.calibration.calibrate import CalibrationOptions, loaded_source, mode_kept
-from anysize.calibration.data import Batch, batches_again
+from anysize.calibration.calibrate import CalibrationOptions, loaded_source, mode_kept, running_place
+from anysize.calibration.data import Batch, DataOptions, batches_again
 from anysize.calibration.divergence import Divergence
 from anysize.calibration.ledger import Candidate, Ledger
 from anysize.config import SourceConfig, understand
-from anysize.devices import chosen_device
 from anysize.errors import SizeError
 from anysize.io.cache import cache_folder
 from anysize.layers import CUT, SCORED, layer_plan
@@ -223,10 +222,12 @@ def searched(
     source_size, budget = config.sizes["layer"], options.search_tokens
     named = _named(source_size, target_size, scores)
     batches = _batches(tensors, config, scores)
-    told = [source_size, target_size, options.seed, budget, str(chosen_device("auto")), sorted(named.values())]
+    data = DataOptions(sequence_length=scores.record.sequence_length, batch_size=scores.record.batch_size)
+    how = CalibrationOptions(data, low_memory=low_memory)
+    device, _ = running_place(tensors, how, logits=True)
+    told = [source_size, target_size, options.seed, budget, str(device), sorted(named.values())]
     with tempfile.TemporaryDirectory() as scratch, mode_kept(tensors):
-        how = CalibrationOptions(low_memory=low_memory)
-        divergence = Divergence(lambda: loaded_source(tensors, how, scratch), config, batches)
+        divergence = Divergence(lambda: loaded_source(tensors, how, scratch, logits=True), config, batches)
         place = cache_folder() / "search" / f"{_fingerprint(scores, batches, told)}.jsonl"
         counts = [_tokens(batch, config) for batch in batches]
         ledger = Ledger(divergence.of, counts, place, lambda spent: progress("search", spent, search.total_tokens))

@@ -67,7 +67,8 @@ class Collector:
         # What a norm of the stream gives follows from the stream's own moments and the gain.
         return site.is_norm or str(site.dim) != "norm(hidden)"
 
-    def _see(self, site: Site, values: torch.Tensor) -> None:
+    def _see(self, site: Site, values: torch.Tensor, *, routed: bool = False) -> None:
+        """Add what a site saw of a batch: all of its tokens, or with `routed` those that came to one expert."""
         if site.side in ("in", "out"):
             last = self._last.get(site.side)
             if last is not None and _place(last[0]) == _place(values):
@@ -76,6 +77,9 @@ class Collector:
             self._last[site.side] = values, site.name
         if site.side == "in" and (seen := self._normed.pop(_place(values), None)) is not None:
             self.feeds[site.name] = seen[1]
+        if values.dim() == 2 and not routed:
+            # Some modules see the tokens of all sequences as if they were one (routers, the feed-forward of OPT).
+            values = values.unflatten(0, (self._sequences, -1))
         self._sums_of(site, values.shape[-1]).add(values, self.stride)
 
     def _sums_of(self, site: Site, size: int) -> SiteSums:
@@ -95,7 +99,7 @@ class Collector:
             self._see(site, out.flatten(2).transpose(1, 2) if out.dim() == 4 else out)
 
         def routed(_m: torch.nn.Module, _args: Any, out: Any) -> None:
-            self._see(site, routing_weights(out).unflatten(0, (self._sequences, -1)))
+            self._see(site, routing_weights(out))
 
         def normed(m: torch.nn.Module, args: Any, out: Any) -> None:
             self._see_norm(site, m, args[0], out, kind)
@@ -136,7 +140,11 @@ class Collector:
                 handles.append(self._hook(site, module, kind))
         for layer, path in enumerate(layer_paths(self.config, paths)):
             handles.append(self._hook_layer(layer, self.model.get_submodule(path)))
-        inside = watched(self.model, lambda m, expert, x: self._see(inner[m, expert], x)) if inner else nullcontext()
+
+        def came(module: torch.nn.Module, expert: int, values: torch.Tensor) -> None:
+            self._see(inner[module, expert], values, routed=True)
+
+        inside = watched(self.model, came) if inner else nullcontext()
         try:
             with inside:
                 yield

@@ -14,15 +14,18 @@ def calibrate(
     source: o.Source,
     data: Annotated[
         str,
-        typer.Argument(help="A text file, a folder, parquet or jsonl, or a Hub data set; images for an image model."),
+        typer.Argument(
+            help="A text file, a folder, parquet or jsonl, or a Hub data set; for an image model parquet or a Hub data "
+            "set with an image column."
+        ),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="The scores file to write.")] = Path(
         "scores.safetensors"
     ),
     tokens: Annotated[int, typer.Option(min=1, help="At most so many tokens (images for an image model).")] = 131_072,
-    sequence_length: Annotated[int, typer.Option(min=1, help="Tokens of one sequence.")] = 256,
-    batch_size: Annotated[int, typer.Option(min=1, help="Sequences of one batch.")] = 8,
-    column: Annotated[str, typer.Option(help="The text column, where there are several.")] = "",
+    sequence_length: Annotated[int, typer.Option(min=1, help="Tokens of one sequence; images have none.")] = 256,
+    batch_size: Annotated[int, typer.Option(min=1, help="Sequences (or images) of one batch.")] = 8,
+    column: Annotated[str, typer.Option(help="The column of the text or of the images, where there are several.")] = "",
     second_moments: Annotated[
         bool, typer.Option(help="Collect what least-squares readers and principal directions need.")
     ] = True,

@@ -119,7 +119,8 @@ LowMemory = Annotated[
     bool,
     typer.Option(
         "--low-memory",
-        help="Leave weights, scores and what is fitted on disk, whatever fits into memory; the result is the same.",
+        help="Leave weights, scores and what is fitted on disk, whatever fits into memory; on the CPU the result is "
+        "the same.",
     ),
 ]
 VerifyName = Annotated[

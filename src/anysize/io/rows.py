@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 _TEXT = {".txt": "text", ".md": "text", ".py": "text", ".parquet": "parquet", ".jsonl": "json", ".json": "json"}
 _PREFERRED = ("text", "content")
+# Where values are null, which column holds the text is told by the next rows, by so many at most.
+_UNTOLD = 64
 # Rows are shuffled within a window of so many, in which long documents count as several rows.
 _WINDOW = 1000
 _NEAR = 256
@@ -29,6 +31,8 @@ _NEAR = 256
 _WINDOW_CHARACTERS, _FILE_CHARACTERS = 1 << 28, 1 << 26
 # Groups of rows of a parquet file that are read in turns, and what they may take together, uncompressed.
 _MOST_GROUPS, _GROUP_BYTES = 64, 1 << 28
+# How many channels a picture may have, and how it is decoded.
+_MODES = {1: "L", 3: "RGB"}
 
 
 def rows(data: str, *, ordered: bool = False, split: str = "train") -> Iterator[Row]:
@@ -161,16 +165,36 @@ def _is_picture(value: object) -> bool:
     return isinstance(value, dict | bytes) or hasattr(value, "convert")
 
 
-def text_column(row: Row, wanted: str, data: str) -> str:
-    """Return the column that holds the text: the one wanted, `text`, `content`, or the only one. Raises InputError."""
+def text_column(read: Iterator[Row], wanted: str, data: str) -> tuple[str, Iterator[Row]]:
+    """Return the column that holds the text, and all rows, those that were looked at included.
+
+    It is the one wanted, `text`, `content`, or the only one; "" where there is no row. Raises InputError.
+    """
+    seen: list[Row] = []
+    known: Row = {}
+    for row in itertools.islice(read, _UNTOLD):
+        seen.append(row)
+        # A null does not say what its column holds: the first value does.
+        known = row | {name: value for name, value in known.items() if value is not None}
+        if _named_text(row, wanted) or all(value is not None for value in known.values()):
+            break
+    return _text_column(known, wanted, data) if seen else "", itertools.chain(seen, read)
+
+
+def _named_text(row: Row, wanted: str) -> str:
+    """Return the column that holds the text by its name: the one wanted, else one preferred; "" where there is none."""
+    may_be = (name for name in ([wanted] if wanted else _PREFERRED) if name in row)
+    return next((name for name in may_be if row[name] is None or isinstance(row[name], str)), "")
+
+
+def _text_column(row: Row, wanted: str, data: str) -> str:
+    if named := _named_text(row, wanted):
+        return named
     texts = [name for name, value in row.items() if isinstance(value, str)]
     if wanted:
-        if wanted not in texts:
-            raise InputError(f"the data '{data}' have no text column '{wanted}': they have {joined(texts) or 'none'}")
-        return wanted
-    for name in (*_PREFERRED, *(texts if len(texts) == 1 else ())):
-        if name in texts:
-            return name
+        raise InputError(f"the data '{data}' have no text column '{wanted}': they have {joined(texts) or 'none'}")
+    if len(texts) == 1:
+        return texts[0]
     images = [name for name, value in row.items() if _is_picture(value)]
     kind = f"images ({joined(images)}), and this model reads text" if images else f"columns {joined(row)}"
     raise InputError(f"the data '{data}' have no text column: they have {kind}; name one with --column")
@@ -178,9 +202,8 @@ def text_column(row: Row, wanted: str, data: str) -> str:
 
 def documents(data: str, column: str = "", *, ordered: bool = False, split: str = "train") -> Iterator[str]:
     """Yield the texts of a file, folder or Hub data set, one after the other; raise InputError where there is none."""
-    found = ""
-    for row in rows(data, ordered=ordered, split=split):
-        found = found or text_column(row, column, data)
+    found, read = text_column(rows(data, ordered=ordered, split=split), column, data)
+    for row in read:
         yield text_of(row, found, data)
 
 
@@ -205,11 +228,16 @@ def cuts(text: str, size: int) -> list[int]:
 def picture(row: Row, data: str, image_size: int, num_channels: int, column: str = "") -> torch.Tensor:
     """Return a row's picture as float32 [channels, size, size] in -1..1, resized where it is of another size.
 
-    Raises InputError where the row holds none, or one that cannot be decoded.
+    Raises InputError where the row holds none, or one that cannot be decoded, or for channels that no picture has.
     """
     import torch  # noqa: PLC0415
     from PIL import Image, UnidentifiedImageError  # noqa: PLC0415
 
+    if num_channels not in _MODES:
+        raise InputError(
+            f"num_channels={num_channels}: images are read as grey (1) or as red, green and blue (3), so a model of "
+            f"{num_channels} channels cannot read those of '{data}'"
+        )
     if column and column not in row:
         raise InputError(f"the data '{data}' have no column '{column}': they have {joined(row)}")
     value = row[column] if column else next((v for v in row.values() if _is_picture(v)), None)
@@ -218,7 +246,7 @@ def picture(row: Row, data: str, image_size: int, num_channels: int, column: str
         raise InputError(f"the data '{data}' hold no images, and this model reads images: columns {joined(row)}")
     try:
         image = Image.open(io.BytesIO(raw)) if isinstance(raw, bytes) else raw
-        image = image.convert("L" if num_channels == 1 else "RGB").resize((image_size, image_size))
+        image = image.convert(_MODES[num_channels]).resize((image_size, image_size))
     except (UnidentifiedImageError, OSError, ValueError) as error:
         raise InputError(f"the data '{data}' hold an image that cannot be decoded: {error}") from error
     pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).float() / 127.5 - 1
