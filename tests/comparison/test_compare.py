@@ -339,6 +339,13 @@ def test_what_else_starts_are_made_of_may_not_change(
         carried_out(config)
 
 
+@pytest.mark.usefixtures("_no_processes")
+def test_a_schedule_that_follows_what_is_measured_can_be_had(llama: Path, story: Path, tmp_path: Path) -> None:
+    arms = {"random": {"random": True, "training": {"lr_scheduler_type": "reduce_lr_on_plateau"}}}
+    found = carried_out(config_of(llama, story, tmp_path / "out", arms=arms, seeds=[0], learning_rates=[1e-3]))
+    assert [row.arm for row in found.rows] == ["random"]
+
+
 def test_the_schedule_of_a_trial_is_that_of_the_run_in_small(llama: Path, story: Path, tmp_path: Path) -> None:
     training = {
         "max_steps": 80, "warmup_steps": 8, "lr_scheduler_type": "warmup_stable_decay",

@@ -24,16 +24,15 @@ from tests.training.test_run import story as story
     ("agree", "drafted", "wanted"),
     [
         # (checks, tokens proposed, taken, given)
-        ("11111111", 3, (2, 6, 6, 8)),
-        ("00000000", 3, (8, 24, 0, 8)),
-        ("10101010", 3, (4, 12, 4, 8)),
-        ("11101110", 3, (2, 6, 6, 8)),
-        ("11101110", 1, (4, 4, 4, 8)),
-        # The text ends inside the last check, which is left out, or inside the only one.
-        ("1" * 20, 5, (3, 15, 15, 18)),
-        ("1011", 5, (1, 5, 1, 2)),
-        ("111", 3, (1, 3, 3, 3)),
-        ("11", 5, (1, 2, 2, 2)),
+        ("11111111" + "111", 3, (2, 6, 6, 8)),
+        ("00000000" + "000", 3, (8, 24, 0, 8)),
+        ("10101010" + "101", 3, (4, 12, 4, 8)),
+        ("11101110" + "111", 3, (2, 6, 6, 8)),
+        ("11101110" + "1", 1, (4, 4, 4, 8)),
+        # The last check goes on past the text, as far as what is proposed.
+        ("1" * 20 + "11111", 5, (4, 20, 20, 24)),
+        ("1" * 20 + "00000", 5, (4, 20, 17, 21)),
+        ("1" + "01111", 5, (1, 5, 1, 2)),
     ],
 )
 def test_a_check_takes_what_agrees_and_gives_one_more(agree: str, drafted: int, wanted: tuple[int, ...]) -> None:
@@ -46,7 +45,7 @@ def test_a_source_is_its_own_perfect_draft_and_another_model_is_not(llama: Path,
     source, twin = (load(str(llama), torch.float32) for _ in range(2))
     other = load(str(new_llama(tmp_path / "other", seed=7)), torch.float32)
     prompts = torch.arange(3, 33).reshape(3, 10)
-    # 20 tokens: three checks of six, and one that they cut short.
+    # 20 tokens: three checks of six, and one that goes on past them.
     perfect = measure_drafting(source, twin, prompts, new_tokens=20, num_drafted=5)
     assert (perfect.acceptance_rate, perfect.agreement, perfect.tokens_a_check) == (1.0, 1.0, 6.0)
     assert perfect.same_text

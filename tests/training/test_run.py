@@ -319,6 +319,7 @@ def test_a_plan_is_applied_on_the_fly_and_its_source_teaches(
         ({"model": "nowhere/at/all"}, "nowhere/at/all"),
         ({"training": {"lr_scheduler_type": "cosin"}}, "transformers refuses training"),
         ({"training": {"lr_scheduler_kwargs": {"min_lr_ratio": 0.1}}}, "cannot make the optimizer or the schedule"),
+        ({"training": {"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"lr_end": 0.5}}}, "cannot make the"),
         ({"training": {"optim": "adamw_8bit"}}, "cannot make the optimizer or the schedule"),
         ({"training": {"label_smoothing_factor": 0.1}}, "smoothed ones are others"),
     ],

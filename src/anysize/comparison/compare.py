@@ -142,10 +142,14 @@ class Comparison:
         """Refuse arguments that no run could have, and optimizers that are to go on with what no source has left."""
         for name, arm in self.config.arms.items():
             given = with_defaults(self.config.training_of(name))
-            args = training_arguments({**given, **fixed_arguments("")}, f"arm {name}")
-            require_buildable(args, f"arm {name}")
+            given |= {**fixed_arguments(""), "eval_strategy": "steps", "eval_steps": 1}
+            made = [
+                training_arguments({**given, "learning_rate": r}, f"arm {name}") for r in self.config.rates_of(name)
+            ]
+            for args in made:
+                require_buildable(args, f"arm {name}")
             if arm.recipe.optimizer_state == "carried":
-                require_state(Path(folder_of(open_checkpoint(arm.source or self.config.source))), args, arm.recipe)
+                require_state(Path(folder_of(open_checkpoint(arm.source or self.config.source))), made[0], arm.recipe)
 
     def _target(self) -> SourceConfig:
         """Return the config that all arms have: that of a plan which needs no data."""

@@ -66,20 +66,15 @@ def checks_of(source: torch.Tensor, draft: torch.Tensor, num_drafted: int) -> Ch
     """Return the checks that give a text; both: int64 [tokens], the source's and the draft's choices.
 
     A check takes the proposals up to the first that is refused, and gives one token of the source's own beside them.
-    The last is left out where the text ends inside it: what it would have taken is not known. A text that ends inside
-    its first has that one alone.
+    Counted are those that begin before the last `num_drafted` tokens: what comes of them is known to their ends.
     """
     agree = (source == draft).tolist()
     count = taken = place = 0
-    while place < len(agree):
+    while place < len(agree) - num_drafted:
         run = 0
-        while run < num_drafted and place + run < len(agree) and agree[place + run]:
+        while run < num_drafted and agree[place + run]:
             run += 1
-        if place + run == len(agree):
-            break
         count, taken, place = count + 1, taken + run, place + run + 1
-    if not count:
-        return Checks(1, len(agree), len(agree), len(agree))
     return Checks(count, count * num_drafted, taken, count + taken)
 
 
@@ -149,8 +144,10 @@ def measure_drafting(
     alone, together = list[float](), list[float]()
     same = True
     with _plainly(*models, num_drafted):
-        written = _written(models[0], prompts, new_tokens)
-        choices = _choices(models[1], prompts, written, [ends] if isinstance(ends, int) else list(ends or ()))
+        # Longer than what is timed: checks at its end are followed to theirs, as to leave them out favours short ones.
+        longer = _written(models[0], prompts, new_tokens + num_drafted)
+        written = longer[:, :new_tokens]
+        choices = _choices(models[1], prompts, longer, [ends] if isinstance(ends, int) else list(ends or ()))
         for _ in range(_ROUNDS):
             begin = time.perf_counter()
             _written(models[0], prompts, new_tokens)
@@ -159,12 +156,12 @@ def measure_drafting(
             pair = _written(models[0], prompts, new_tokens, models[1])
             together.append(time.perf_counter() - begin)
             same = same and torch.equal(pair, written)
-    found = [checks_of(own, other, num_drafted) for own, other in zip(written, choices, strict=True)]
+    found = [checks_of(own, other, num_drafted) for own, other in zip(longer, choices, strict=True)]
     count, proposed, taken, given = (sum(amounts) for amounts in zip(*found, strict=True))
     return Drafting(
         num_prompts=len(prompts), num_tokens=written.numel(), num_drafted=num_drafted, acceptance_rate=taken / proposed,
-        agreement=float((choices == written).double().mean()), tokens_a_check=given / count, source_s=median(alone),
-        pair_s=median(together), speedup=median(alone) / median(together), same_text=same,
+        agreement=float((choices[:, :new_tokens] == written).double().mean()), tokens_a_check=given / count,
+        source_s=median(alone), pair_s=median(together), speedup=median(alone) / median(together), same_text=same,
     )  # fmt: skip
 
 

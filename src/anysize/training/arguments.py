@@ -15,6 +15,8 @@ DEFAULTS: dict[str, Any] = {
     "max_grad_norm": 1.0, "logging_steps": 10, "logging_nan_inf_filter": False, "report_to": "none",
     "save_steps": 500, "ddp_find_unused_parameters": False, "save_total_limit": 2, "seed": 0,
 }  # fmt: skip
+# Schedules that follow what is measured.
+_BY_METRIC = ("reduce_lr_on_plateau", "greedy")
 # What the config says elsewhere, or what would contradict it.
 _OURS = {
     "output_dir": "output", "resume_from_checkpoint": "the same command, which resumes by itself",
@@ -44,7 +46,7 @@ def with_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
     other = given.get("lr_scheduler_type", DEFAULTS["lr_scheduler_type"]) != DEFAULTS["lr_scheduler_type"]
     if other and "lr_scheduler_kwargs" not in given:
         del made["lr_scheduler_kwargs"]
-    if given.get("load_best_model_at_end"):
+    if given.get("load_best_model_at_end") or given.get("lr_scheduler_type") in _BY_METRIC:
         # Held-out data have names here, and metrics have theirs in front.
         made.setdefault("metric_for_best_model", "validation_loss")
     return made
@@ -66,7 +68,8 @@ def require_buildable(args: Any, origin: str) -> None:
     import torch  # noqa: PLC0415
     from transformers import Trainer, get_scheduler  # noqa: PLC0415
 
-    stand_in = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    # With the rate that is asked for: some schedules end at one that has to be below it.
+    stand_in = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=args.learning_rate)
     try:
         Trainer.get_optimizer_cls_and_kwargs(args)
         get_scheduler(args.lr_scheduler_type, stand_in, 1, 10, args.lr_scheduler_kwargs)

@@ -33,9 +33,10 @@ def make_draft(
         raise InputError(f"the source reads {understood.architecture.modality}s: only text is drafted")
     length = config.data.sequence_length // 2
     positions = understood.full.get("max_position_embeddings") or understood.full.get("n_positions")
-    if isinstance(positions, int) and length + new_tokens > positions:
+    if isinstance(positions, int) and length + new_tokens + num_drafted > positions:
         raise InputError(
-            f"{length} tokens of prompt and {new_tokens} new ones: the source has positions for {positions}"
+            f"{length} tokens of prompt, {new_tokens} new ones and {num_drafted} drafted: the source has positions for "
+            f"{positions}"
         )
     record = train(config, command=command, origin="anysize draft", progress=progress)
     # Here and not in the config: what is measured while training stays as it is, however many prompts are asked for.
