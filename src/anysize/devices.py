@@ -7,7 +7,7 @@ import torch
 from anysize.errors import InputError
 from anysize.processes import local_rank
 
-_CPU = torch.device("cpu")
+CPU = torch.device("cpu")
 
 
 def chosen_device(wanted: str) -> torch.device:
@@ -35,7 +35,7 @@ def device_with(num_bytes: int, *, known: int = 0) -> torch.device:
     num_bytes: an estimate, so that twice as many have to be free. known: what is needed beside them, exactly.
     """
     device = chosen_device("auto")
-    return device if device == _CPU or known + 2 * num_bytes <= _free_bytes(device) else _CPU
+    return device if device == CPU or known + 2 * num_bytes <= _free_bytes(device) else CPU
 
 
 def device_for_algebra(size: int) -> torch.device:

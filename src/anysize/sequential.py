@@ -19,13 +19,14 @@ from anysize.calibration.data import (
     Batch,
     DataOptions,
     batches_again,
-    places,
+    num_places,
     token_batches,
     tokenizer_of,
     tokenizer_place,
 )  # fmt: skip
 from anysize.calibration.replay import Layers
 from anysize.calibration.scores import Record
+from anysize.calibration.sites import widest_site
 from anysize.config import SourceConfig, understand
 from anysize.dense import Fitted
 from anysize.devices import device_with
@@ -281,7 +282,7 @@ def in_source_ids(batch: Batch, axes: Mapping[str, AxisMap]) -> Batch:
 def most_items(config: SourceConfig) -> int:
     """Return how many tokens (or images) a source is run on at most."""
     images = config.architecture.modality == "image"
-    return IMAGES if images else max(TOKENS, TOKENS_A_COORDINATE * _widest(config.sizes))
+    return IMAGES if images else max(TOKENS, TOKENS_A_COORDINATE * widest_site(config.sizes))
 
 
 def target_passes(target: SourceConfig) -> int:
@@ -308,18 +309,13 @@ def working_bytes(config: SourceConfig, target: SourceConfig, record: Record) ->
     """
     count, sizes, made = most_items(config), config.sizes, target.sizes
     if config.architecture.modality == "image":
-        count *= places(config, 0)
+        count *= num_places(config, 0)
     streams = 4 * count * (6 * sizes["hidden"] + 2 * made["hidden"])
     layers = 4 * sum(num_parameters(c) // max(1, c.sizes["layer"]) for c in (config, target))
-    widest, widest_made = _widest(sizes), _widest(made)
-    batch = min(count, record.batch_size * places(config, record.sequence_length))
+    widest, widest_made = widest_site(sizes), widest_site(made)
+    batch = min(count, record.batch_size * num_places(config, record.sequence_length))
     working = batch * (4 * 3 * (sizes["ffn"] + made["ffn"]) + 8 * 2 * max(widest, widest_made))
     return streams + layers + working + 3 * 8 * widest_made**2
-
-
-def _widest(sizes: Mapping[str, int]) -> int:
-    """Return the width of the widest site that is fitted."""
-    return max(sizes["hidden"], sizes["ffn"], sizes["kv"] * sizes["group"] * sizes["head"])
 
 
 def batches_of(plan: Plan, tensors: TensorSource, fit: Fit) -> Iterator[Batch]:

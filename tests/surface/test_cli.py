@@ -243,6 +243,23 @@ def test_inspect_says_what_a_checkpoint_is(grown: tuple[Path, Any], llama: Path,
     assert "made by" not in shown.out
 
 
+def test_an_accelerator_without_memory_is_told_in_one_sentence(
+    llama: Path, cli: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("anysize.api.make_plan", full)
+    error: Exception = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB. GPU 0 has 1 GiB.")
+    ran = cli("plan", llama, "--scale", "2")
+    assert ran.code == 2
+    assert "the accelerator has no memory left (CUDA out of memory)" in ran.err
+    # What is wrong with us stays to be seen.
+    error = RuntimeError("our mistake")
+    with pytest.raises(RuntimeError, match="our mistake"):
+        cli("plan", llama, "--scale", "2")
+
+
 def test_json_is_one_object_on_errors_of_every_kind(llama: Path, tmp_path: Path, cli: Run) -> None:
     wrong = [
         (("resize", llama, tmp_path / "out", "--hidden-size", 47, "--json"), "SizeError"),

@@ -181,6 +181,20 @@ def test_a_stream_that_is_too_short_is_refused(llama: Path, tmp_path: Path, cli:
     assert not (tmp_path / "out").exists()
 
 
+def test_targets_of_another_precision_are_not_taken_for_these(llama: Path, story: Path, tmp_path: Path) -> None:
+    counts: list[int] = []
+    for number, bf16 in enumerate((False, True, True)):
+        raw = config_of(
+            llama, story, tmp_path / str(number), resize={"source": str(llama), "intermediate_size": 96},
+            distill={"weight": 0.5, "top_k": 3, "cache": str(tmp_path / "kept")},
+            training={"max_steps": 1, "bf16": bf16, "use_cpu": True, "eval_on_start": False},
+        )  # fmt: skip
+        raw["model"] = ""
+        train(train_config(raw, "c.yaml"), command="", origin="c.yaml", progress=quiet)
+        counts.append(len(list((tmp_path / "kept").iterdir())))
+    assert counts == [1, 2, 2]
+
+
 def test_a_teacher_computes_as_its_student_does(llama: Path, story: Path, tmp_path: Path) -> None:
     """What accelerate has not prepared would stay in single precision, and be the dearer part of every step."""
     raw = config_of(

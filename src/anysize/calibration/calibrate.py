@@ -17,12 +17,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from anysize.calibration.data import DataOptions, batches, located, places, sampled, tokenizer_place
+from anysize.calibration.data import DataOptions, batches, located, num_places, sampled, tokenizer_place
 from anysize.calibration.run import Collector
 from anysize.calibration.scores import Record, Scores, check_output, model_sha256
+from anysize.calibration.sites import widest_site
 from anysize.calibration.statistics import COUNT, BlockSums, SiteSums, averages, block_averages
 from anysize.config import SourceConfig, understand
-from anysize.devices import chosen_device, device_with
+from anysize.devices import CPU, chosen_device, device_with
 from anysize.errors import AnysizeError, InputError, OutputError
 from anysize.io.reader import Checkpoint, TensorSource
 from anysize.memory import fits_in_memory, free_bytes
@@ -271,8 +272,8 @@ def _batch_bytes(config: SourceConfig, options: CalibrationOptions, *, logits: b
     runs, logits with their probabilities.
     """
     sizes = config.sizes
-    widest = max(sizes["hidden"], sizes["ffn"], sizes["kv"] * sizes["group"] * sizes["head"])
-    rows = options.data.batch_size * places(config, options.data.sequence_length)
+    widest = widest_site(sizes)
+    rows = options.data.batch_size * num_places(config, options.data.sequence_length)
     a_row = (sizes["layer"] + 1) * sizes["hidden"] + 4 * widest + (3 * sizes.get("vocab", 0) if logits else 0)
     return 4 * (rows * a_row + widest**2)
 
@@ -309,7 +310,7 @@ def running_place(
             f"'{tensors.location}' does not fit into free memory on its way to '{device}': free some, or leave the "
             "device out, and it runs from disk"
         )
-    return torch.device("cpu") if low else device, low
+    return CPU if low else device, low
 
 
 def loaded_source(

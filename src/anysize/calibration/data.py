@@ -27,8 +27,21 @@ if TYPE_CHECKING:
 
     from anysize.calibration.scores import Record
 
-__all__ = ["Batch", "DataOptions", "batches", "batches_again", "documents", "image_batches", "located", "pieces",
-           "places", "sampled", "token_batches", "tokenizer_of", "tokenizer_place"]  # fmt: skip
+__all__ = [
+    "Batch",
+    "DataOptions",
+    "batches",
+    "batches_again",
+    "documents",
+    "image_batches",
+    "located",
+    "num_places",
+    "pieces",
+    "sampled",
+    "token_batches",
+    "tokenizer_of",
+    "tokenizer_place",
+]  # fmt: skip
 
 Batch = dict[str, torch.Tensor]
 _LONGEST = 1 << 16
@@ -151,7 +164,7 @@ def batches(data: str, config: SourceConfig, source: str, options: DataOptions) 
     return token_batches(data, tokenizer_of(source), config.sizes["vocab"], options)
 
 
-def places(config: SourceConfig, sequence_length: int) -> int:
+def num_places(config: SourceConfig, sequence_length: int) -> int:
     """Return how many tokens a sequence has; of an image its patches, and the place of its class."""
     if config.architecture.modality == "image":
         return 1 + (config.full["image_size"] // config.full["patch_size"]) ** 2

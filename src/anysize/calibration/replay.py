@@ -17,6 +17,7 @@ import torch
 from anysize.calibration.data import Batch
 from anysize.calibration.skipping import layers_of, without
 from anysize.config import SourceConfig
+from anysize.devices import CPU
 from anysize.io.models import empty_model, paths_by_disk_name
 from anysize.tensors import Expected, expected_tensors
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 # A tensor by its name in the table.
 Read = Callable[[str], torch.Tensor]
-_CPU = torch.device("cpu")
 
 
 @dataclass
@@ -39,7 +39,7 @@ class _Call:
 class Layers:
     """The layers of one model on a device, in single precision. `read` gives a tensor by its name in the table."""
 
-    def __init__(self, config: SourceConfig, read: Read, device: torch.device = _CPU) -> None:
+    def __init__(self, config: SourceConfig, read: Read, device: torch.device = CPU) -> None:
         self.config, self.device, self._read = config, device, read
         self.model: PreTrainedModel = empty_model(config.model_class, config.raw)
         for module in self.model.modules():

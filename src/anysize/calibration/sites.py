@@ -60,6 +60,11 @@ def sites(config: SourceConfig) -> dict[str, Site]:
     return {site.name: site for site in found}
 
 
+def widest_site(sizes: Mapping[str, int]) -> int:
+    """Return how many numbers a token has where it has most: in the stream, the neurons or the heads."""
+    return max(sizes["hidden"], sizes["ffn"], sizes["kv"] * sizes["group"] * sizes["head"])
+
+
 def norm_sites(config: SourceConfig) -> list[Site]:
     """Return the site of every norm that opens a branch or stands before the head, stored gain or not."""
     found: list[Site] = []

@@ -289,7 +289,7 @@ class Comparison:
         tokens_a_step = batch * self.data.tokens_each
         image = self.source.architecture.modality == "image"
         metric = Metric(name="error rate", unit="share of images") if image else Metric(
-            name="loss", unit="nats/token", bits_per_byte=self.data.bits_per_byte[self.split])  # fmt: skip
+            name="loss", unit="nats/token", bits_per_byte=self.data.bits_per_byte[config.split])  # fmt: skip
         rows = rows_of(runs, arms, config.goals, tokens_a_step)
         return Results(
             title=config.title or f"{Path(config.source).name}: {', '.join(config.arms)}", complete=complete,
@@ -301,32 +301,28 @@ class Comparison:
             notes=tuple(self._notes(runs, rows)), arms=tuple(arms.values()), runs=tuple(runs), rows=rows,
         )  # fmt: skip
 
-    @property
-    def split(self) -> str:
-        """The held-out data that figures are of."""
-        return "test" if self.config.data.test else "validation"
-
     @cached_property
-    def _sources(self) -> dict[str, float]:
-        """What the source, and those that some arms have for themselves, measure themselves."""
+    def _sources(self) -> dict[str, tuple[int, float]]:
+        """Parameters and figure of the source, and of those that some arms have for themselves, by their names."""
         from anysize.comparison.measure import held_out  # noqa: PLC0415
 
         place = self.place.path / "sources.json"
         known: dict[str, float] = json.loads(place.read_text(encoding="utf-8")) if place.is_file() else {}
-        found: dict[str, float] = {}
+        found: dict[str, tuple[int, float]] = {}
         for source in dict.fromkeys([self.config.source, *(arm.source for arm in self.config.arms.values())]):
             if source:
                 tensors = open_checkpoint(source)
                 if tensors.identity not in known:
-                    known[tensors.identity] = held_out(folder_of(tensors), self.data.held_out[self.split])
+                    known[tensors.identity] = held_out(folder_of(tensors), self.data.held_out[self.config.split])
                     write_json(place, known)
-                found[source] = known[tensors.identity]
+                found[source] = num_parameters(understand(tensors.config)), known[tensors.identity]
         return found
 
     def _source_record(self) -> SourceRecord:
+        count, figure = self._sources[self.config.source]
         return SourceRecord(
-            location=self.config.source, num_parameters=num_parameters(self.source), sizes=public_sizes(self.source),
-            test=self._sources[self.config.source], **self.config.source_cost.model_dump(),
+            location=self.config.source, num_parameters=count, sizes=public_sizes(self.source), test=figure,
+            **self.config.source_cost.model_dump(),
         )  # fmt: skip
 
     def _arm(self, name: str) -> Arm:
@@ -390,15 +386,14 @@ class Comparison:
         return conversion_flops(source, target, plan.options, tokens, self.config.calibration.sequence_length)
 
     def _notes(self, runs: Sequence[Run], rows: Sequence[Row]) -> Iterator[str]:
-        if self.split == "validation":
+        if self.config.split == "validation":
             yield "there are no test data: figures are of the validation data that rates were chosen on"
         arms, count = self.config.arms, num_parameters(self.target)
         goals = [row for row in rows
                  if row.arm in self.config.goals and arms[row.arm].random and not arms[row.arm].distill]  # fmt: skip
-        for source, loss in self._sources.items():
-            grown = count > num_parameters(understand(open_checkpoint(source).config))
+        for source, (before, loss) in self._sources.items():
             for row in goals:
-                if grown and row.after > loss - 0.1:
+                if count > before and row.after > loss - 0.1:
                     yield (
                         f"against '{row.arm}' this comparison shows nothing about growing '{source}': it ends at "
                         f"{row.after:.3f}, and the source itself is at {loss:.3f}; train longer, or grow a younger "

@@ -200,6 +200,11 @@ class CompareConfig(Section):
         """Whether the layers of an arm are chosen by the loss without each of them."""
         return self.arms[arm].layers == LEAVE_ONE_OUT
 
+    @property
+    def split(self) -> str:
+        """The held-out data that figures are of; rates are chosen on the validation data."""
+        return "test" if self.data.test else "validation"
+
     def rates_of(self, arm: str) -> tuple[float, ...]:
         """Return the learning rates that an arm tries."""
         return self.arms[arm].learning_rates or self.learning_rates

@@ -169,13 +169,13 @@ def carry_out(job: Job) -> Run:
     source = job.config.source
     teacher = None if arm.distill is None else make_teacher(arm.distill, source, data, start, args)
     outcome = run(start, data, args, teacher=teacher, recipe=arm.recipe, flip=job.config.data.flip, progress=quiet)
-    split = "test" if job.config.data.test else "validation"
     at = tuple(step for step, found in sorted(outcome.curve.items()) if all(map(isfinite, found.values())))
     status = "diverged" if outcome.status == "diverged" else "trial" if job.is_trial else "finished"
     found = Run(
         arm=job.arm, seed=job.seed, learning_rate=job.rate, status=status, steps=job.steps, at=at,
         validation=tuple(outcome.curve[step]["validation"] for step in at),
-        test=tuple(outcome.curve[step][split] for step in at), train_s=outcome.train_s, teacher_s=outcome.teacher_s,
+        test=tuple(outcome.curve[step][job.config.split] for step in at), train_s=outcome.train_s,
+        teacher_s=outcome.teacher_s,
     )  # fmt: skip
     write_json(job.folder / "run.json", found.model_dump(mode="json"))
     for path in job.folder.glob("checkpoint-*"):
