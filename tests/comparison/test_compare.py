@@ -22,7 +22,7 @@ from anysize.comparison.compare import compare
 from anysize.comparison.config import compare_config
 from anysize.comparison.flops import conversion_flops, forward_flops
 from anysize.comparison.folder import Place, claimed
-from anysize.comparison.job import Job, arguments_of
+from anysize.comparison.job import Job, arguments_of, in_small
 from anysize.config import understand
 from anysize.errors import InputError, OutputError
 from anysize.io.lock import FolderLock
@@ -357,6 +357,21 @@ def test_the_schedule_of_a_trial_is_that_of_the_run_in_small(llama: Path, story:
     assert (whole.warmup_steps, whole.lr_scheduler_kwargs["num_decay_steps"]) == (8, 40)
     assert (trial.warmup_steps, trial.lr_scheduler_kwargs["num_decay_steps"]) == (2, 10)
     assert trial.lr_scheduler_kwargs["min_lr_ratio"] == 0.1
+
+
+@pytest.mark.parametrize(("until", "fading"), [(40, 20), (0.5, 0.25)])
+def test_a_trial_is_taught_like_the_run_in_small(
+    llama: Path, story: Path, tmp_path: Path, until: float, fading: float
+) -> None:
+    arm = {"distill": {"until_step": until, "fade_steps": fading}}
+    config = config_of(llama, story, tmp_path / "out", training={"max_steps": 80}, goals=["ours"], arms={"ours": arm})
+    asked = compare_config(config, "c.yaml")
+    place = Place(tmp_path / "out", "identity", {})
+    whole, trial = (in_small(Job(place, asked, "ours", 1e-3, 0, steps)).distill for steps in (80, 20))
+    assert whole is not None
+    assert trial is not None
+    shares = [whole.share(step, 80) for step in range(80)]
+    assert [trial.share(step, 20) for step in range(20)] == pytest.approx(shares[::4])
 
 
 def test_the_folder_of_another_comparison_is_refused_and_stays(

@@ -168,6 +168,37 @@ def test_a_teacher_is_heard_for_a_share_or_a_number_of_steps(until: float | None
     assert Distill(until_step=until).steps_taught(10) == taught
 
 
+@pytest.mark.parametrize(
+    ("until", "fading", "shares"),
+    [
+        (6, 0, [1, 1, 1, 1, 1, 1, 0, 0]),
+        (6, 3, [1, 1, 1, 1, 2 / 3, 1 / 3, 0, 0]),
+        (0.75, 0.375, [1, 1, 1, 1, 2 / 3, 1 / 3, 0, 0]),
+        (None, 4, [1, 1, 1, 1, 1, 0.75, 0.5, 0.25]),
+        # All that is taught, and no more, is spent fading.
+        (0.5, 8, [1, 0.75, 0.5, 0.25, 0, 0, 0, 0]),
+    ],
+)
+def test_a_teacher_may_fade_out(until: float | None, fading: float, shares: list[float]) -> None:
+    options = Distill(until_step=until, fade_steps=fading)
+    assert [options.share(step, 8) for step in range(8)] == pytest.approx(shares)
+
+
+@pytest.mark.parametrize(
+    ("distill", "told"),
+    [
+        ({"until_step": 4, "fade_steps": 5}, "fade_steps is 5, beyond until_step, 4"),
+        ({"until_step": 0.4, "fade_steps": 0.5}, "fade_steps is 0.5, beyond until_step, 0.4"),
+        ({"fade_steps": -1}, "greater than or equal to 0"),
+        ({"weight": 0, "self_data": {}, "fade_steps": 2}, "fade_steps would do nothing"),
+    ],
+)
+def test_what_cannot_fade_is_refused(distill: dict[str, object], told: str) -> None:
+    raw = {"output": "o", "resize": {"source": "s"}, "data": {"train": "t"}, "distill": distill}
+    with pytest.raises(InputError, match=told):
+        train_config(raw, "c.yaml")
+
+
 @pytest.mark.parametrize("until", [1.0, 1.5, 0, -2, "soon"])
 def test_what_is_no_number_of_steps_is_refused(until: object) -> None:
     raw = {"output": "o", "resize": {"source": "s"}, "data": {"train": "t"}, "distill": {"until_step": until}}

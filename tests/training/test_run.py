@@ -19,11 +19,13 @@ import yaml
 from anysize.calibration import calibrate
 from anysize.errors import InputError
 from anysize.progress import quiet
+from anysize.training import trainer
 from anysize.training.config import Resize, train_config
+from anysize.training.distill import distilled
 from anysize.training.loop import make_teacher
 from anysize.training.run import _Folder, train
 from anysize.training.start import plan_of
-from anysize.training.trainer import AnysizeTrainer
+from anysize.training.trainer import AnysizeTrainer, Teacher
 from tests.conftest import Ran
 
 Run = Callable[..., Ran]
@@ -297,22 +299,29 @@ def test_shards_of_a_plan_applied_on_the_fly_learn_what_whole_models_do(
 def test_a_plan_is_applied_on_the_fly_and_its_source_teaches(
     llama: Path, story: Path, tmp_path: Path, cli: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    heard: list[int] = []
+    heard: list[tuple[int, float]] = []
+    shares: list[float] = []
     mixed = AnysizeTrainer._with_teacher
 
-    def counted(self: AnysizeTrainer, *arguments: Any) -> torch.Tensor:
-        heard.append(self.state.global_step)
-        return mixed(self, *arguments)
+    def counted(self: AnysizeTrainer, teacher: Teacher, share: float, *arguments: Any) -> torch.Tensor:
+        heard.append((self.state.global_step, share))
+        return mixed(self, teacher, share, *arguments)
+
+    def weighed(plain: torch.Tensor, kl: torch.Tensor, weight: float, temperature: float) -> torch.Tensor:
+        shares.append(weight)
+        return distilled(plain, kl, weight, temperature)
 
     monkeypatch.setattr(AnysizeTrainer, "_with_teacher", counted)
+    monkeypatch.setattr(trainer, "distilled", weighed)
     resize = {"source": str(llama), "hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1,
               "preset": "subspace", "calibration": {"tokens": 4096, "sequence_length": 64}}  # fmt: skip
-    distill = {"weight": 0.5, "temperature": 2.0, "until_step": 0.5, "top_k": 8, "hidden_weight": 0.1}
+    distill = {"weight": 0.5, "temperature": 2.0, "until_step": 0.5, "fade_steps": 2, "top_k": 8, "hidden_weight": 0.1}
     config = {**config_of(llama, story, tmp_path / "out"), "resize": resize, "distill": distill, "model": ""}
     done = cli("train", written(tmp_path / "c.yaml", config))
     assert done.code == 0, done.err
     found = record(tmp_path / "out")
-    assert heard == [*range(6)]
+    assert heard == [(0, 1), (1, 1), (2, 1), (3, 1), (4, 1), (5, 0.5)]
+    assert shares == [0.5 * share for _, share in heard]
     assert found["teacher_s"] > 0
     assert found["calibration_s"] > 0
     losses = [entry["validation"] for entry in found["curve"].values()]

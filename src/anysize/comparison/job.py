@@ -20,6 +20,7 @@ from anysize.report.schema import Run
 from anysize.shrink import reads_scores
 from anysize.training.arguments import fixed_arguments, training_arguments, with_defaults
 from anysize.training.clock import clock_of, device_of_run
+from anysize.training.config import in_steps
 from anysize.training.data import datasets_of
 from anysize.training.start import Start, StartFolder, at_random, folder_of
 
@@ -105,8 +106,10 @@ def in_small(job: Job) -> ArmConfig:
         return steps * job.steps // whole
 
     distill, recipe = arm.distill, arm.recipe
-    if distill is not None and distill.until_step is not None:
-        distill = distill.model_copy(update={"until_step": max(1, scaled(distill.steps_taught(whole)))})
+    if distill is not None:
+        fading = {"fade_steps": scaled(in_steps(distill.fade_steps, whole))}
+        until = {} if distill.until_step is None else {"until_step": max(1, scaled(distill.steps_taught(whole)))}
+        distill = distill.model_copy(update={**fading, **until})
     if (new := recipe.new_parameters) is not None:
         new = new.of_run(whole)
         warmups = {name: scaled(getattr(new, name)) for name in ("warmup_steps", "old_warmup_steps")}

@@ -86,17 +86,19 @@ class Distill(Section):
 
     teacher: a folder or Hub id; the source of the resize where empty. weight: of the KL to the teacher, the rest is
     the plain loss; 0 where only hidden_weight or self_data is wanted. temperature: of both distributions. until_step:
-    afterwards the plain loss alone; a number below 1 is a share of the run's steps. top_k: of each distribution keep
-    so many tokens and the rest as one; None keeps all. cache: a folder where the top-k targets of every sequence are
-    kept for the next run. hidden_weight: of the distance between the residual streams, which the writer maps of the
-    plan make comparable. self_data: the student learns what the teacher says after the beginning of each sequence;
-    `cache` keeps that as well.
+    afterwards the plain loss alone; a number below 1 is a share of the run's steps. fade_steps: over the last so many
+    taught steps both weights fall evenly to nothing. top_k: of each distribution keep so many tokens and the rest as
+    one; None keeps all. cache: a folder where the top-k targets of every sequence are kept for the next run.
+    hidden_weight: of the distance between the residual streams, which the writer maps of the plan make comparable.
+    self_data: the student learns what the teacher says after the beginning of each sequence; `cache` keeps that as
+    well.
     """
 
     teacher: str = ""
     weight: float = Field(default=0.9, ge=0, le=1)
     temperature: float = Field(default=1.0, gt=0)
     until_step: Steps | None = Field(default=None, gt=0)
+    fade_steps: Steps = Field(default=0, ge=0)
     top_k: int | None = Field(default=None, ge=1)
     cache: str = ""
     hidden_weight: float = Field(default=0.0, ge=0)
@@ -106,6 +108,12 @@ class Distill(Section):
         """Return how many of the steps of a run are taught."""
         return steps if self.until_step is None else min(in_steps(self.until_step, steps), steps)
 
+    def share(self, step: int, steps: int) -> float:
+        """Return what part of its weights the teacher has at a step of a run with so many: 1, falling to 0."""
+        taught = self.steps_taught(steps)
+        fading = max(1, min(in_steps(self.fade_steps, steps), taught))
+        return min(1.0, max(0, taught - step) / fading)
+
     @model_validator(mode="after")
     def _sound(self) -> Distill:
         if self.cache and not (self.weight and self.top_k) and not self.self_data:
@@ -114,6 +122,11 @@ class Distill(Section):
             raise ValueError(f"weight is 0: {joined(sorted(idle))} would do nothing")
         if not (self.weight or self.hidden_weight or self.self_data):
             raise ValueError("weight is 0: nothing would be learned from the teacher")
+        if self.fade_steps and not (self.weight or self.hidden_weight):
+            raise ValueError("weight is 0: fade_steps would do nothing, the words of self_data come or do not")
+        alike = type(self.until_step) is type(self.fade_steps)
+        if self.until_step is not None and alike and self.fade_steps > self.until_step:
+            raise ValueError(f"fade_steps is {self.fade_steps}, beyond until_step, {self.until_step}")
         return self
 
 

@@ -158,8 +158,8 @@ class AnysizeTrainer(Trainer):
             assert sequence is not None
             epoch = int(self.state.epoch or 0)
             inputs["pixel_values"] = flipped(inputs["pixel_values"], sequence, self.args.seed * 1_009 + epoch)
-        teacher = self.teacher if training else None
-        if teacher is not None and self.state.global_step >= teacher.options.steps_taught(self.state.max_steps):
+        teacher, share = (self.teacher, 1.0) if training else (None, 0.0)
+        if teacher is not None and not (share := teacher.options.share(self.state.global_step, self.state.max_steps)):
             teacher = None
         more = {"use_cache": False} if "input_ids" in inputs else {}
         if teacher is not None and teacher.words is not None:
@@ -173,11 +173,11 @@ class AnysizeTrainer(Trainer):
         outputs = model(**inputs, **more)
         loss = outputs.loss
         if teacher is not None and (teacher.options.weight or teacher.options.hidden_weight):
-            loss = self._with_teacher(teacher, loss, outputs, inputs, sequence)
+            loss = self._with_teacher(teacher, share, loss, outputs, inputs, sequence)
         return (loss, outputs) if return_outputs else loss
 
     def _with_teacher(
-        self, teacher: Teacher, plain: torch.Tensor, outputs: Any, inputs: Mapping[str, Any],
+        self, teacher: Teacher, share: float, plain: torch.Tensor, outputs: Any, inputs: Mapping[str, Any],
         sequence: torch.Tensor | None,
     ) -> torch.Tensor:  # fmt: skip
         options, begin = teacher.options, self.account.clock()
@@ -207,10 +207,10 @@ class AnysizeTrainer(Trainer):
             assert teacher.cache is not None or not known
             classes, logs = teacher.cache.of(sequence, targets) if known else targets()  # pyright: ignore[reportOptionalMemberAccess, reportArgumentType]
             kl = kl_of_top(classes.to(plain.device), logs.to(plain.device), outputs.logits, options.temperature)
-        loss = distilled(plain, kl, options.weight, options.temperature)
+        loss = distilled(plain, kl, share * options.weight, options.temperature)
         if hidden:
             assert teacher.writer is not None
-            loss = loss + options.hidden_weight * self._hidden(outputs, found, teacher.writer)
+            loss = loss + share * options.hidden_weight * self._hidden(outputs, found, teacher.writer)
         self.account.teacher_s += self.account.clock() - begin
         return loss
 
