@@ -255,6 +255,15 @@ def test_two_processes_do_what_one_does(whole: Path, llama: Path, story: Path, t
     assert abs(one["curve"]["12"]["validation"] - one["curve"]["8"]["validation"]) > 0.02
 
 
+def sharded(config: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    done = subprocess.run(
+        [*command, "tests.training.sharded", "train", str(config)], capture_output=True, text=True, check=False,
+        timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 def test_shards_of_a_plan_applied_on_the_fly_learn_what_whole_models_do(
     tied_llama: Path, story: Path, tmp_path: Path, cli: Run, weights_of: Callable[[Path], dict[str, torch.Tensor]]
 ) -> None:
@@ -275,12 +284,7 @@ def test_shards_of_a_plan_applied_on_the_fly_learn_what_whole_models_do(
         },
     }
     path = written(tmp_path / "c.yaml", config_of(tied_llama, story, tmp_path / "out", training=training, **taught))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*command, "-m", "tests.training.sharded", "train", str(path)],
-        capture_output=True, text=True, check=False, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    sharded(path)
     one, two = record(tmp_path / "whole"), record(tmp_path / "out")
     for step in one["curve"]:
         assert two["curve"][step]["validation"] == pytest.approx(one["curve"][step]["validation"], abs=2e-3)
@@ -291,6 +295,18 @@ def test_shards_of_a_plan_applied_on_the_fly_learn_what_whole_models_do(
     wholes, gathered, before = (weights_of(tmp_path / place) for place in ("whole", "out", "whole/start/model"))
     assert gathered.keys() == wholes.keys()
     assert "lm_head.weight" not in gathered
+    # As a kill after the eighth step leaves it, the shards of weights and optimizer go on from there.
+    shutil.rmtree(tmp_path / "out" / "checkpoint-12")
+    for name in ("model.safetensors", "README.md"):
+        (tmp_path / "out" / name).unlink()
+    (tmp_path / "out" / "anysize-train.json").write_text(json.dumps(two | {"finished": False}))
+    kept = tmp_path / "out" / "checkpoint-8" / "trainer_state.json"
+    before_that = kept.stat().st_mtime_ns
+    sharded(path)
+    assert kept.stat().st_mtime_ns == before_that, "it began anew"
+    assert record(tmp_path / "out")["curve"] == two["curve"]
+    again = weights_of(tmp_path / "out")
+    assert all(torch.equal(again[name], gathered[name]) for name in gathered)
     # AdamW lets single elements with hardly any gradient go astray; all together moved by a hundred times as much.
     for name, tensor in wholes.items():
         assert (gathered[name] - tensor).abs().mean() < 0.01 * (tensor - before[name]).abs().mean()
