@@ -329,7 +329,9 @@ def test_a_plan_is_applied_on_the_fly_and_its_source_teaches(
 
     monkeypatch.setattr(AnysizeTrainer, "_with_teacher", counted)
     monkeypatch.setattr(trainer, "distilled", weighed)
-    resize = {"source": str(llama), "hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1,
+    # A teacher is known by where it lies, however the config names it.
+    monkeypatch.chdir(llama.parent)
+    resize = {"source": llama.name, "hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1,
               "preset": "subspace", "calibration": {"tokens": 4096, "sequence_length": 64}}  # fmt: skip
     distill = {"weight": 0.5, "temperature": 2.0, "until_step": 0.5, "fade_steps": 2, "top_k": 8, "hidden_weight": 0.1}
     config = {**config_of(llama, story, tmp_path / "out"), "resize": resize, "distill": distill, "model": ""}

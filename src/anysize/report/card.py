@@ -49,7 +49,7 @@ def card_table(results: Results, *, picture: str = "figures/curves.png") -> str:
     seeds = " to ".join(dict.fromkeys(map(str, (counts[0], counts[-1]))))
     note = f"Medians over {seeds} seed{'s' * (seeds != '1')}; {results.steps:,} steps of {results.tokens_a_step:,} "
     note += results.counted
-    note += "; steps and seconds as shares of that run, with calibration and conversion." if goal else "."
+    note += "; steps and seconds as shares of that run, with calibration, conversion and teacher." if goal else "."
     parts = [" ".join(said), "\n".join(f"| {' | '.join(cells)} |" for cells in table), note]
     if results.notes:
         parts.append("\n".join(f"- {_plain(said)}" for said in results.notes))

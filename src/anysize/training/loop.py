@@ -125,10 +125,11 @@ def make_teacher(options: Distill, source: str, data: Datasets, start: Start, ar
     if options.hidden_weight:
         if start.plan is None:
             raise InputError("distill.hidden_weight: needs the writer maps of a plan, and this start has none (resize)")
-        if location != start.plan.source.location:
+        # Where it lies: a config may name the same folder from here, or from the root.
+        if tensors.location != start.plan.source.location:
             raise InputError(
                 f"distill.hidden_weight: the writer maps are of '{start.plan.source.location}', and the teacher is "
-                f"'{location}'"
+                f"'{tensors.location}'"
             )
         from anysize.training.stream import stream_writer  # noqa: PLC0415
 
