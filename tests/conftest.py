@@ -133,6 +133,19 @@ def tied_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def story(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Text in which the next word can mostly be told from the last, so that a loss can fall."""
+    generator = torch.Generator().manual_seed(5)
+    word, words = 3, []
+    for _ in range(12_000):
+        word = 3 + (7 * (word - 3) + int(torch.randint(0, 3, (), generator=generator))) % 58
+        words.append(f"w{word}")
+    path = tmp_path_factory.mktemp("data") / "story.txt"
+    path.write_text(" ".join(words))
+    return path
+
+
+@pytest.fixture(scope="session")
 def weights_of() -> Callable[[Path], dict[str, torch.Tensor]]:
     """The function that reads every tensor of a checkpoint folder with the safetensors library."""
 

@@ -17,6 +17,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 import anysize
+from anysize.cli.show_training import show_comparison
 from anysize.comparison import compare as engine
 from anysize.comparison.compare import compare
 from anysize.comparison.config import compare_config
@@ -30,7 +31,6 @@ from anysize.io.reader import Checkpoint
 from anysize.report.schema import Results
 from tests import tiny
 from tests.conftest import Ran
-from tests.training.test_run import story as story
 
 Run = Callable[..., Ran]
 
@@ -185,7 +185,9 @@ def test_only_arms_that_read_scores_pay_for_them(llama: Path, story: Path, tmp_p
 
 
 @pytest.mark.usefixtures("_no_processes")
-def test_a_diverging_arm_is_marked_and_the_others_go_on(llama: Path, story: Path, tmp_path: Path) -> None:
+def test_a_diverging_arm_is_marked_and_the_others_go_on(
+    llama: Path, story: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     arms = {
         "random": {"random": True},
         "wild": {"random": True, "learning_rates": [1e30], "training": {"max_grad_norm": 0}},
@@ -194,7 +196,12 @@ def test_a_diverging_arm_is_marked_and_the_others_go_on(llama: Path, story: Path
     found = carried_out(config)
     assert [row.arm for row in found.rows] == ["random"]
     assert {run.arm: run.status for run in found.runs} == {"random": "finished", "wild": "diverged"}
-    assert any("diverged" in note for note in found.notes)
+    assert "1 run of 'wild' diverged (at 1e+30): losses were not finite" in found.notes
+    show_comparison(found, tmp_path / "out" / "results.json", as_json=False)
+    told = capsys.readouterr().out
+    assert [line.split()[:4] for line in told.splitlines() if "wild" in line and "finished" in line] == [
+        ["wild", "no", "finished", "run"]
+    ]
 
 
 @pytest.mark.usefixtures("_no_processes")

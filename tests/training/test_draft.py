@@ -17,7 +17,6 @@ from anysize.progress import quiet
 from anysize.training import draft
 from anysize.training.config import Data, Distill, Resize, TrainConfig
 from anysize.training.start import load
-from tests.training.test_run import story as story
 
 
 @pytest.mark.parametrize(
@@ -105,6 +104,13 @@ def test_the_command_makes_teaches_and_measures(
     assert found["drafting"]["same_text"] is True
     kept = json.loads((tmp_path / "out" / "anysize-draft.json").read_text())
     assert kept == {"source": str(llama), **found["drafting"]}
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"| acceptance rate, share of the proposed tokens | {found['drafting']['acceptance_rate']:.3f} |" in card
+    assert cli(*asked[:-1], 9).code == 0
+    again = (tmp_path / "out" / "README.md").read_text()
+    assert "18 tokens, 5 proposed at a time" in again
+    assert again.count("## As a draft") == 1
+    assert again.startswith(card.partition("## As a draft")[0])
     assert json.loads((tmp_path / "out" / "config.json").read_text())["num_hidden_layers"] == 1
     refused = cli(*asked[:-1], 200)
     assert refused.code == 2

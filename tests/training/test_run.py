@@ -17,47 +17,18 @@ import torch
 import yaml
 
 from anysize.calibration import calibrate
-from anysize.errors import InputError
 from anysize.progress import quiet
 from anysize.training import trainer
 from anysize.training.config import Resize, train_config
 from anysize.training.distill import distilled
 from anysize.training.loop import make_teacher
 from anysize.training.run import _Folder, train
-from anysize.training.start import plan_of
+from anysize.training.start import StartFolder, plan_of
 from anysize.training.trainer import AnysizeTrainer, Teacher
 from tests.conftest import Ran
+from tests.training.runs import config_of, record, written
 
 Run = Callable[..., Ran]
-
-
-@pytest.fixture(scope="module")
-def story(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Text in which the next word can mostly be told from the last, so that a loss can fall."""
-    generator = torch.Generator().manual_seed(5)
-    word, words = 3, []
-    for _ in range(12_000):
-        word = 3 + (7 * (word - 3) + int(torch.randint(0, 3, (), generator=generator))) % 58
-        words.append(f"w{word}")
-    path = tmp_path_factory.mktemp("data") / "story.txt"
-    path.write_text(" ".join(words))
-    return path
-
-
-def config_of(llama: Path, story: Path, output: Path, **changes: Any) -> dict[str, Any]:
-    training = {"max_steps": 12, "per_device_train_batch_size": 4, "learning_rate": 3e-3, "eval_steps": 4,
-                "eval_on_start": True, "logging_steps": 1, "save_steps": 4, **changes.pop("training", {})}  # fmt: skip
-    data = {"train": str(story), "validation": str(story), "sequence_length": 32, "evaluation_tokens": 1024}
-    return {"output": str(output), "model": str(llama), "data": data, "training": training, **changes}
-
-
-def written(path: Path, config: dict[str, Any]) -> Path:
-    path.write_text(yaml.safe_dump(config))
-    return path
-
-
-def record(output: Path) -> dict[str, Any]:
-    return json.loads((output / "anysize-train.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -217,30 +188,6 @@ def test_a_teacher_computes_as_its_student_does(llama: Path, story: Path, tmp_pa
     assert heard == [True]
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [{"data": {"validation": "nowhere.txt"}}, {"data": {"sequence_length": 4096}}, {"distill": {"teacher": "OTHER"}}],
-)
-def test_what_can_be_refused_is_refused_before_a_calibration(
-    llama: Path, story: Path, tmp_path: Path, new_llama: Callable[..., Path], monkeypatch: pytest.MonkeyPatch,
-    changes: dict[str, Any],
-) -> None:  # fmt: skip
-    half = {"source": str(llama), "intermediate_size": 24, "calibration": {"tokens": 2048, "sequence_length": 64}}
-    raw = config_of(llama, story, tmp_path / "out", resize=half)
-    raw["model"] = ""
-    raw["data"] |= changes.get("data", {})
-    if "distill" in changes:
-        raw["distill"] = {"teacher": str(new_llama(tmp_path / "other", vocab_size=47))}
-
-    def calibrated(*_: object, **__: object) -> None:
-        pytest.fail("it was calibrated")
-
-    monkeypatch.setattr("anysize.calibration.calibrate.calibrated", calibrated)
-    with pytest.raises(InputError):
-        train(train_config(raw, "c.yaml"), command="", origin="c.yaml", progress=quiet)
-    assert not (tmp_path / "out").exists()
-
-
 def test_two_processes_do_what_one_does(whole: Path, llama: Path, story: Path, tmp_path: Path) -> None:
     config = config_of(llama, story, tmp_path / "out", training={"per_device_train_batch_size": 2, "use_cpu": True})
     path = written(tmp_path / "c.yaml", config)
@@ -249,6 +196,9 @@ def test_two_processes_do_what_one_does(whole: Path, llama: Path, story: Path, t
     assert done.returncode == 0, done.stderr[-3000:]
     one, two = record(whole), record(tmp_path / "out")
     assert two["tokens"] == one["tokens"]
+    # Seconds of both processors: what the first alone has spent lies beside its checkpoint.
+    alone = json.loads((tmp_path / "out" / "checkpoint-12" / "anysize-account.json").read_text())
+    assert two["train_s"] > 1.2 * alone["train_s"]
     for step in one["curve"]:
         assert two["curve"][step]["validation"] == pytest.approx(one["curve"][step]["validation"], abs=2e-3)
     # The same losses, not merely similar ones: a run at another rate is far off.
@@ -348,55 +298,6 @@ def test_a_plan_is_applied_on_the_fly_and_its_source_teaches(
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
-    [
-        ({"training": {"learning_rate": 1e30, "max_grad_norm": 0}}, "training diverged at step"),
-        ({"distill": {"teacher": "TEACHER"}}, "has 47 tokens or classes and the student 61"),
-        ({"recipe": {"new_parameters": {"warmup_steps": 3}}}, "only a start that a plan makes (resize) has new"),
-        ({"distill": {"teacher": "SOURCE", "hidden_weight": 1}}, "needs the writer maps of a plan"),
-        ({"training": {"optim": "adafactor"}, "recipe": {"learning_rate_factors": {"norm": 2}}}, "needs AdamW"),
-        ({"training": {"report_to": "comet_ml"}}, "transformers refuses to train"),
-        ({"training": {"fsdp": True}}, "training.fsdp: shards are for several accelerators"),
-        ({"model": "nowhere/at/all"}, "nowhere/at/all"),
-        ({"training": {"lr_scheduler_type": "cosin"}}, "transformers refuses training"),
-        ({"training": {"lr_scheduler_kwargs": {"min_lr_ratio": 0.1}}}, "cannot make the optimizer or the schedule"),
-        ({"training": {"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"lr_end": 0.5}}}, "cannot make the"),
-        ({"training": {"optim": "adamw_8bit"}}, "cannot make the optimizer or the schedule"),
-        ({"training": {"label_smoothing_factor": 0.1}}, "smoothed ones are others"),
-    ],
-)
-def test_what_a_run_refuses(
-    llama: Path,
-    story: Path,
-    tmp_path: Path,
-    cli: Run,
-    new_llama: Callable[..., Path],
-    changes: dict[str, Any],
-    told: str,
-) -> None:
-    teacher = changes.get("distill", {}).get("teacher")
-    if teacher:
-        place = str(llama) if teacher == "SOURCE" else str(new_llama(tmp_path / "teacher", vocab_size=47))
-        changes = {"distill": {**changes["distill"], "teacher": place}}
-    done = cli("train", written(tmp_path / "c.yaml", config_of(llama, story, tmp_path / "out", **changes)))
-    assert done.code == 2, done.err
-    assert told in done.err
-    assert "Traceback" not in done.err
-    assert (tmp_path / "out").exists() is ("diverged" in told)
-
-
-def test_processes_that_would_train_alone_are_refused(
-    llama: Path, story: Path, tmp_path: Path, cli: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    done = cli("train", written(tmp_path / "c.yaml", config_of(llama, story, tmp_path / "out")))
-    assert done.code == 2
-    assert "2 processes were started and each trains alone" in done.err
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
     "asked",
     [
         {"preset": "weight-selection", "intermediate_size": 24},
@@ -454,6 +355,22 @@ def test_two_processes_do_not_train_in_one_folder(llama: Path, story: Path, tmp_
     assert sorted(p.name for p in output.iterdir()) == [".lock", "anysize-train.json"]
     first.release()
     assert [p.name for p in output.iterdir()] == ["anysize-train.json"]
+
+
+@pytest.mark.parametrize(("world", "kept"), [("1", False), ("2", True)])
+def test_a_start_that_another_process_may_be_reading_stays(
+    llama: Path, story: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, world: str, kept: bool
+) -> None:
+    resize = {"source": str(llama), "intermediate_size": 96}
+    config = train_config({**config_of(llama, story, tmp_path / "out", resize=resize), "model": ""}, "c.yaml")
+    folder = _Folder(config)
+    assert folder.claim() is None
+    place = StartFolder(tmp_path / "out" / "start")
+    place.write(Resize(**resize), None, time.process_time, quiet, "")
+    monkeypatch.setenv("WORLD_SIZE", world)
+    folder.withdraw(refused=True)
+    folder.release()
+    assert place.is_whole is kept
 
 
 def test_a_random_start_needs_no_weights(llama: Path, story: Path, tmp_path: Path, cli: Run) -> None:

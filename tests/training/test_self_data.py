@@ -15,8 +15,7 @@ from anysize.training.config import SelfData, train_config
 from anysize.training.self_data import Continuations, continued
 from anysize.training.start import load
 from tests.conftest import Ran
-from tests.training.test_run import config_of, record, written
-from tests.training.test_run import story as story
+from tests.training.runs import config_of, record, written
 
 Run = Callable[..., Ran]
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from anysize.cli.progress import size_of
 from anysize.cli.show import print_table, say
+from anysize.report.curves import missing
 
 if TYPE_CHECKING:
     from anysize.report.schema import Reached, Results
@@ -61,6 +62,7 @@ def show_comparison(results: Results, path: Path, *, as_json: bool) -> None:
         ]
         for row in results.rows
     ]  # fmt: skip
+    rows += [[name, "", "", "no finished run"] + [""] * (2 * len(results.goals)) for name in missing(results)]
     columns = ["arm", "rate", "before", "after", *(f"steps to {goal}'s" for goal in results.goals),
                *(f"seconds to {goal}'s" for goal in results.goals)]  # fmt: skip
     measured = f"{results.metric.name} in {results.metric.unit}, medians of {len(results.seeds)} seeds"

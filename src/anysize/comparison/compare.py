@@ -34,8 +34,9 @@ from anysize.tensors import num_parameters
 from anysize.training.arguments import fixed_arguments, require_buildable, training_arguments, with_defaults
 from anysize.training.clock import clock_of, device_of_run
 from anysize.training.data import Datasets, datasets_of
-from anysize.training.optimizer_state import require_state
+from anysize.training.optimizer_state import require_recipe, require_state
 from anysize.training.start import folder_of, plan_of, require_same_vocabulary, scores_from
+from anysize.vocabulary.keep import TOKENIZER
 
 if TYPE_CHECKING:
     from anysize.io.reader import TensorSource
@@ -148,6 +149,7 @@ class Comparison:
             ]
             for args in made:
                 require_buildable(args, f"arm {name}")
+                require_recipe(arm.recipe, args)
             if arm.recipe.optimizer_state == "carried":
                 require_state(Path(folder_of(open_checkpoint(arm.source or self.config.source))), made[0], arm.recipe)
 
@@ -404,12 +406,14 @@ class Comparison:
             if len(tried) > 1 and row.learning_rate in (tried[0], tried[-1]):
                 end = "smallest" if row.learning_rate == tried[0] else "largest"
                 yield f"the best rate of '{row.arm}' is the {end} that was tried: its best may lie beyond"
-        if any(run.status == "diverged" for run in runs):
-            yield "some runs diverged: their losses were not finite"
+        for arm in dict.fromkeys(run.arm for run in runs if run.status == "diverged"):
+            lost = [run for run in runs if run.arm == arm and run.status == "diverged"]
+            rates = ", ".join(f"{rate:g}" for rate in sorted({run.learning_rate for run in lost}))
+            yield f"{len(lost)} run{'s' * (len(lost) > 1)} of '{arm}' diverged (at {rates}): losses were not finite"
 
 
 def _tokenizer_of(tensors: TensorSource) -> bytes:
-    place = Path(folder_of(tensors)) / "tokenizer.json"
+    place = Path(folder_of(tensors)) / TOKENIZER
     return place.read_bytes() if place.is_file() else b""
 
 

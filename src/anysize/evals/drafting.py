@@ -19,12 +19,14 @@ from pydantic import BaseModel, ConfigDict
 
 from anysize.errors import InputError, OutputError
 from anysize.io.models import quiet_transformers
-from anysize.io.whole import write_json
+from anysize.io.whole import write_json, write_whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 RECORD = "anysize-draft.json"
+# Where the card begins to tell of it.
+_CARD = "## As a draft\n\n"
 _ROUNDS = 3
 # What stays of a generation config: the rest (penalties, suppressed tokens, ...) changes what a model chooses.
 _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -166,9 +168,28 @@ def measure_drafting(
 
 
 def save_drafting(found: Drafting, source: str, folder: Path) -> None:
-    """Write what was measured beside the draft, in its folder; raise OutputError where that fails."""
-    path = folder.expanduser() / RECORD
+    """Write what was measured beside the draft and into its card; raise OutputError where that fails."""
+    path, card = folder.expanduser() / RECORD, folder.expanduser() / "README.md"
     try:
         write_json(path, {"source": source, **found.model_dump()})
+        before = card.read_text(encoding="utf-8") if card.is_file() else ""
+        # Measured again, it is told again.
+        whole = f"{before.partition(_CARD)[0].rstrip()}\n\n{_CARD}{_card(found, source)}"
+        write_whole({card: whole.encode()})
     except OSError as error:
         raise OutputError(f"cannot write the result to '{path}': {error.strerror or error}") from error
+
+
+def _card(found: Drafting, source: str) -> str:
+    """Return what a card tells of a draft: what it was measured on, beside which source, and what came of it."""
+    return (
+        f"A draft of {Path(source).name} for assisted generation: `source.generate(..., assistant_model=draft)`. After "
+        f"{found.num_prompts:,} held-out prompts, {found.num_tokens:,} tokens, {found.num_drafted} proposed at a time:"
+        "\n\n"
+        "| what | value |\n| --- | --- |\n"
+        f"| acceptance rate, share of the proposed tokens | {found.acceptance_rate:.3f} |\n"
+        f"| tokens for each check | {found.tokens_a_check:.2f} |\n"
+        f"| agreement with the source, share of all tokens | {found.agreement:.3f} |\n"
+        f"| seconds of the source alone, over those of the pair | {found.speedup:.2f} |\n"
+        f"| same text | {'yes' if found.same_text else 'no'} |\n"
+    )

@@ -64,10 +64,18 @@ def training_arguments(given: Mapping[str, Any], origin: str) -> Any:
 
 
 def require_buildable(args: Any, origin: str) -> None:
-    """Raise InputError where the optimizer or the schedule that is asked for cannot be made, before anything is."""
+    """Raise InputError where the optimizer, the schedule or a reporter that is asked for cannot be made."""
     import torch  # noqa: PLC0415
     from transformers import Trainer, get_scheduler  # noqa: PLC0415
+    from transformers.integrations import get_reporting_integration_callbacks  # noqa: PLC0415
 
+    try:
+        for made in get_reporting_integration_callbacks(args.report_to):
+            made()
+    except (ImportError, RuntimeError, ValueError) as error:
+        # RuntimeError: it is not installed.
+        why = " ".join(str(error).split())[:300]
+        raise InputError(f"the config '{origin}' cannot be used: training.report_to: {why}") from error
     # With the rate that is asked for: some schedules end at one that has to be below it.
     stand_in = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=args.learning_rate)
     try:

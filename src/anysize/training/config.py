@@ -118,6 +118,8 @@ class Distill(Section):
     def _sound(self) -> Distill:
         if self.cache and not (self.weight and self.top_k) and not self.self_data:
             raise ValueError("cache keeps top-k targets, and the words of self_data: ask for either of them as well")
+        if self.cache and self.top_k and self.weight and self.hidden_weight:
+            raise ValueError("cache: with hidden_weight the teacher has to run anyway; leave one of them out")
         if not self.weight and (idle := self.model_fields_set & {"top_k", "temperature"}):
             raise ValueError(f"weight is 0: {joined(sorted(idle))} would do nothing")
         if not (self.weight or self.hidden_weight or self.self_data):

@@ -115,8 +115,6 @@ def make_teacher(options: Distill, source: str, data: Datasets, start: Start, ar
         assert data.num_sequences is not None
         if start.config.architecture.modality == "image":
             raise InputError("distill.cache: images are flipped at random, so their targets are not always the same")
-        if options.hidden_weight:
-            raise InputError("distill.cache: with hidden_weight the teacher has to run anyway; leave one of them out")
         cache = TargetCache(
             Path(options.cache), f"{identity} {data.identity} {options.temperature}", num_sequences=data.num_sequences,
             length=data.tokens_each, k=options.top_k, num_classes=classes,
@@ -125,12 +123,7 @@ def make_teacher(options: Distill, source: str, data: Datasets, start: Start, ar
     if options.hidden_weight:
         if start.plan is None:
             raise InputError("distill.hidden_weight: needs the writer maps of a plan, and this start has none (resize)")
-        # Where it lies: a config may name the same folder from here, or from the root.
-        if tensors.location != start.plan.source.location:
-            raise InputError(
-                f"distill.hidden_weight: the writer maps are of '{start.plan.source.location}', and the teacher is "
-                f"'{tensors.location}'"
-            )
+        require_writer_maps(tensors.location, start.plan.source.location)
         from anysize.training.stream import stream_writer  # noqa: PLC0415
 
         writer = stream_writer(start.plan)
@@ -146,17 +139,28 @@ def _classes(logits: Any, labels: Any) -> torch.Tensor:
     return (logits[0] if isinstance(logits, tuple) else logits).argmax(-1)
 
 
-def _no_shards(args: TrainingArguments) -> InputError:
-    return InputError(
-        "training.fsdp: shards are for several accelerators under torchrun or accelerate launch, and this run has "
-        f"{args.world_size} process(es) on {args.device.type}; leave it out"
-    )
+def require_writer_maps(teacher: str, source: str) -> None:
+    """Refuse the stream of a teacher that is not the source of the plan; both are where they lie, not what they are
+    called: a config may name one folder from here and from the root."""
+    if teacher != source:
+        raise InputError(f"distill.hidden_weight: the writer maps are of '{source}', and the teacher is '{teacher}'")
+
+
+def require_shards(args: TrainingArguments) -> None:
+    """Refuse FSDP where accelerate would train the whole model in every process, and say nothing."""
+    from accelerate import PartialState  # noqa: PLC0415
+    from accelerate.utils import DistributedType  # noqa: PLC0415
+
+    if args.fsdp and PartialState().distributed_type in (DistributedType.NO, DistributedType.MULTI_CPU):
+        raise InputError(
+            "training.fsdp: shards are for several accelerators under torchrun or accelerate launch, and this run has "
+            f"{args.world_size} process(es) on {args.device.type}; leave it out"
+        )
 
 
 def require_trainable(data: Datasets, args: TrainingArguments) -> None:
     """Refuse arguments that a run on such data, or on so many processes, cannot have."""
-    if args.fsdp and args.world_size == 1:
-        raise _no_shards(args)
+    require_shards(args)
     if data.num_sequences is None and args.max_steps < 1:
         raise InputError("training.max_steps: a stream has no length, so say how many steps to take")
     if data.num_sequences is None and args.dataloader_num_workers:
@@ -187,9 +191,6 @@ def run(
     except (ValueError, ImportError, RuntimeError) as error:
         # RuntimeError: what report_to names is not installed.
         raise InputError(f"transformers refuses to train: {' '.join(str(error).split())[:300]}") from error
-    if args.fsdp and not trainer.is_fsdp_enabled:
-        # accelerate would train the whole model in every process, and say nothing.
-        raise _no_shards(args)
     if image:
         trainer.compute_metrics, trainer.preprocess_logits_for_metrics = _wrong_share, _classes
     for name in ("PrinterCallback", "ProgressCallback"):
@@ -210,5 +211,5 @@ def run(
     if step < wanted and not diverged:
         raise InputError(f"the training data ended after {step} of {wanted} steps: they hold less than one batch")
     curve = curve_of(trainer.state.log_history, list(data.held_out), image=image)
-    spent = trainer.account
-    return Outcome(trainer, status, step, curve, spent.train_s, spent.teacher_s)
+    train_s, teacher_s = trainer.account.of_all(args.device)
+    return Outcome(trainer, status, step, curve, train_s, teacher_s)

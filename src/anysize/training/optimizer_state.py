@@ -68,14 +68,30 @@ def save_state(model: PreTrainedModel, optimizer: torch.optim.Optimizer, folder:
     partial.replace(place)
 
 
+def _is_sharded(args: TrainingArguments) -> bool:
+    launched = any(
+        os.environ.get(f"ACCELERATE_USE_{kind}", "false").lower() == "true" for kind in ("FSDP", "DEEPSPEED")
+    )
+    return bool(args.fsdp or args.deepspeed or launched)
+
+
+def require_recipe(recipe: TrainingRecipe, args: TrainingArguments) -> None:
+    """Refuse rates of their own, and a state that is carried on, for optimizers and shards that cannot have them."""
+    carried = recipe.optimizer_state == "carried"
+    if not (recipe.learning_rate_factors or recipe.new_parameters or carried):
+        return
+    if (optim := str(getattr(args.optim, "value", args.optim))) not in ADAMW:
+        raise InputError(f"recipe: needs AdamW, and training.optim is {optim}")
+    if (carried or recipe.new_parameters) and _is_sharded(args):
+        name = "optimizer_state" if carried else "new_parameters"
+        raise InputError(f"recipe.{name}: needs whole tensors, and this run shards them; leave it out")
+
+
 def require_kept(args: TrainingArguments) -> None:
     """Refuse to keep what a run with these arguments does not have, before it is trained."""
     if (optim := str(getattr(args.optim, "value", args.optim))) not in ADAMW:
         raise InputError(f"keep_optimizer: only the state of AdamW is kept, and training.optim is {optim}")
-    launched = any(
-        os.environ.get(f"ACCELERATE_USE_{kind}", "false").lower() == "true" for kind in ("FSDP", "DEEPSPEED")
-    )
-    if args.fsdp or args.deepspeed or launched:
+    if _is_sharded(args):
         raise InputError("keep_optimizer: needs whole tensors, and this run shards them; leave it out")
     if args.load_best_model_at_end:
         raise InputError("keep_optimizer: training.load_best_model_at_end leaves weights that the moments are not of")

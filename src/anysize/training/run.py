@@ -29,9 +29,17 @@ from anysize.training.card import training_card
 from anysize.training.clock import clock_of, seconds_of
 from anysize.training.config import Calibration, TrainConfig
 from anysize.training.data import Datasets, datasets_of
-from anysize.training.loop import Outcome, last_checkpoint, make_teacher, require_trainable, run
+from anysize.training.loop import (
+    Outcome,
+    last_checkpoint,
+    make_teacher,
+    require_shards,
+    require_trainable,
+    require_writer_maps,
+    run,
+)
 from anysize.training.memory import training_memory
-from anysize.training.optimizer_state import require_kept, require_state, save_state
+from anysize.training.optimizer_state import require_kept, require_recipe, require_state, save_state
 from anysize.training.start import (
     Start,
     StartFolder,
@@ -39,6 +47,7 @@ from anysize.training.start import (
     folder_of,
     load,
     plan_of,
+    require_same_tokens,
     require_same_vocabulary,
     scores_from,
 )
@@ -123,8 +132,9 @@ class _Folder:
             self._lock.release()
 
     def withdraw(self, *, refused: bool) -> None:
-        """Remove what a run that could not begin has made; a start that is whole only where the config was refused."""
-        kept = not refused and StartFolder(self.path / _START).is_whole
+        """Remove what a run that could not begin has made; a start that is whole only where the config was refused,
+        and no other process may be about to read it."""
+        kept = (not refused or rank_and_world()[1] > 1) and StartFolder(self.path / _START).is_whole
         if self._is_new and last_checkpoint(self.path) is None and not kept:
             shutil.rmtree(self.path, ignore_errors=True)
 
@@ -184,13 +194,18 @@ def _target(config: TrainConfig) -> tuple[SourceConfig, str]:
     return understand(read_config(folder)), str(folder)
 
 
-def _taught_by(config: TrainConfig, student: SourceConfig) -> SourceConfig | None:
-    """Return the config of the teacher; raise InputError where it has another vocabulary."""
+def _taught_by(config: TrainConfig, student: SourceConfig, tokenizer: str) -> SourceConfig | None:
+    """Return the config of the teacher; raise InputError where it has another vocabulary than the data."""
     if config.distill is None:
         return None
     location = config.distill.teacher or (config.resize.source if config.resize else "")
-    teacher = understand(read_config(local_folder(location, without_weights=True)))
+    folder = local_folder(location, without_weights=True)
+    teacher = understand(read_config(folder))
     require_same_vocabulary(student, teacher, location)
+    if config.distill.hidden_weight and config.resize is not None:
+        require_writer_maps(open_checkpoint(location).location, open_checkpoint(config.resize.source).location)
+    if student.architecture.modality == "text":
+        require_same_tokens(config.data.tokenizer or tokenizer, str(folder), location)
     return teacher
 
 
@@ -236,6 +251,7 @@ def train(config: TrainConfig, *, command: str, origin: str, progress: Progress)
     require_buildable(args, origin)
     if config.keep_optimizer:
         require_kept(args)
+    require_recipe(config.recipe, args)
     if config.recipe.optimizer_state == "carried" and config.resize is not None:
         require_state(Path(folder_of(open_checkpoint(config.resize.source))), args, config.recipe)
     folder = _Folder(config)
@@ -245,6 +261,7 @@ def train(config: TrainConfig, *, command: str, origin: str, progress: Progress)
             f"{world} processes were started and each trains alone, because there is no accelerator: set "
             "training.use_cpu to train on processors together, or start one process"
         )
+    require_shards(args)
     if (known := _claimed(folder, state)) is not None:
         return known
     try:
@@ -261,7 +278,7 @@ def _trained(
     try:
         # Before a calibration, which may take long.
         target, tokenizer = _target(config)
-        _taught_by(config, target)
+        _taught_by(config, target, tokenizer)
         with first_process_first():
             data = datasets_of(config.data, target, tokenizer, args.train_batch_size, progress)
         require_trainable(data, args)
@@ -308,8 +325,8 @@ def foreseen(config: TrainConfig, origin: str) -> dict[str, Any]:
     # Refused where there is no GPU of its kind, and of no weight here.
     asked.pop("tf32", None)
     args = training_arguments(asked, origin)
-    understood, _ = _target(config)
-    teacher = _taught_by(config, understood)
+    understood, tokenizer = _target(config)
+    teacher = _taught_by(config, understood, tokenizer)
     batch, image = args.per_device_train_batch_size, understood.architecture.modality == "image"
     length = understood.sizes["position"] if image else config.data.sequence_length
     by_shards: Any = args.fsdp_config if isinstance(args.fsdp_config, dict) else {}

@@ -15,12 +15,13 @@ from transformers import Trainer, TrainerCallback
 from anysize.config import SourceConfig
 from anysize.errors import InputError
 from anysize.io.hub import open_checkpoint
+from anysize.processes import add_up
 from anysize.training.clock import clock_of
 from anysize.training.config import Distill, Recipe
 from anysize.training.distill import distilled, kl_divergence, kl_of_top, stream_distance, top_targets
 from anysize.training.groups import ElementwiseAdamW, grouped, new_elements, roles
 from anysize.training.images import flipped
-from anysize.training.optimizer_state import ADAMW, carried_state, require_state, set_state
+from anysize.training.optimizer_state import carried_state, require_recipe, require_state, set_state
 from anysize.training.self_data import Continuations
 from anysize.training.start import folder_of
 from anysize.training.targets import TargetCache
@@ -54,6 +55,13 @@ class Account:
     train_s: float = 0.0
     teacher_s: float = 0.0
     clock: Callable[[], float] = field(default=time.process_time)
+
+    def of_all(self, device: torch.device) -> tuple[float, float]:
+        """Return the seconds of training and of the teacher: processors' seconds add up, a clock is one for all."""
+        spent = torch.tensor([self.train_s, self.teacher_s], dtype=torch.float64)
+        if device.type == "cpu":
+            add_up([spent])
+        return float(spent[0]), float(spent[1])
 
     def save(self, checkpoint: Path) -> None:
         """Keep what was spent beside a checkpoint, so that a resumed run goes on counting."""
@@ -233,9 +241,7 @@ class AnysizeTrainer(Trainer):
         made: Any = self.optimizer
         if made is not None or recipe == Recipe():
             return super().create_optimizer(model)
-        optim = str(getattr(args.optim, "value", args.optim))
-        if optim not in ADAMW:
-            raise InputError(f"recipe: needs AdamW, and training.optim is {optim}")
+        require_recipe(recipe, args)
         trained: Any = self.model if model is None else model
         plain = self.accelerator.unwrap_model(trained)
         if recipe.learning_rate_factors or recipe.new_parameters:
@@ -244,8 +250,6 @@ class AnysizeTrainer(Trainer):
             super().create_optimizer(model)
         assert self.optimizer is not None
         if recipe.optimizer_state == "carried":
-            if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-                raise InputError("recipe.optimizer_state: needs whole tensors, and this run shards them")
             assert self.plan is not None
             folder = Path(folder_of(open_checkpoint(self.plan.source.location)))
             state, steps = carried_state(self.plan, require_state(folder, args, recipe), plain)
@@ -260,8 +264,6 @@ class AnysizeTrainer(Trainer):
         betas = (args.adam_beta1, args.adam_beta2)
         if recipe.new_parameters is None:
             return torch.optim.AdamW(groups, lr=args.learning_rate, betas=betas, eps=args.adam_epsilon)
-        if self.is_fsdp_enabled:
-            raise InputError("recipe.new_parameters: needs whole tensors, and FSDP shards them")
         if self.plan is None:
             raise InputError("recipe.new_parameters: only a start that a plan makes (resize) has new parameters")
         parameters = dict(plain.named_parameters())

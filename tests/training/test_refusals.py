@@ -1,0 +1,117 @@
+"""What training refuses, in one sentence, before anything that takes long, leaving nothing behind."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from anysize.errors import InputError
+from anysize.progress import quiet
+from anysize.training.config import train_config
+from anysize.training.run import train
+from tests.conftest import Ran
+from tests.training.runs import config_of, written
+
+Run = Callable[..., Ran]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"data": {"validation": "nowhere.txt"}},
+        {"data": {"sequence_length": 4096}},
+        {"distill": {"teacher": "OTHER"}},
+        {"distill": {"teacher": "ALIKE", "hidden_weight": 1}},
+        {"distill": {"hidden_weight": 1, "top_k": 2, "cache": "kept"}},
+        {"training": {"report_to": "comet_ml"}},
+        {"training": {"fsdp": True}},
+        {"training": {"optim": "adafactor"}, "recipe": {"optimizer_state": "carried"}},
+    ],
+)
+def test_what_can_be_refused_is_refused_before_a_calibration(
+    llama: Path, story: Path, tmp_path: Path, new_llama: Callable[..., Path], monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, Any],
+) -> None:  # fmt: skip
+    half = {"source": str(llama), "intermediate_size": 24, "calibration": {"tokens": 2048, "sequence_length": 64}}
+    raw = config_of(llama, story, tmp_path / "out", resize=half)
+    raw["model"] = ""
+    for section, asked in changes.items():
+        raw[section] = raw.get(section, {}) | asked
+    teacher = changes.get("distill", {}).get("teacher")
+    if teacher:
+        raw["distill"]["teacher"] = str(new_llama(tmp_path / "other", vocab_size=47 if teacher == "OTHER" else 61))
+
+    def calibrated(*_: object, **__: object) -> None:
+        pytest.fail("it was calibrated")
+
+    monkeypatch.setattr("anysize.calibration.calibrate.calibrated", calibrated)
+    with pytest.raises(InputError):
+        train(train_config(raw, "c.yaml"), command="", origin="c.yaml", progress=quiet)
+    assert not (tmp_path / "out").exists()
+
+
+def rewrite_tokens(folder: Path, token: Callable[[int], int]) -> None:
+    place = folder / "tokenizer.json"
+    told = json.loads(place.read_text())
+    told["model"]["vocab"] = {word: token(number) for word, number in told["model"]["vocab"].items()}
+    place.write_text(json.dumps(told))
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"training": {"learning_rate": 1e30, "max_grad_norm": 0}}, "training diverged at step"),
+        ({"distill": {"teacher": "TEACHER"}}, "has 47 tokens or classes and the student 61"),
+        ({"recipe": {"new_parameters": {"warmup_steps": 3}}}, "only a start that a plan makes (resize) has new"),
+        ({"distill": {"teacher": "SOURCE", "hidden_weight": 1}}, "needs the writer maps of a plan"),
+        ({"training": {"optim": "adafactor"}, "recipe": {"learning_rate_factors": {"norm": 2}}}, "needs AdamW"),
+        ({"training": {"report_to": "comet_ml"}}, "cannot be used: training.report_to: CometCallback requires"),
+        ({"distill": {"teacher": "SPELLED"}}, "60 tokens have other ids there"),
+        ({"training": {"fsdp": True}}, "training.fsdp: shards are for several accelerators"),
+        ({"model": "nowhere/at/all"}, "nowhere/at/all"),
+        ({"training": {"lr_scheduler_type": "cosin"}}, "transformers refuses training"),
+        ({"training": {"lr_scheduler_kwargs": {"min_lr_ratio": 0.1}}}, "cannot make the optimizer or the schedule"),
+        ({"training": {"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"lr_end": 0.5}}}, "cannot make the"),
+        ({"training": {"optim": "adamw_8bit"}}, "cannot make the optimizer or the schedule"),
+        ({"training": {"label_smoothing_factor": 0.1}}, "smoothed ones are others"),
+    ],
+)
+def test_what_a_run_refuses(
+    llama: Path,
+    story: Path,
+    tmp_path: Path,
+    cli: Run,
+    new_llama: Callable[..., Path],
+    changes: dict[str, Any],
+    told: str,
+) -> None:
+    teacher = changes.get("distill", {}).get("teacher")
+    if teacher:
+        places = {"SOURCE": llama, "TEACHER": tmp_path / "teacher", "SPELLED": tmp_path / "spelled"}
+        if teacher == "TEACHER":
+            new_llama(places[teacher], vocab_size=47)
+        if teacher == "SPELLED":
+            shutil.copytree(llama, places[teacher])
+            rewrite_tokens(places[teacher], lambda token: 60 - token)
+        changes = {"distill": {**changes["distill"], "teacher": str(places[teacher])}}
+    done = cli("train", written(tmp_path / "c.yaml", config_of(llama, story, tmp_path / "out", **changes)))
+    assert done.code == 2, done.err
+    assert told in done.err
+    assert "Traceback" not in done.err
+    assert (tmp_path / "out").exists() is ("diverged" in told)
+
+
+def test_processes_that_would_train_alone_are_refused(
+    llama: Path, story: Path, tmp_path: Path, cli: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    done = cli("train", written(tmp_path / "c.yaml", config_of(llama, story, tmp_path / "out")))
+    assert done.code == 2
+    assert "2 processes were started and each trains alone" in done.err
+    assert not (tmp_path / "out").exists()
