@@ -28,7 +28,6 @@ bench: $(STAMP)
 bench-train: $(STAMP)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.calibration.run
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.fitting.run
-	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.shrink.run
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.throughput.run
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.train.run
 

@@ -17,6 +17,20 @@ from anysize.io.dtypes import TORCH
 from anysize.recipe import BYTES
 from anysize.tensors import expected_tensors, shape_of
 
+_SMALLEST = {
+    "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 49152, "hidden_size": 576,
+    "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3,
+    "head_dim": 64, "tie_word_embeddings": True, "max_position_embeddings": 8192,
+}  # fmt: skip
+# Configs of the sources that examples/ name, by what they are called there.
+SMOLLM2: dict[str, dict[str, Any]] = {
+    "HuggingFaceTB/SmolLM2-135M": _SMALLEST,
+    "HuggingFaceTB/SmolLM2-1.7B": _SMALLEST | {
+        "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 24, "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+    },
+}  # fmt: skip
+
 
 def llama_config(
     *, hidden: int, ffn: int, layers: int, heads: int, kv_heads: int, vocab: int, dtype: str = "bfloat16"

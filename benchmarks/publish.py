@@ -14,7 +14,10 @@ from typing import Any
 
 from anysize.demo.material import source_config
 from anysize.report.schema import Results, Row
-from benchmarks.checkpoints import hollow_checkpoint
+from anysize.training.config import train_config
+from anysize.training.config_file import read_yaml
+from anysize.training.run import foreseen
+from benchmarks.checkpoints import SMOLLM2, hollow_checkpoint
 from benchmarks.conversion.run import ASKED
 from benchmarks.measure import anysize
 
@@ -130,85 +133,15 @@ def _share(value: float | None) -> str:
     return "not reached" if value is None else f"{value:.3f}"
 
 
-def _share_of(row: dict[str, Any], kind: str, goal: str) -> str:
-    return "1" if row["arm"] == goal else _share(row[kind].get(goal))
-
-
-# Arm, goal, steps or seconds, and the share that is asked for.
-_SHARES: tuple[tuple[str, str, str, float | None], ...] = (
-    ("subspace", "random", "steps", 1 / 8),
-    ("subspace", "random", "seconds", None),
-    ("subspace", "subcloning", "steps", 1 / 2),
-)
-
-
-def _shrink_rows() -> list[list[str]]:
-    found = results("shrink")["results"]
-    before, table = found["before"]["half width"], found["tables"]["half width"]
-    gain = before["subcloning, factor off"] - before["subspace"]
-    arms = {row["arm"]: row for row in table["summary"]}
-    steps, seeds = found["steps"], len(found["seeds"])
-    first = "half width, before training: nats/token below selection without factor"
-    rows = [[first, f"{gain:.2f}", "≥ 1.5", _verdict(gain >= 1.5)]]
-    for name, goal, kind, asked in _SHARES:
-        if name in arms:
-            share = arms[name][f"{kind}_share"][goal]
-            what = (
-                f"the {steps} steps"
-                if kind == "steps"
-                else "the seconds, calibration, conversion and teacher included,"
-            )
-            shown = f"half width, no teachers, {name}: share of {what} of {goal} to its final loss"
-            label = f"{shown} ({seeds} seeds, rates tuned)"
-            wanted = "" if asked is None else f"≤ {asked:.3g}"
-            reached = "" if asked is None else _verdict(share is not None and share <= asked)
-            rows.append([label, _share(share), wanted, reached])
-    return rows
-
-
-def shrink_section() -> str:
-    """Return what shrinking keeps before training, and what it saves in training, arm by arm."""
-    record = results("shrink")
-    found = record["results"]
-    before = {suite: losses for suite, losses in found["before"].items() if suite in found["tables"]}
-    rows = [
-        [arm, *(f"{before[suite][arm]:.3f}" if arm in before[suite] else "" for suite in before)]
-        for arm in before["half width"]
-    ]
-    parts = [
-        f"Source: test loss {found['source']['test_loss']:.3f} nats/token. Test loss before any training:",
-        _table(["arm", *before], rows),
-    ]
-    for suite, table in found["tables"].items():
-        lines = [
-            [
-                row["arm"], f"{row['rate']:g}", str(row["steps"]), f"{row['loss_before']:.3f}",
-                f"{row['loss_after']:.3f}", ", ".join(f"{loss:.3f}" for loss in row["loss_after_of_seeds"]),
-                _share_of(row, "steps_share", "random"), _share_of(row, "steps_share", "subcloning"),
-                _share_of(row, "seconds_share", "random"),
-            ]
-            for row in table["summary"]
-        ]  # fmt: skip
-        columns = ["arm", "rate", "steps", "before", "after", "of each seed", "steps to random's loss",
-                   "steps to subcloning's", "seconds to random's"]  # fmt: skip
-        sizes = ", ".join(f"{name} {size}" for name, size in table["sizes"].items())
-        parts += [f"**{suite[0].upper()}{suite[1:]}** ({sizes}):", _table(columns, lines)]
-    parts.append(
-        f"{found['steps']} steps of {found['tokens_a_step']:,} tokens (AdamW, warm-up, cosine), the same batches for "
-        f"every arm; rates {', '.join(f'{rate:g}' for rate in found['rates'])} tried on the validation books with the "
-        f"first of {len(found['seeds'])} seeds; test books, medians over seeds. The last three columns are shares of "
-        "the steps (or processor seconds, with calibration and conversion) that the named arm takes to its final loss; "
-        f"an arm with fewer steps ends its own schedule there. Calibration {found['calibration_s']:.0f} s. "
-        f"{record['date']}, {record['machine']['num_cores']} cores, written by `python -m benchmarks.publish` from "
-        "the results of `python -m benchmarks.shrink.run`."
-    )
-    return "\n\n".join(parts)
-
-
 # The comparisons of benchmarks/train: a config each.
 COMPARISONS = sorted(place.stem for place in (ROOT / "benchmarks" / "train").glob("*.yaml"))
+# The pages that tell of them.
+_ABLATIONS = "shrink-ablations"
+PAGES = {suite: "docs/shrinking.md" if suite == _ABLATIONS else "docs/training.md" for suite in COMPARISONS}
 # Suite, arm, goal, what is counted, the share that is asked for.
 _COMPARED: tuple[tuple[str, str, str, str, float], ...] = (
+    (_ABLATIONS, "subspace", "random", "steps", 1 / 8),
+    (_ABLATIONS, "subspace", "subcloning", "steps", 1 / 2),
     ("shrink", "subspace + distillation", "random", "steps", 1 / 18),
     ("shrink", "subspace + distillation", "random", "seconds", 1 / 9),
     ("shrink", "subspace + distillation, 3/10 of the steps", "subcloning", "steps", 3 / 10),
@@ -234,6 +167,17 @@ def compared(suite: str) -> Results | None:
     """Return what a suite of comparisons found last, None where it has not been run."""
     place = ROOT / "benchmarks" / "train" / "results" / f"{suite}.json"
     return Results.load(place) if place.is_file() else None
+
+
+def _before_rows() -> list[list[str]]:
+    """Return what directions and readers are worth before training, beside neurons that are only taken."""
+    found = compared(_ABLATIONS)
+    if found is None:
+        return []
+    before = {row.arm: row.before for row in found.rows}
+    gain = before["subcloning, factor off"] - before["subspace"]
+    label = f"{found.title}: how far `subspace` starts below a selection without factor, nats/token"
+    return [[label, f"{gain:.2f}", "≥ 1.5", _verdict(gain >= 1.5)]]
 
 
 def _compared_rows() -> list[list[str]]:
@@ -343,6 +287,33 @@ def memory_section() -> str:
     return f"{_table(columns, rows)}\n\n{where}"
 
 
+def examples_section() -> str:
+    """Return what each example trains and what a device needs for it, as `--plan-only` counts it."""
+    lines: list[list[str]] = []
+    with tempfile.TemporaryDirectory() as place:
+        for path in sorted((ROOT / "examples").glob("*/*.yaml")):
+            raw = read_yaml(path)
+            if "resize" not in raw:
+                continue
+            source = Path(place) / Path(raw["resize"]["source"]).name
+            hollow_checkpoint(source, SMOLLM2[raw["resize"]["source"]], num_files=1, storage="BF16")
+            found = foreseen(train_config({**raw, "resize": {**raw["resize"], "source": str(source)}}, path.name), "")
+            sharded = raw["training"].get("fsdp", False)
+            for devices, taken in found["memory_bytes"].items():
+                if ("FSDP" in devices) is not bool(sharded) or devices.split()[0] in ("2", "4", "16"):
+                    continue
+                parts = [_gb(taken[kind]) for kind in ("states", "teacher", "activations", "logits", "total")]
+                name = f"[{path.parent.name}/{path.name}]({path.parent.name}/{path.name})"
+                size = f"{found['num_parameters'] / 1e6:,.0f} M"
+                lines.append([name, size, f"{found['tokens_a_step_each']:,}", devices, *parts])
+    columns = ["file", "parameters", "tokens a step on each", "devices", "states", "teacher", "activations", "logits",
+               "in all"]  # fmt: skip
+    return (
+        f"{_table(columns, lines)}\n\nBytes on each device; activations are an estimate. Written by `python -m "
+        "benchmarks.publish` from what `--plan-only` counts."
+    )
+
+
 def _dates() -> list[str]:
     found = (compared(suite) for suite in COMPARISONS)
     return [results("conversion")["date"], *(one.date for one in found if one is not None)]
@@ -354,7 +325,7 @@ def measured_section() -> str:
     machine, versions = record["machine"], record["versions"]
     rows = [
         *_exactness_rows(),
-        *_shrink_rows(),
+        *_before_rows(),
         *_compared_rows(),
         *_calibration_rows(),
         *_throughput_rows(),
@@ -405,10 +376,10 @@ def main() -> None:
     for name, section, body in (
         ("README.md", "plan", plan_section()),
         ("README.md", "measured", measured_section()),
+        ("examples/README.md", "memory", examples_section()),
         ("docs/exactness.md", "exactness", exactness_section()),
-        ("docs/shrinking.md", "shrink", shrink_section()),
         ("docs/shrinking.md", "memory", memory_section()),
-        *(("docs/training.md", f"compared {suite}", compared_section(suite)) for suite in COMPARISONS),
+        *((page, f"compared {suite}", compared_section(suite)) for suite, page in PAGES.items()),
     ):
         path = ROOT / name
         path.write_text(replaced(path.read_text(encoding="utf-8"), section, body), encoding="utf-8")

@@ -5,11 +5,9 @@ Everything is a function of the settings below and is cached outside the reposit
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +15,12 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from anysize.io.whole import write_json
 from anysize.progress import Progress
-from anysize.training.distill import distilled, kl_divergence
 from anysize.training.optimizer_state import save_state
 from benchmarks.measure import CACHE, DATA
+from benchmarks.train.sources import Cost, cost_of, key_of
 
-# Half of the loss is the divergence from the teacher; nine tenths are better (benchmarks/train, docs/log.md).
-TEACHER_WEIGHT = 0.5
 NOVELS = DATA / "novels"
 
 
@@ -45,24 +42,34 @@ class Settings:
     train_characters: int = 40_000_000
     seed: int = 0
 
-    @property
-    def key(self) -> str:
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
-
-    @property
-    def examples(self) -> int:
-        """How many tokens it is trained on."""
-        return self.steps * self.batch * self.context
-
     def write_data(self, folder: Path) -> None:
         """Write train.parquet, of text that no source has been trained on, and validation.parquet and test.parquet."""
         _write_unseen(folder, self)
 
-    def source(self, progress: Progress) -> tuple[Path, float]:
-        """Return the folder of the trained source, and the processor seconds that it took; a finished one at once."""
+    def shorter(self, part: int) -> Settings:
+        """Return the same with so small a part of the steps."""
+        return replace(self, steps=self.steps // part)
+
+    def made(self, progress: Progress) -> tuple[Path, Cost]:
+        """Return the folder of the trained source, the state of its optimizer with it, and what its training took."""
+        from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
         del progress
-        home, made = source(self)
-        return home, made["cpu_s"]
+        home = CACHE / f"source-{key_of(self)}"
+        if not (home / "made.json").is_file():
+            ids, tokenizer = _tokens(self)
+            torch.manual_seed(self.seed)
+            model = LlamaForCausalLM(LlamaConfig(**{k: v for k, v in config(self).items() if k != "architectures"}))
+            # The other half is for whoever grows or shrinks it.
+            optimizer, seconds = _train(model, ids[: ids.numel() // 2], self)
+            model.save_pretrained(home)
+            save_state(model, optimizer, home)
+            PreTrainedTokenizerFast(tokenizer_file=str(tokenizer), bos_token="<s>", eos_token="<s>").save_pretrained(
+                home
+            )
+            write_json(home / "made.json", {"cpu_s": seconds, "settings": asdict(self)})
+        seconds = json.loads((home / "made.json").read_text(encoding="utf-8"))["cpu_s"]
+        return home, cost_of(home, seconds, self.steps * self.batch * self.context, self.context)
 
 
 def config(settings: Settings) -> dict[str, Any]:
@@ -118,100 +125,45 @@ def _tokenizer(text: str, vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
-def tokens(settings: Settings) -> dict[str, torch.Tensor]:
-    """Return the token ids of each split, int64; tokenized once and cached."""
+def _tokens(settings: Settings) -> tuple[torch.Tensor, Path]:
+    """Return the token ids of the training books, int64, and the tokenizer's file; tokenized once and cached."""
     home = CACHE / f"novels-{settings.vocab_size}-{settings.train_characters}"
-    sizes = {"train": settings.train_characters, "validation": 600_000, "test": 600_000}
-    if not (home / "test.npy").is_file():
+    place = home / "tokenizer.json"
+    if not (home / "train.npy").is_file():
         home.mkdir(parents=True, exist_ok=True)
-        train = _text("train", sizes["train"])
-        tokenizer = _tokenizer(train, settings.vocab_size)
-        tokenizer.save(str(home / "tokenizer.json"))
-        for split, size in sizes.items():
-            text = train if split == "train" else _text(split, size)
-            pieces = [text[i : i + 1_000_000] for i in range(0, len(text), 1_000_000)]
-            ids = [np.array(e.ids, np.int16) for e in tokenizer.encode_batch(pieces)]
-            np.save(home / f"{split}.npy", np.concatenate(ids))
-    return {split: torch.from_numpy(np.load(home / f"{split}.npy").astype(np.int64)) for split in sizes}
+        text = _text("train", settings.train_characters)
+        tokenizer = _tokenizer(text, settings.vocab_size)
+        tokenizer.save(str(place))
+        pieces = [text[i : i + 1_000_000] for i in range(0, len(text), 1_000_000)]
+        ids = np.concatenate([np.array(e.ids, np.int16) for e in tokenizer.encode_batch(pieces)])
+        partial = home / "partial.npy"
+        np.save(partial, ids)
+        partial.replace(home / "train.npy")
+    return torch.from_numpy(np.load(home / "train.npy").astype(np.int64)), place
 
 
-def train(
-    model: Any, ids: torch.Tensor, settings: Settings, *, steps: int, rate: float, weight_decay: float, seed: int,
-    evaluate: dict[int, Any], budget: int | None = None, teacher: Any = None,
-) -> dict[str, Any]:  # fmt: skip
-    """Train a model for so many steps on batches that the seed alone decides; return losses at the asked steps.
+def _train(model: Any, ids: torch.Tensor, settings: Settings) -> tuple[torch.optim.Optimizer, float]:
+    """Train a model on batches that the seed alone decides; return its optimizer and the processor seconds.
 
-    Seconds are of the processor, not of the clock: other work on the machine does not count.
-
-    With a teacher, half of the loss is the KL to it. AdamW (0.9, 0.95), 5 % warm-up, cosine to a tenth over `budget`
-    (or `steps`) steps, norms not decayed, clip 1.
+    AdamW (0.9, 0.95), 5 % warm-up, cosine to a tenth, norms not decayed, clip 1. Seconds are of the processor, not of
+    the clock: other work on the machine does not count.
     """
     decayed = [p for p in model.parameters() if p.dim() > 1]
     plain = [p for p in model.parameters() if p.dim() == 1]
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.95))
-    generator = torch.Generator().manual_seed(seed)
-    whole = budget or steps
-    found: dict[int, float] = {}
-    spent = 0.0
-    for step in range(steps + 1):
-        if step in evaluate:
-            model.eval()
-            found[step] = evaluate[step](model)
-            model.train()
-        if step == steps:
-            break
-        begin = time.process_time()
-        done = step / whole
-        scale = min(1.0, (step + 1) / (0.05 * whole)) * (0.1 + 0.45 * (1 + np.cos(np.pi * done)))
+    groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=settings.rate, betas=(0.9, 0.95))
+    generator = torch.Generator().manual_seed(settings.seed)
+    model.train()
+    begin = time.process_time()
+    for step in range(settings.steps):
+        done = step / settings.steps
+        scale = min(1.0, (step + 1) / (0.05 * settings.steps)) * (0.1 + 0.45 * (1 + np.cos(np.pi * done)))
         for group in optimizer.param_groups:
-            group["lr"] = rate * scale
+            group["lr"] = settings.rate * scale
         starts = torch.randint(0, ids.numel() - settings.context, (settings.batch,), generator=generator)
         batch = torch.stack([ids[s : s + settings.context] for s in starts.tolist()])
-        found_here = model(input_ids=batch, labels=batch)
-        loss = found_here.loss
-        if teacher is not None:
-            with torch.no_grad():
-                wanted = teacher(input_ids=batch).logits
-            loss = distilled(loss, kl_divergence(wanted, found_here.logits, 1.0), TEACHER_WEIGHT, 1.0)
-        loss.backward()
+        model(input_ids=batch, labels=batch).loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        spent += time.process_time() - begin
-    return {"losses": found, "cpu_s": spent, "optimizer": optimizer}
-
-
-@torch.no_grad()
-def held_out_loss(model: Any, ids: torch.Tensor, settings: Settings, windows: int) -> float:
-    """Return the loss in nats/token over so many windows spread over a held-out split."""
-    count = min(windows, ids.numel() // settings.context)
-    starts = torch.linspace(0, ids.numel() - settings.context, count).long().tolist()
-    rows = torch.stack([ids[s : s + settings.context] for s in starts])
-    losses = [float(model(input_ids=r, labels=r).loss) * len(r) for r in rows.split(64)]
-    return sum(losses) / count
-
-
-def source(settings: Settings) -> tuple[Path, dict[str, Any]]:
-    """Return the folder of the pretrained source, the state of its optimizer with it, and what its making cost.
-
-    Made once and cached.
-    """
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    home = CACHE / f"source-{settings.key}"
-    if not (home / "made.json").is_file():
-        ids = tokens(settings)
-        torch.manual_seed(settings.seed)
-        model = LlamaForCausalLM(LlamaConfig(**{k: v for k, v in config(settings).items() if k != "architectures"}))
-        half = ids["train"][: ids["train"].numel() // 2]
-        at_end = {settings.steps: partial(held_out_loss, ids=ids["validation"], settings=settings, windows=512)}
-        run = train(model, half, settings, steps=settings.steps, rate=settings.rate,
-                    weight_decay=settings.weight_decay, seed=settings.seed, evaluate=at_end)  # fmt: skip
-        model.save_pretrained(home)
-        save_state(model, run["optimizer"], home)
-        place = CACHE / f"novels-{settings.vocab_size}-{settings.train_characters}" / "tokenizer.json"
-        PreTrainedTokenizerFast(tokenizer_file=str(place), bos_token="<s>", eos_token="<s>").save_pretrained(home)
-        made = {"validation_loss": run["losses"][settings.steps], "cpu_s": run["cpu_s"], "settings": asdict(settings)}
-        (home / "made.json").write_text(json.dumps(made))
-    return home, json.loads((home / "made.json").read_text())
+    return optimizer, time.process_time() - begin

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from anysize.progress import Progress
 from anysize.training.config import train_config
 from anysize.training.run import train
 from benchmarks.measure import CACHE, DATA
+from benchmarks.train.sources import Cost, cost_of, key_of
 
 IMAGES = DATA / "cifar10"
 _NUM_HELD_OUT = 5_000
@@ -34,16 +33,6 @@ class Settings:
     rate: float = 2e-3
     weight_decay: float = 0.05
     seed: int = 0
-
-    @property
-    def context(self) -> int:
-        """What one example is long: an image."""
-        return 1
-
-    @property
-    def examples(self) -> int:
-        """How many images it is trained on, each as often as it comes."""
-        return self.steps * self.batch
 
     @property
     def _config(self) -> dict[str, Any]:
@@ -70,10 +59,13 @@ class Settings:
         parquet.write_table(train.take(held_out), folder / "validation.parquet.partial")
         (folder / "validation.parquet.partial").replace(folder / "validation.parquet")
 
-    def source(self, progress: Progress) -> tuple[Path, float]:
-        """Return the folder of the trained source, and the processor seconds that it took; a finished one at once."""
-        settings = json.dumps(asdict(self), sort_keys=True)
-        home = CACHE / f"vit-{hashlib.sha256(settings.encode()).hexdigest()[:16]}"
+    def shorter(self, part: int) -> Settings:
+        """Return the same with so small a part of the steps."""
+        return replace(self, steps=self.steps // part)
+
+    def made(self, progress: Progress) -> tuple[Path, Cost]:
+        """Return the folder of the trained source, and what its training took; a finished one at once."""
+        home = CACHE / f"vit-{key_of(self)}"
         config = home.with_name(f"{home.name}-config")
         config.mkdir(parents=True, exist_ok=True)
         write_json(config / "config.json", self._config)
@@ -86,5 +78,7 @@ class Settings:
                 "weight_decay": self.weight_decay, "seed": self.seed, "logging_steps": 100,
             },
         }  # fmt: skip
-        made = train_config(asked, "pictures.py")
-        return home, train(made, command="anysize train", origin="pictures.py", progress=progress)["train_s"]
+        asked = train_config(asked, "pictures.py")
+        found = train(asked, command="anysize train", origin="pictures.py", progress=progress)
+        # An image is one example, whatever its pixels.
+        return home, cost_of(home, found["train_s"], self.steps * self.batch, 1)

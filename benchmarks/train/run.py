@@ -9,7 +9,6 @@ Results are those of the comparison, for `anysize report` and for the tables of 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
 from collections.abc import Mapping
@@ -21,15 +20,14 @@ from anysize.cli.progress import progress_bars
 from anysize.cli.show_training import show_comparison
 from anysize.comparison.compare import compare
 from anysize.comparison.config import compare_config
-from anysize.comparison.flops import training_flops
-from anysize.config import understand
 from anysize.report.schema import Results
 from anysize.training.config_file import read_yaml, spelled
 from benchmarks.measure import CACHE
 from benchmarks.train import novels, pictures
+from benchmarks.train.sources import Cost, Source
+from benchmarks.train.stages import Stage
 
 HERE = Path(__file__).parent
-Source = novels.Settings | pictures.Settings
 
 
 @dataclass(frozen=True)
@@ -49,13 +47,20 @@ _QUARTER = replace(_LARGE, hidden_size=32, intermediate_size=86, num_attention_h
 # Young and small: what trains beside it ends 0.1 nats/token and more below it.
 _YOUNG = replace(_HALF, steps=1100)
 _YOUNGER = replace(_HALF, steps=900)
+# On the way from it to twice of everything.
+_WIDE = {"hidden_size": 128, "intermediate_size": 344, "num_attention_heads": 8, "num_key_value_heads": 4}
+_BETWEEN = {"hidden_size": 96, "intermediate_size": 258, "num_attention_heads": 6, "num_key_value_heads": 3}
 SUITES = {
     "shrink": Suite({"source": _LARGE}),
+    "shrink-ablations": Suite({"source": _LARGE}),
     "shrink-depth": Suite({"source": _LARGE}),
     "shrink-further": Suite({"source": _LARGE, "closer": _HALF}),
     "shrink-vision": Suite({"source": pictures.Settings()}, data="images"),
     "grow": Suite({"source": _YOUNG}),
     "grow-recipes": Suite({"source": _YOUNG}),
+    "grow-in-stages": Suite({"source": _YOUNG, "wide": Stage(_YOUNG, _WIDE),
+                             "deep": Stage(_YOUNG, {"num_hidden_layers": 8}),
+                             "between": Stage(_YOUNG, {**_BETWEEN, "num_hidden_layers": 6})}),
     "grow-by-half": Suite({"source": _YOUNGER}),
     "grow-ages": Suite({"source": replace(_QUARTER, steps=6000), "young": replace(_QUARTER, steps=500),
                         "older": replace(_QUARTER, steps=2000)}),
@@ -75,7 +80,7 @@ def _in_part(raw: Any) -> Any:
     }
 
 
-def _with_costs(raw: dict[str, Any], costs: Mapping[str, dict[str, float]]) -> dict[str, Any]:
+def _with_costs(raw: dict[str, Any], costs: Mapping[str, Cost]) -> dict[str, Any]:
     """Return a config that says what the training of each of its sources took."""
     arms = {
         name: arm | {"source_cost": costs[arm["source"]]} if "source" in arm else arm
@@ -88,14 +93,10 @@ def run(name: str, *, quick: bool, workers: int | None) -> Results:
     """Carry out a suite in the cache, where it is resumed, and write its results beside this script."""
     suite, raw = SUITES[name], read_yaml(HERE / f"{name}.yaml")
     with progress_bars(enabled=True) as progress:
-        costs: dict[str, dict[str, float]] = {}
+        costs: dict[str, Cost] = {}
         homes: dict[str, Path] = {}
-        for source, made_of in suite.sources.items():
-            settings = replace(made_of, steps=made_of.steps // _QUICK_PART) if quick else made_of
-            homes[source], seconds = settings.source(progress)
-            understood = understand(json.loads((homes[source] / "config.json").read_text(encoding="utf-8")))
-            flops = settings.examples * training_flops(understood, settings.context)
-            costs[source] = {"train_s": seconds, "train_tokens": settings.examples, "train_flops": flops}
+        for source, whole in suite.sources.items():
+            homes[source], costs[source] = (whole.shorter(_QUICK_PART) if quick else whole).made(progress)
         # Paths in results are those of a place that looks alike everywhere.
         place = CACHE / "train" / "-".join([name, *(home.name for home in homes.values())])
         place.mkdir(parents=True, exist_ok=True)

@@ -70,6 +70,7 @@ def test_measured_numbers_are_those_of_the_results_files() -> None:
         PAGES,
         compared_section,
         exactness_section,
+        examples_section,
         measured_section,
         memory_section,
         plan_section,
@@ -80,6 +81,8 @@ def test_measured_numbers_are_those_of_the_results_files() -> None:
     assert replaced(README, "plan", plan_section()) == README
     exactness = (ROOT / "docs" / "exactness.md").read_text(encoding="utf-8")
     assert replaced(exactness, "exactness", exactness_section()) == exactness
+    examples = (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
+    assert replaced(examples, "memory", examples_section()) == examples
     shrinking = (ROOT / "docs" / "shrinking.md").read_text(encoding="utf-8")
     assert replaced(shrinking, "memory", memory_section()) == shrinking
     assert len(PAGES) > 8

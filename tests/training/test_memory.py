@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from benchmarks.checkpoints import hollow_checkpoint
+from benchmarks.checkpoints import SMOLLM2, hollow_checkpoint
 
 from anysize.comparison.config import compare_config
 from anysize.config import understand
@@ -19,11 +19,6 @@ from anysize.training.memory import training_memory
 from tests import tiny
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-SMOLLM2 = {
-    "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 49152, "hidden_size": 576,
-    "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3,
-    "head_dim": 64, "tie_word_embeddings": True, "max_position_embeddings": 8192,
-}  # fmt: skip
 
 
 def test_states_are_what_adamw_keeps() -> None:
@@ -43,7 +38,7 @@ def test_states_are_what_adamw_keeps() -> None:
 
 
 def test_half_precision_checkpointing_and_no_teacher_take_less() -> None:
-    config = understand(SMOLLM2)
+    config = understand(SMOLLM2["HuggingFaceTB/SmolLM2-135M"])
 
     def total(**changes: Any) -> int:
         settings = {"batch": 4, "length": 512, "half": True, "checkpointing": True, "shards": 1}
@@ -60,10 +55,7 @@ def test_half_precision_checkpointing_and_no_teacher_take_less() -> None:
 def test_examples_can_be_planned(name: str, tmp_path: Path, cli: Callable[..., Any]) -> None:
     raw = read_yaml(EXAMPLES / name)
     place = tmp_path / "source"
-    config = SMOLLM2 if "135M" in raw["resize"]["source"] else {
-        **SMOLLM2, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 24, "num_attention_heads": 32,
-        "num_key_value_heads": 32}  # fmt: skip
-    hollow_checkpoint(place, config, num_files=1, storage="BF16")
+    hollow_checkpoint(place, SMOLLM2[raw["resize"]["source"]], num_files=1, storage="BF16")
     done = cli("train", EXAMPLES / name, "--plan-only", "--json", "--set", f"resize.source={place}")
     assert done.code == 0, done.err
     found = json.loads(done.out)
