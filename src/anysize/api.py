@@ -14,7 +14,7 @@ from anysize.delivery import VerifyMode, carry_out, require_output
 from anysize.errors import InputError, SizeError, joined
 from anysize.io.hub import local_folder, open_source
 from anysize.io.reader import TensorSource
-from anysize.layers import LEAVE_ONE_OUT
+from anysize.layers import LEAVE_ONE_OUT, listed_depth
 from anysize.planner import legality, make_plan
 from anysize.progress import Progress, quiet
 from anysize.recipe import Options, Plan
@@ -46,7 +46,7 @@ def _request(
     num_params: int | None,
     like: str | Path | None,
 ) -> dict[str, int]:
-    """Return explicit public sizes on top of at most one of scale, num_params and like."""
+    """Return explicit public sizes, the depth of listed layers too, on top of one of scale, num_params and like."""
     shortcuts = [
         name for name, value in (("scale", scale), ("num_params", num_params), ("like", like)) if value is not None
     ]
@@ -59,6 +59,9 @@ def _request(
         chosen = targets.for_budget(config, num_params, legality(config, options))
     elif like is not None:
         chosen = targets.like(config, understand(read_config(local_folder(str(like), without_weights=True))))
+    depth = listed_depth(options.layers, config.sizes["layer"])
+    if depth is not None:
+        chosen["num_hidden_layers"] = depth
     chosen |= {name: size for name, size in sizes.items() if size is not None}
     if not chosen and not options.untie and options.dtype == "keep":
         raise SizeError(
@@ -99,17 +102,17 @@ def plan(
 ) -> Plan:
     """Return the plan that makes these sizes out of `source`, reading configs and tensor headers only.
 
-    Sizes that are not given stay as they are; `scale` (width), `num_params` and `like` (another model's config)
-    choose them. What is kept when a size is below the source's is told by `preset`, `select`, `readers` and
-    `layers`, and for most of them by `calibration`: scores, a scores file, data to calibrate on (in this process
-    alone, also where it is one of several), or a function that gives scores once the sizes are known to be legal.
-    `search_tokens` is what the layers "evolutionary" may run on, sets of layers times tokens (an image has as many
-    as patches). `keep_tokens` cuts the vocabulary: ids or token strings, a .json or .tokens file that lists them,
-    or text, whose tokens (with `vocab_size`, so many of the most frequent) are kept; `Plan.kept_tokens.index[new
-    id]` is a token's old id. `column` is the text column of both, where the data have several. `low_memory` leaves
-    weights, scores and fitted matrices on disk and reads each as it is needed, for the same plan; where they do not
-    fit into a quarter of the free memory that is done anyway. Raises SizeError, InputError, ArchitectureError or
-    CheckpointError, each with one sentence: what is wrong, the nearest legal sizes.
+    Sizes that are not given stay as they are; `scale` (width), `num_params` and `like` (another model's config) choose
+    them. What is kept when a size is below the source's is told by `preset`, `select`, `readers` and `layers` (a list
+    such as "0-3,2-5" also sets the depth), and for most of them by `calibration`: scores, a scores file, data to
+    calibrate on (in this process alone, also where it is one of several), or a function that gives scores once the
+    sizes are known to be legal. `search_tokens` is what the layers "evolutionary" may run on, sets of layers times
+    tokens (an image has as many as patches). `keep_tokens` cuts the vocabulary: ids or token strings, a .json or
+    .tokens file that lists them, or text, whose tokens (with `vocab_size`, so many of the most frequent) are kept;
+    `Plan.kept_tokens.index[new id]` is a token's old id. `column` is the text column of both, where the data have
+    several. `low_memory` leaves weights, scores and fitted matrices on disk and reads each as it is needed, for the
+    same plan; where they do not fit into a quarter of the free memory that is done anyway. Raises SizeError,
+    InputError, ArchitectureError or CheckpointError, each with one sentence: what is wrong, the nearest legal sizes.
     """
     tensors = open_source(source)
     config = understand(tensors.config)

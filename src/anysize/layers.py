@@ -51,6 +51,11 @@ def _explicit(text: str, source_size: int) -> list[int]:
     return layers
 
 
+def listed_depth(pattern: str, source_size: int) -> int | None:
+    """Return how many layers an explicit list makes; None for a pattern, which leaves that open. Raises SizeError."""
+    return None if pattern in ("auto", *PATTERNS) else len(_explicit(pattern, source_size))
+
+
 def _cut(source_size: int, target_size: int, pattern: str) -> list[int]:
     """Return the layers that are kept where no score is needed."""
     if pattern == "first":

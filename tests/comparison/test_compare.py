@@ -243,6 +243,21 @@ def test_arms_of_other_sizes_are_refused(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("first", [{"random": True}, {"preset": "subspace"}])
+def test_an_arm_whose_listed_layers_make_another_depth_is_refused(
+    llama: Path, story: Path, tmp_path: Path, cli: Run, first: dict[str, Any]
+) -> None:
+    arms = {"first": first, "listed": {"layers": "1"}}
+    config = config_of(llama, story, tmp_path / "out", arms=arms, target={"intermediate_size": 24}, goals=["first"])
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
+    done = cli("compare", tmp_path / "c.yaml")
+    assert done.code == 2
+    told = done.err.replace("\n", " ")
+    assert "arm 'listed': target makes" in told
+    assert "with layers '1'" in told
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.usefixtures("_no_processes")
 def test_an_arm_whose_own_source_has_changed_is_trained_again(
     llama: Path, new_llama: Callable[..., Path], story: Path, tmp_path: Path

@@ -78,6 +78,7 @@ def test_noise_db_sets_the_noise_of_noisy_presets(llama: Path, preset: str) -> N
             {"layers": "both", "num_hidden_layers": 4},
             "layers 'both': 'both' is neither identity, interpose, stack, middle",
         ),
+        ({"layers": "1-2"}, "layers '1-2': '1-2' does not lie in 0-1"),
     ],
 )
 def test_an_option_out_of_range_or_without_effect_is_refused(
@@ -215,6 +216,24 @@ def test_layer_patterns_are_exact_only_as_identity(llama: Path, pattern: str, cl
     assert ran.code == 0, ran.err
     assert ("exact: the target computes the same function" in ran.out) == (pattern == "identity")
     assert (f"not exact: layers {pattern}: the target runs layers" in ran.out) == (pattern != "identity")
+
+
+@pytest.mark.parametrize("more", [(), ("--intermediate-size", 64), ("--scale", 2)])
+def test_a_list_of_layers_sets_the_depth(llama: Path, tmp_path: Path, cli: Run, more: tuple[object, ...]) -> None:
+    ran = cli("resize", llama, tmp_path / "out", "--layers", "0-1,1", *more)
+    assert ran.code == 0, ran.err
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["num_hidden_layers"] == 3
+    refused = cli("plan", llama, "--layers", "0-1,1", "--num-hidden-layers", 4, *more)
+    assert refused.code == 2
+    assert "layers '0-1,1' lists 3 layers, but num_hidden_layers is 4" in refused.err
+
+
+def test_a_list_of_layers_goes_before_the_depth_of_another_model(
+    llama: Path, new_llama: Callable[..., Path], tmp_path: Path
+) -> None:
+    other = new_llama(tmp_path / "other", intermediate_size=51, num_hidden_layers=3)
+    made = anysize.plan(llama, like=other, layers="1").target_config
+    assert (made["intermediate_size"], made["num_hidden_layers"]) == (51, 1)
 
 
 def test_layer_patterns_place_the_layers_they_name(llama: Path) -> None:

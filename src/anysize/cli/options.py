@@ -61,7 +61,7 @@ Output = Annotated[Path, typer.Argument(help="The folder to make; it must be emp
 Size = int | None
 HiddenSize = Annotated[Size, typer.Option(help="Width of the residual stream; any size, integer or fractional ratio.")]
 IntermediateSize = Annotated[Size, typer.Option(help="Neurons of each feed-forward block; any size.")]
-NumHiddenLayers = Annotated[Size, typer.Option(help="Number of layers; see --layers.")]
+NumHiddenLayers = Annotated[Size, typer.Option(help="Number of layers; see --layers, where a list sets it.")]
 NumAttentionHeads = Annotated[Size, typer.Option(help="Query heads; with the kv heads kept, heads per group change.")]
 NumKeyValueHeads = Annotated[Size, typer.Option(help="kv heads; their query heads follow as whole groups.")]
 HeadDim = Annotated[Size, typer.Option(help="Width of a head; only where positions are learned, not rotary.")]
@@ -92,7 +92,7 @@ Layers = Annotated[
     typer.Option(
         help="How to add layers: identity (exact), interpose (l1 l1 l2 l2), stack (l1..ln l1..ln). How to drop them: "
         "middle, first, uniform, block-influence, relative-magnitude, angular, leave-one-out, evolutionary (a search "
-        "on the data of --calibration). Or a list 0-3,2-5."
+        "on the data of --calibration). Or a list 0-3,2-5, which sets the depth as well."
     ),
 ]
 SearchTokens = Annotated[

@@ -33,6 +33,7 @@ from anysize.target import public_sizes
 from anysize.tensors import num_parameters
 from anysize.training.arguments import fixed_arguments, require_buildable, training_arguments, with_defaults
 from anysize.training.clock import clock_of, device_of_run
+from anysize.training.config import Resize
 from anysize.training.data import Datasets, datasets_of
 from anysize.training.optimizer_state import require_recipe, require_state
 from anysize.training.start import folder_of, plan_of, require_same_vocabulary, scores_from
@@ -155,22 +156,23 @@ class Comparison:
 
     def _target(self) -> SourceConfig:
         """Return the config that all arms have: that of a plan which needs no data."""
-        resize = self.config.resize_of(next(iter(self.config.arms)), 0)
-        if resize.vocab_size not in (None, self.source.sizes.get("vocab")):
+        if self.config.target.vocab_size not in (None, self.source.sizes.get("vocab")):
             raise InputError("target.vocab_size: all arms and the teacher share the source's vocabulary")
 
-        def made_of(source: str) -> SourceConfig:
-            plain = resize.sizes_alone().model_copy(update={"source": source, "untie": False})
+        def made_of(source: str, layers: str) -> SourceConfig:
+            plain = Resize(source=source, **self.config.target.model_dump(), layers=layers).sizes_alone()
             return understand(plan_of(plain, None, self.progress).target_config)
 
-        target = made_of(self.config.source)
+        first = next(iter(self.config.arms.values()))
+        target = made_of(self.config.source, first.layers)
         for name, arm in self.config.arms.items():
-            if arm.source:
-                made = made_of(arm.source)
+            if not arm.random and (arm.source, arm.layers) != ("", first.layers):
+                made = made_of(arm.source or self.config.source, arm.layers)
                 if made.sizes != target.sizes:
+                    listed = "" if arm.layers == "auto" else f" with layers '{arm.layers}'"
                     raise InputError(
-                        f"arm '{name}': target makes {_told(made)} of '{arm.source}' and {_told(target)} of "
-                        f"'{self.config.source}', and all arms have the same sizes: name each size"
+                        f"arm '{name}': target makes {_told(made)} of '{arm.source or self.config.source}'{listed} and "
+                        f"{_told(target)} of '{self.config.source}', and all arms have the same sizes: name each size"
                     )
         return target
 
