@@ -16,6 +16,7 @@ from anysize.memory import free_bytes
 from anysize.presets import PRESETS, has_norm_after_sum
 from anysize.recipe import Options
 from anysize.shrink import (
+    BY_REMOVAL,
     CHOSEN_PER_LAYER,
     SHRINK_PRESETS,
     ShrinkPreset,
@@ -118,8 +119,8 @@ def left_out(
     return found
 
 
-def unfitted_experts(config: SourceConfig, target: Target, scores: Scores, readers: str) -> list[str]:
-    """Return notes where too few calibration tokens reached experts for what reads their neurons to be fitted."""
+def unfitted_experts(config: SourceConfig, target: Target, scores: Scores, shrink: ShrinkPreset) -> list[str]:
+    """Return notes where too few calibration tokens reached experts to choose their neurons, or fit what reads them."""
     from anysize.calibration.sites import sites  # noqa: PLC0415
 
     inside = [
@@ -135,13 +136,16 @@ def unfitted_experts(config: SourceConfig, target: Target, scores: Scores, reade
             "neurons, and what reads these is not fitted"
         )
     # Families with experts have no sequential readers.
-    if readers == "least-squares" and scores.record.second_moments:
+    fits, removes = shrink.readers == "least-squares", shrink.select in BY_REMOVAL
+    if (fits or removes) and scores.record.second_moments:
         kept = target.sizes["ffn"]
-        few = sum(0 < float(scores.of(name, "samples")) < kept for name in inside)
+        few = sum(0 < float(scores.of(name, "samples")) <= kept for name in inside)
         if few:
+            lost = ["which of their neurons stay is little more than a guess"] if removes else []
+            lost += ["what reads these is not fitted"] if fits else []
             notes.append(
-                f"fewer calibration tokens than the {kept:,} neurons they keep were routed to {few} of {len(inside)} "
-                "experts: what reads these is not fitted; calibrate with more tokens"
+                f"no more calibration tokens than the {kept:,} neurons they keep were routed to {few} of {len(inside)} "
+                f"experts: {', and '.join(lost)}; calibrate with more tokens"
             )
     return notes
 

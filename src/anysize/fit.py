@@ -11,7 +11,6 @@ takes the mean of what is kept.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from math import prod
 
 import torch
 
@@ -24,12 +23,12 @@ from anysize.dense import Fitted
 from anysize.devices import device_for_algebra, device_with
 from anysize.dims import compose
 from anysize.directions import directions, reading_metric
-from anysize.errors import InputError
 from anysize.io.reader import TensorSource
 from anysize.layers import LayerStep
 from anysize.notation import Dim, parse
 from anysize.presets import has_norm_after_sum
 from anysize.removal import RIDGE
+from anysize.samples import require_samples
 from anysize.shrink import ShrinkPreset
 from anysize.stored import ScratchArrays
 from anysize.tensors import Expected, expected_tensors, made_from, stored_source
@@ -49,29 +48,6 @@ def _gram(rows: torch.Tensor) -> torch.Tensor:
     there = device_with(3 * 8 * rows.numel())
     rows = rows.to(there, torch.float64)
     return (rows.T @ rows).cpu()
-
-
-def require_samples(scores: Scores, config: SourceConfig, target: SourceConfig, *, turned: bool = False) -> None:
-    """Refuse second moments of fewer samples than a fit keeps coordinates: every such fit is perfect, and wrong.
-
-    turned: the stream is turned though all of it is kept.
-    """
-    before, after = config.sizes, target.sizes
-    heads = ("kv", "group", "head")
-    kept = {
-        "hidden": after["hidden"] if turned or after["hidden"] < before["hidden"] else 0,
-        "ffn": after["ffn"] if after["ffn"] < before["ffn"] else 0,
-        "heads": prod(after[a] for a in heads) if any(after[a] < before[a] for a in heads) else 0,
-    }
-    axis, needed = max(kept.items(), key=lambda item: item[1])
-    record = scores.record
-    # Scores without second moments are refused where one is asked for, with the reason.
-    if record.second_moments and record.samples < needed:
-        raise InputError(
-            f"the scores hold {record.samples:,} samples of each activation, too few to fit what reads the "
-            f"{needed:,} kept coordinates of {axis}: calibrate with --tokens "
-            f"{-(-record.tokens * needed // max(1, record.samples)):,} at the very least, better ten times as many"
-        )
 
 
 class Fit:
@@ -106,7 +82,7 @@ class Fit:
         self.cuts_hidden = turns or hidden.target_size < hidden.source_size
         self.turns = turns or (self.cuts_hidden and preset.select == "principal")
         self.measures = preset.readers == "measured"
-        require_samples(scores, config, target, turned=turns)
+        require_samples(scores, config, target, preset, turned=turns)
         self.write = self._write()
         # What the target's norms divide by their RMS: a LayerNorm takes the mean of the kept coordinates out first.
         self.offered = self.write - self.write.mean(0) if self.centred else self.write
@@ -429,7 +405,7 @@ class Fit:
         if self.measures and samples:
             self._measure(name, moments, moments[index][:, index], index)
             return
-        if samples < len(index):
+        if samples <= len(index):
             # An expert that too few tokens were routed to: any fit would be perfect, and wrong. The plan says so.
             return
         reader = least_squares(moments[:, index], moments[index][:, index], self.ridge)

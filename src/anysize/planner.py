@@ -29,6 +29,7 @@ from anysize.presets import Preset, axis_maps, preset_named
 from anysize.progress import Progress, quiet
 from anysize.proof.coverage import account, check_source
 from anysize.recipe import BYTES, Options, Plan, Recipe, Source
+from anysize.samples import few_samples, require_samples
 from anysize.shrink import FITTED, ShrinkPreset, reads_scores, shrink_preset
 from anysize.target import Target, resolve_or_suggest
 from anysize.tensor_recipes import Recipes
@@ -263,8 +264,10 @@ def _chosen(asked: _Asked, scores: Scores | None, progress: Progress) -> _Chosen
         shrink, why = sequential_if_possible(config, target, shrink, steps, maps, scores, asked=named, speaks=speaks)
         notes += why
     fit: Fit | None = None
+    if scores is not None:
+        notes += few_samples(scores, config, target.config, shrink)
     if scores is not None and "ffn" in asked.cut:
-        notes += unfitted_experts(config, target, scores, shrink.readers)
+        notes += unfitted_experts(config, target, scores, shrink)
     if scores is not None and shrink.readers in FITTED:
         notes += unfitted_readers(config, target, shrink.readers)
         from anysize.fit import Fit  # noqa: PLC0415
@@ -339,11 +342,9 @@ def make_plan(
     scores = None if scores_from is None else scores_from()
     if scores is not None:
         scores.require_model(tensors)
-        if asked.chosen and _fits(asked, scores):
-            from anysize.fit import require_samples  # noqa: PLC0415
-
+        if asked.chosen and asked.shrink is not None:
             # Before a search of layers, which may take long.
-            require_samples(scores, asked.config, asked.target.config)
+            require_samples(scores, asked.config, asked.target.config, asked.shrink)
     chosen = _chosen(asked, scores, progress)
     # Refuses what no config can say, before a fit, which may take long as well.
     target_raw = _target_config(asked, chosen.steps)

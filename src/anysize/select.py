@@ -21,11 +21,11 @@ from anysize.errors import SizeError
 from anysize.io.reader import TensorSource
 from anysize.notation import Dim
 from anysize.removal import kept_blocks
-from anysize.shrink import FROM_DATA
+from anysize.shrink import BY_REMOVAL, FROM_DATA
 from anysize.split import stream
 from anysize.tensors import Expected, dim_size, expected_tensors
 
-# Under "principal" and "refit" heads and neurons go by what removing them costs; these are for what is left.
+# Of what goes by removal (`BY_REMOVAL`), these are for the rest: `hidden` and experts.
 _STATISTIC = {"activation": "abs", "rms": "rms", "minitron": "minitron", "refit": "abs", "principal": "rms"}
 _INNER = ("ffn", "kv", "group")
 
@@ -89,7 +89,7 @@ class Selector:
             place = f"{layer}" if expert is None else f"{layer}.{expert}"
             order = stream(self.seed, f"{axis}.{place}", 0).permutation(size)
             return select(size, sorted(order[:target_size].tolist()))
-        if self.how in ("refit", "principal") and axis in _INNER:
+        if self.how in BY_REMOVAL and axis in _INNER:
             return self._cheapest(axis, target_size, layer, expert)
         return best(self.of(axis, layer, expert), target_size)
 

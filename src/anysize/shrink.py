@@ -39,6 +39,8 @@ SHRINK_PRESETS = {
 _WITH_DATA, _WITHOUT_DATA = "subspace", "weight-selection"
 CHOSEN_PER_LAYER = ("expert", "ffn", "kv", "group")
 FITTED = ("measured", "least-squares", "sequential")
+# Under these, heads and neurons go by what removing them costs, once what reads the rest is fitted again.
+BY_REMOVAL = ("refit", "principal")
 FROM_DATA = ("activation", "rms", "minitron", "refit", "principal")
 
 

@@ -374,19 +374,6 @@ def test_scores_without_second_moments_select_but_do_not_fit(llama: Path, text: 
         anysize.plan(llama, calibration=plain, hidden_size=16)
 
 
-def test_too_few_tokens_for_what_is_fitted_are_refused_with_the_number_that_is_needed(llama: Path, text: Path) -> None:
-    few = anysize.calibrate(llama, text, tokens=16, sequence_length=8, batch_size=1)
-    kept = 24
-    with pytest.raises(
-        InputError, match=rf"16 samples .* {kept} kept coordinates .* --tokens {kept} at the very least"
-    ):
-        anysize.plan(llama, hidden_size=kept, calibration=few)
-
-    enough = anysize.calibrate(llama, text, tokens=kept, sequence_length=8, batch_size=1)
-    assert enough.record.samples == kept
-    assert anysize.plan(llama, hidden_size=kept, calibration=enough).options.readers == "sequential"
-
-
 def test_an_illegal_size_is_refused_before_any_calibration(llama: Path) -> None:
     with pytest.raises(InputError, match="nearest legal hidden_size"):
         anysize.plan(llama, calibration="/no/such/data.txt", hidden_size=17)

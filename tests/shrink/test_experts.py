@@ -215,14 +215,21 @@ def test_an_expert_that_few_tokens_reached_is_told_and_read_as_it_is(mixtral: Pa
         plan = anysize.plan(mixtral, intermediate_size=kept, select="rms", readers="least-squares", calibration=few)
         return list(plan.notes), target_tensors(plan, Checkpoint(mixtral))[down]
 
-    enough, fitted = read(kept)
-    few, unfitted = read(kept - 1)
+    enough, fitted = read(kept + 1)
+    few, unfitted = read(kept)
     (note,) = set(few) - set(enough)
-    assert note.startswith("fewer calibration tokens than the 9 neurons they keep were routed to 1 of 10 experts")
+    assert note == (
+        "no more calibration tokens than the 9 neurons they keep were routed to 1 of 10 experts: what reads these is "
+        "not fitted; calibrate with more tokens"
+    )
     # As it is: whole columns of the source's.
     columns = Checkpoint(mixtral).read(down).T
     assert all(any(column.equal(own) for own in columns) for column in unfitted.T)
     assert not any(any(column.equal(own) for own in columns) for column in fitted.T)
+
+    few_chosen = replace(scores, sites={**scores.sites, name: {**scores.sites[name], "samples": torch.tensor([9.0])}})
+    chosen = anysize.plan(mixtral, intermediate_size=kept, select="refit", readers="none", calibration=few_chosen)
+    assert any("1 of 10 experts: which of their neurons stay is little more than a guess; " in n for n in chosen.notes)
 
 
 @pytest.mark.parametrize(
