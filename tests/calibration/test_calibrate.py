@@ -367,6 +367,16 @@ def test_what_is_no_scores_file_is_refused(llama: Path, tmp_path: Path) -> None:
         anysize.plan(llama, calibration=llama / "model.safetensors", hidden_size=16)
 
 
+def test_scores_that_do_not_exist_are_told_how_to_make(llama: Path, tmp_path: Path, cli: Run) -> None:
+    missing = tmp_path / "scores.safetensors"
+    refused = cli("plan", llama, "--hidden-size", 16, "--calibration", missing)
+    assert refused.code == 2
+    told = (
+        f"the scores file '{missing}' does not exist: make it with anysize calibrate SOURCE DATA --output '{missing}'"
+    )
+    assert told in refused.err
+
+
 def test_scores_without_second_moments_select_but_do_not_fit(llama: Path, text: Path) -> None:
     plain = anysize.calibrate(llama, text, sequence_length=64, second_moments=False)
     assert anysize.plan(llama, calibration=plain, preset="subcloning", hidden_size=16).recipes

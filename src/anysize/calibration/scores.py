@@ -135,6 +135,10 @@ class Scores:
 
         Raises CheckpointError where it is none, or, later, where it has become another file.
         """
+        if not path.exists():
+            raise CheckpointError(
+                f"the scores file '{path}' does not exist: make it with anysize calibrate SOURCE DATA --output '{path}'"
+            )
         sites: dict[str, dict[str, torch.Tensor]] = {}
         try:
             with safe_open(path, framework="pt") as file:
