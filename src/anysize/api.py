@@ -152,7 +152,8 @@ def plan(
         sizes["vocab_size"] = targets.padded_vocab(config, vocab_size, pad_vocab_to_multiple_of)
     request = _request(smaller, options, sizes, scale, num_params, like)
     scores = _scores_of(tensors, calibration, column, options, low_memory, progress)
-    return make_plan(tensors, request, options, scores, progress, tokens, low_memory=low_memory)
+    measures = callable(calibration) or _are_data(calibration)
+    return make_plan(tensors, request, options, scores, progress, tokens, measures=measures, low_memory=low_memory)
 
 
 def _are_data(calibration: str | Path | Scores | Callable[[], Scores] | None) -> bool:

@@ -156,6 +156,7 @@ class _Asked:
     """A request that is understood and legal, before anything of the source is looked at but its headers.
 
     cut: the axes that get smaller, without `vocab`: tokens are cut by name, everything else by what the source does.
+    unused: why the scores that lie ready are not used; empty where they are, or where there are none.
     chosen: whether something but layers is cut, so that it has to be chosen what stays.
     """
 
@@ -171,6 +172,7 @@ class _Asked:
     cut: tuple[str, ...]
     maps: dict[str, AxisMap]
     notes: tuple[str, ...]
+    unused: str
     low_memory: bool
 
     @property
@@ -180,7 +182,7 @@ class _Asked:
 
 def _understood(
     tensors: TensorSource, request: Mapping[str, int], options: Options, tokens: KeptTokens | None, *,
-    scored: bool, low_memory: bool,
+    scored: bool, measures: bool, low_memory: bool,
 ) -> _Asked:  # fmt: skip
     """Return what is asked for; refuse everything that headers alone show to be impossible or without effect."""
     config = understand(tensors.config)
@@ -195,31 +197,40 @@ def _understood(
     grows = any(size > config.sizes[a] for a, size in target.sizes.items())
     depth = target.sizes["layer"] - config.sizes["layer"]
     require_used(options, grows=grows, cut=list(cut), depth=depth, tokens=tokens is not None)
-    _require_use_of_scores(options, cut, scored=scored, tokens=tokens is not None, low_memory=low_memory)
+    unused = _unused_scores(
+        options, cut, scored=scored, measures=measures, tokens=tokens is not None, low_memory=low_memory
+    )
     maps, notes = axis_maps(config, target.sizes, preset, None if tokens is None else tokens.axis)
     shrink = shrink_preset(options, has_scores=scored, chooses=cut != ("layer",)) if cut else None
     require_pattern(config, target, options.layers)
     return _Asked(
         tensors=tensors, options=options, tokens=tokens, config=config, target=target, preset=preset, shrink=shrink,
         names=names, dropped=dropped, cut=cut, maps=maps, notes=(*notes, *(() if tokens is None else tokens.notes)),
-        low_memory=low_memory,
+        unused=unused, low_memory=low_memory,
     )  # fmt: skip
 
 
-def _require_use_of_scores(
-    options: Options, cut: Sequence[str], *, scored: bool, tokens: bool, low_memory: bool
-) -> None:
-    """Refuse a calibration that would change nothing, and what only matters to one where there is none."""
+def _unused_scores(
+    options: Options, cut: Sequence[str], *, scored: bool, measures: bool, tokens: bool, low_memory: bool
+) -> str:
+    """Return why scores that lie ready change nothing, or an empty string; refuse to run the source for nothing.
+
+    One command line may then go through choices that read scores and choices that do not.
+    """
     if low_memory and not scored:
         raise SizeError("low_memory: without calibration no model is run and nothing is fitted, so it changes nothing")
     if scored and not cut:
         but = " but that of the vocabulary" if tokens else ""
         raise SizeError(f"calibration chooses what is kept, and no size asked for is below the source's{but}")
-    if scored and not reads_scores(options.preset, options.select, options.readers, options.layers, cut):
-        raise SizeError(
-            f"calibration: preset '{options.preset}', select '{options.select}', readers '{options.readers}', layers "
-            f"'{options.layers}' choose and fit without it; leave it out, or ask for one that goes by activations"
-        )
+    if not scored or reads_scores(options.preset, options.select, options.readers, options.layers, cut):
+        return ""
+    why = (
+        f"preset '{options.preset}', select '{options.select}', readers '{options.readers}', layers '{options.layers}' "
+        "choose and fit without it"
+    )
+    if measures:
+        raise SizeError(f"calibration: {why}; leave it out, or ask for one that goes by activations")
+    return f"the calibration is not used: {why}"
 
 
 @dataclass(frozen=True)
@@ -241,7 +252,7 @@ def _fits(asked: _Asked, scores: Scores | None) -> bool:
 def _chosen(asked: _Asked, scores: Scores | None, progress: Progress) -> _Chosen:
     """Return the layers, heads, neurons, experts and directions that stay."""
     tensors, config, target, options, shrink = asked.tensors, asked.config, asked.target, asked.options, asked.shrink
-    notes = [*asked.notes]
+    notes = [*asked.notes, *([asked.unused] if asked.unused else [])]
 
     def search(found: Scores) -> Found:
         from anysize.calibration.evolution import searched  # noqa: PLC0415 - it runs the source
@@ -327,22 +338,27 @@ def make_plan(
     progress: Progress = quiet,
     tokens: KeptTokens | None = None,
     *,
+    measures: bool = True,
     low_memory: bool = False,
 ) -> Plan:
     """Return the plan that makes the requested sizes out of a source.
 
     `tensors` holds the config and the tensor headers; weights are read only where the choice of what to keep asks for
-    them. `scores_from` gives what `calibrate` found, and is called once the sizes are known to be legal; `tokens` says
-    which tokens are kept, where some are cut. `low_memory` keeps on disk what can be kept there; where the models are
-    large that is done anyway. Raises SizeError for an illegal size (with the nearest legal ones) or
-    missing scores, ArchitectureError for a config that is not understood, CheckpointError for headers that do not fit
-    it.
+    them. `scores_from` gives what `calibrate` found, and is called once the sizes are known to be legal; `measures`
+    says whether it runs the source for that, which is refused where nothing reads the scores. `tokens` says which
+    tokens are kept, where some are cut. `low_memory` keeps on disk what can be kept there; where the models are large
+    that is done anyway. Raises SizeError for an illegal size (with the nearest legal ones) or missing scores,
+    ArchitectureError for a config that is not understood, CheckpointError for headers that do not fit it.
     """
-    asked = _understood(tensors, request, options, tokens, scored=scores_from is not None, low_memory=low_memory)
+    asked = _understood(
+        tensors, request, options, tokens, scored=scores_from is not None, measures=measures, low_memory=low_memory
+    )
     scores = None if scores_from is None else scores_from()
     if scores is not None:
         scores.require_model(tensors)
-        if asked.chosen and asked.shrink is not None:
+        # Whether they are of this model is looked at all the same: a command should not fail only when it uses them.
+        scores = None if asked.unused else scores
+        if scores is not None and asked.chosen and asked.shrink is not None:
             # Before a search of layers, which may take long.
             require_samples(scores, asked.config, asked.target.config, asked.shrink)
     chosen = _chosen(asked, scores, progress)

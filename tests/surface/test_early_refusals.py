@@ -79,3 +79,33 @@ def test_an_empty_wish_for_tokens(llama: Path) -> None:
 def test_what_is_no_model_is_not_verified(llama: Path) -> None:
     with pytest.raises(InputError, match="the source is a int, wanted a folder, a Hub id or a transformers model"):
         anysize.verify(llama, 42)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"select": "weight", "readers": "none"},
+        {"select": "random", "readers": "fan-in"},
+        {"preset": "subcloning", "select": "stride", "readers": "none"},
+        {"preset": "weight-selection"},
+    ],
+)
+def test_scores_that_lie_ready_and_are_not_read_are_told(
+    llama: Path, tied_llama: Path, scores: Scores, tmp_path: Path, asked: dict[str, Any]
+) -> None:
+    asked = {"intermediate_size": 24, **asked}
+    path = tmp_path / "scores.safetensors"
+    scores.save(path)
+    plain = anysize.plan(llama, **asked)
+    for ready in (scores, path):
+        plan = anysize.plan(llama, calibration=ready, **asked)
+        (note,) = plan.notes
+        assert note.startswith("the calibration is not used: preset '")
+        assert (plan.recipes, plan.axes, plan.scores_sha256) == (plain.recipes, plain.axes, "")
+    # They are looked at all the same, and what runs the source is refused.
+    with pytest.raises(CheckpointError, match="the scores were made for another model"):
+        anysize.plan(tied_llama, calibration=path, **asked)
+    with pytest.raises(CheckpointError, match="does not exist"):
+        anysize.plan(llama, calibration=tmp_path / "none.safetensors", **asked)
+    with pytest.raises(InputError, match="choose and fit without it; leave it out"):
+        anysize.plan(llama, calibration=lambda: scores, **asked)
