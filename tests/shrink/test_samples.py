@@ -40,9 +40,9 @@ def test_too_few_tokens_for_what_is_fitted_are_refused_with_the_number_that_is_n
 )
 @pytest.mark.parametrize("readers", ["none", "fan-in"])
 def test_too_few_tokens_for_a_choice_by_removal_are_refused(
-    llama: Path, scores: Scores, sizes: dict[str, int], kept: int, told: str, readers: str
+    llama: Path, scores: Scores, sizes: dict[str, Any], kept: int, told: str, readers: str
 ) -> None:
-    asked = {"select": "refit", "readers": readers, **sizes}
+    asked: dict[str, Any] = {"select": "refit", "readers": readers, **sizes}
     with pytest.raises(InputError, match=f"hold {kept} samples of each activation, too few to {told}"):
         anysize.plan(llama, calibration=with_samples(scores, kept), **asked)
     assert anysize.plan(llama, calibration=with_samples(scores, kept + 1), **asked).recipes
