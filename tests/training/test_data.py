@@ -18,6 +18,7 @@ from pyarrow import parquet
 from anysize.calibration.data import tokenizer_of
 from anysize.config import understand
 from anysize.errors import InputError
+from anysize.io.image_processor import image_processor_of
 from anysize.io.reader import Checkpoint
 from anysize.progress import quiet
 from anysize.training.config import Data
@@ -132,7 +133,8 @@ def vit() -> Any:
 
 
 def test_images_are_pixels_with_their_labels(tmp_path: Path) -> None:
-    made = Images(pictures(tmp_path / "a.parquet", [0, 1, 2, 3]), "label", vit().full, None, quiet, least=1)
+    data = pictures(tmp_path / "a.parquet", [0, 1, 2, 3])
+    made = Images(data, "label", 7, image_processor_of("", vit()), None, quiet, least=1)
     assert len(made) == 4
     for i in range(4):
         example = made[i]
@@ -146,12 +148,12 @@ def test_images_are_pixels_with_their_labels(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("labels", "column", "told"),
     [([0, 9], "label", "the label 9, the model has 7 classes"), ([0, -1], "label", "classes"),
-     ([0, 1], "clas", "no integer label column 'clas'"), (["a", "b"], "label", "no integer label column"),
+     ([0, 1], "clas", "have no column 'clas'.*data.label_column"), (["a", "b"], "label", "hold 'a': wanted integers"),
      ([0], "label", "1 images, wanted at least 2")],
 )  # fmt: skip
 def test_images_that_cannot_be_used(tmp_path: Path, labels: list[Any], column: str, told: str) -> None:
     with pytest.raises(InputError, match=told):
-        Images(pictures(tmp_path / "a.parquet", labels), column, vit().full, None, quiet, least=2)
+        Images(pictures(tmp_path / "a.parquet", labels), column, 7, image_processor_of("", vit()), None, quiet, least=2)
 
 
 def test_text_for_an_image_model_is_refused(tmp_path: Path) -> None:

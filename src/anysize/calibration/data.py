@@ -18,9 +18,11 @@ import torch
 
 from anysize.config import SourceConfig
 from anysize.errors import InputError
+from anysize.io.image_processor import ImageProcessor, image_processor_of
 from anysize.io.models import tokenizer_of
+from anysize.io.pictures import class_of, picture
 from anysize.io.reader import Checkpoint, TensorSource
-from anysize.io.rows import Row, cuts, documents, picture, rows, text_column, text_of
+from anysize.io.rows import Row, cuts, documents, rows, text_column, text_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -34,6 +36,7 @@ __all__ = [
     "batches_again",
     "documents",
     "image_batches",
+    "labelled_batches",
     "located",
     "num_places",
     "pieces",
@@ -56,13 +59,14 @@ class DataOptions:
     """How much of the data is read, and in what shape.
 
     tokens: at most so many in all. sequence_length: tokens of one sequence. batch_size: sequences of one batch.
-    column: the column of the text, or of the images, where there are several.
+    column: the column of the text, or of the images, where there are several. label_column: of the images' classes.
     """
 
     tokens: int = 131_072
     sequence_length: int = 256
     batch_size: int = 8
     column: str = ""
+    label_column: str = "label"
 
 
 def _long_rows_split(read: Iterable[Row], column: str, data: str) -> Iterator[tuple[str, bool]]:
@@ -137,30 +141,47 @@ def _checked(ids: list[int], length: int, vocab_size: int) -> Batch:
     return {"input_ids": batch}
 
 
-def image_batches(data: str, image_size: int, num_channels: int, options: DataOptions) -> Iterator[Batch]:
-    """Yield {pixel_values: float32 [batch, channels, size, size]} in -1..1, resized where they are of another size.
+def image_batches(data: str, processor: ImageProcessor, options: DataOptions) -> Iterator[Batch]:
+    """Yield {pixel_values: float32 [batch, channels, size, size]}, prepared as the processor does it.
 
     `options.tokens` counts images here. Raises InputError where the data hold no images.
     """
-    waiting: list[torch.Tensor] = []
-    made = 0
-    for row in rows(data):
-        if made + len(waiting) == options.tokens:
-            break
-        waiting.append(picture(row, data, image_size, num_channels, options.column))
-        if len(waiting) == options.batch_size:
-            yield {"pixel_values": torch.stack(waiting)}
-            made, waiting = made + len(waiting), []
-    if waiting:
-        yield {"pixel_values": torch.stack(waiting)}
-    elif not made:
+    for some in _batched_rows(data, options):
+        yield {"pixel_values": _pixels(some, data, processor, options)}
+
+
+def labelled_batches(data: str, config: SourceConfig, source: str, options: DataOptions) -> Iterator[Batch]:
+    """Yield the batches of images that `batches` yields, with {labels: int64 [batch]}: the class of each image.
+
+    Raises InputError where there are no labels, or some that the model does not have.
+    """
+    processor, classes = image_processor_of(source, config), config.sizes["label"]
+    for some in _batched_rows(data, options):
+        labels = [
+            class_of(row, data, options.label_column, "--label-column", num_classes=classes, model=source)
+            for row in some
+        ]
+        yield {"pixel_values": _pixels(some, data, processor, options), "labels": torch.tensor(labels)}
+
+
+def _batched_rows(data: str, options: DataOptions) -> Iterator[list[Row]]:
+    read, made = itertools.islice(rows(data, images=True), options.tokens), 0
+    while some := list(itertools.islice(read, options.batch_size)):
+        yield some
+        made += 1
+    if not made:
         raise InputError(f"the data '{data}' are empty")
 
 
+def _pixels(some: Iterable[Row], data: str, processor: ImageProcessor, options: DataOptions) -> torch.Tensor:
+    images = (picture(row, data, options.column) for row in some)
+    return torch.stack([processor.pixels(processor.stored(image, data)) for image in images])
+
+
 def batches(data: str, config: SourceConfig, source: str, options: DataOptions) -> Iterator[Batch]:
-    """Yield the batches that a model of this config reads; `source` is where its tokenizer lies."""
+    """Yield the batches that a model of this config reads; `source` is where its tokenizer or image processor lies."""
     if config.architecture.modality == "image":
-        return image_batches(data, config.full["image_size"], config.full["num_channels"], options)
+        return image_batches(data, image_processor_of(source, config), options)
     return token_batches(data, tokenizer_of(source), config.sizes["vocab"], options)
 
 
@@ -178,14 +199,15 @@ def located(place: str) -> str:
 
 
 def tokenizer_place(tensors: TensorSource, named: str = "") -> str:
-    """Return where a source's tokenizer lies: the place that was named, or beside the source."""
+    """Return where a source's tokenizer (or image processor) lies: the place that was named, or beside it."""
     return named or (str(tensors.folder) if isinstance(tensors, Checkpoint) else tensors.location)
 
 
 def sampled(read: Iterator[Batch], most: int) -> tuple[str, Iterator[Batch]]:
     """Return a hash of the first of `most` tokens (or images), and all batches, those that were hashed included.
 
-    It depends on the data and the tokenizer, not on how the tokens are shared between batches.
+    It depends on the data and the tokenizer (of images on how they are prepared), not on how they are shared between
+    batches.
     """
     digest, first, seen = hashlib.sha256(), list[Batch](), 0
     for batch in read:
@@ -210,9 +232,10 @@ def batches_again(record: Record, config: SourceConfig, tensors: TensorSource, *
     where = tokenizer_place(tensors, record.tokenizer)
     found, read = sampled(batches(record.data, config, where, options), record.tokens)
     if found != record.data_sha256:
-        spelled = "" if config.architecture.modality == "image" else f", as the tokenizer of '{where}' spells them,"
+        image = config.architecture.modality == "image"
+        how = "prepared as images are beside '{}'," if image else "as the tokenizer of '{}' spells them,"
         raise InputError(
-            f"the data '{record.data}'{spelled} are not those that the scores were made of: calibrate again, or put "
-            "back what changed"
+            f"the data '{record.data}', {how.format(where)} are not those that the scores were made of: calibrate "
+            "again, or put back what changed"
         )
     yield from read

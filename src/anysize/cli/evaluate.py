@@ -26,7 +26,7 @@ def evaluate(
         str | None,
         typer.Option(
             help="Held-out data, read from their start: a text file, a folder, parquet or jsonl, or a Hub data set; "
-            "images with integer labels for an image model."
+            "parquet or a Hub data set with images and integer labels for an image model."
         ),
     ] = None,
     source: Annotated[

@@ -25,6 +25,7 @@ from anysize.comparison.summary import rows_of
 from anysize.config import SourceConfig, understand
 from anysize.errors import AnysizeError, InputError
 from anysize.io.hub import open_checkpoint
+from anysize.io.image_processor import identity_of, image_processor_of, require_same_images
 from anysize.io.lock import FolderLock
 from anysize.io.whole import write_json
 from anysize.progress import Progress
@@ -109,7 +110,7 @@ class Comparison:
         try:
             self.place = claimed(
                 config,
-                self.tensors.identity,
+                self.tensors.identity + identity_of(folder_of(self.tensors), self.source),
                 {name: other.identity for name, other in others.items()},
                 public_sizes(self.target),
             )
@@ -138,6 +139,11 @@ class Comparison:
                         f"arm '{name}': the tokenizer of '{other}' is not that of '{self.config.source}', so the arms "
                         "would not see the same tokens"
                     )
+                if self.source.architecture.modality == "image":
+                    ours, theirs = (
+                        image_processor_of(folder_of(t), understand(t.config)) for t in (self.tensors, tensors)
+                    )
+                    require_same_images(ours, theirs, f"'{self.config.source}' and '{other}' of arm '{name}'")
         return others
 
     def _check_training(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import platform
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,8 +26,10 @@ from anysize.evals.evaluation import (
 from anysize.evals.measure import Sums
 from anysize.evals.subject import Subject, evaluating, opened, require_comparable
 from anysize.evals.windows import Speller, TextReader, tensors_of
+from anysize.io.image_processor import ImageProcessor, image_processor_of, is_place, require_same_images
 from anysize.io.models import tokenizer_of
-from anysize.io.rows import picture, rows
+from anysize.io.pictures import class_of, picture
+from anysize.io.rows import rows
 from anysize.progress import Progress, quiet
 
 if TYPE_CHECKING:
@@ -207,24 +210,24 @@ def _on_text(subject: Subject, other: Subject | None, held: Held, progress: Prog
     )  # fmt: skip
 
 
-def _labelled(subject: Subject, held: Held) -> Iterator[tuple[torch.Tensor, int]]:
-    """Yield (picture, label), `tokens` of the data: of all parts of them, because images often lie by class."""
-    size, channels = subject.config.full["image_size"], subject.config.full["num_channels"]
+def _processor(subject: Subject, other: Subject | None) -> ImageProcessor:
+    """Return how images are prepared for both; raise InputError where they want them in different ways.
+
+    A model in memory that came from nowhere (a resized one) takes them as the other does.
+    """
+    placed = [each for each in (subject, other) if each is not None and is_place(each.home, each.config)] or [subject]
+    found = [image_processor_of(each.home, each.config) for each in placed]
+    require_same_images(found[0], found[-1], f"'{placed[0].name}' and '{placed[-1].name}'")
+    return found[0]
+
+
+def _labelled(subject: Subject, other: Subject | None, held: Held) -> Iterator[tuple[torch.Tensor, int]]:
+    """Yield (pixels, label), `tokens` of the data: of all parts of them, because images often lie by class."""
     column, classes = held.label_column or "label", subject.config.sizes["label"]
-    for count, row in enumerate(rows(held.data, split=held.split)):
-        if count == held.tokens:
-            return
-        if column not in row:
-            raise InputError(
-                f"the data '{held.data}' have no column '{column}': they have {joined(row)}; name one with "
-                "--label-column"
-            )
-        label = row[column]
-        if isinstance(label, bool) or not isinstance(label, int):
-            raise InputError(f"the labels in '{column}' of '{held.data}' hold {label!r}: wanted integers")
-        if not 0 <= label < classes:
-            raise InputError(f"the label {label} in '{held.data}' is none of the {classes} that '{subject.name}' has")
-        yield picture(row, held.data, size, channels, held.column), label
+    processor = _processor(subject, other)
+    for row in itertools.islice(rows(held.data, split=held.split, images=True), held.tokens):
+        label = class_of(row, held.data, column, "--label-column", num_classes=classes, model=subject.name)
+        yield processor.pixels(processor.stored(picture(row, held.data, held.column), held.data)), label
 
 
 def _on_images(subject: Subject, other: Subject | None, held: Held, progress: Progress) -> ImageFigures:
@@ -243,7 +246,7 @@ def _on_images(subject: Subject, other: Subject | None, held: Held, progress: Pr
         progress("evaluate", sums.rows, held.tokens)
 
     progress("evaluate", 0, held.tokens)
-    for pair in _labelled(subject, held):
+    for pair in _labelled(subject, other, held):
         waiting.append(pair)
         if len(waiting) == held.batch_size:
             measure()

@@ -1,4 +1,4 @@
-"""Rows of data as they lie on disk or on the Hub: text files, folders, parquet and jsonl; texts and pictures in them.
+"""Rows of data as they lie on disk or on the Hub: text files, image files, folders, parquet and jsonl; texts in them.
 
 A reader either wants a bit of everything first (calibration) or the data from their start (evaluation): `ordered`.
 Either order depends on the data alone, and everything is streamed.
@@ -6,7 +6,6 @@ Either order depends on the data alone, and everything is streamed.
 
 from __future__ import annotations
 
-import io
 import itertools
 import random
 from collections.abc import Iterable, Iterator
@@ -16,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 from anysize.errors import InputError, joined
 
 if TYPE_CHECKING:
-    import torch
     from pyarrow.parquet import ParquetFile
 
 Row = dict[str, Any]
 _TEXT = {".txt": "text", ".md": "text", ".py": "text", ".parquet": "parquet", ".jsonl": "json", ".json": "json"}
+_IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+_TABLES = (".parquet", ".jsonl", ".json")
 _PREFERRED = ("text", "content")
 # Where values are null, which column holds the text is told by the next rows, by so many at most.
 _UNTOLD = 64
@@ -31,24 +31,26 @@ _NEAR = 256
 _WINDOW_CHARACTERS, _FILE_CHARACTERS = 1 << 28, 1 << 26
 # Groups of rows of a parquet file that are read in turns, and what they may take together, uncompressed.
 _MOST_GROUPS, _GROUP_BYTES = 64, 1 << 28
-# How many channels a picture may have, and how it is decoded.
-_MODES = {1: "L", 3: "RGB"}
 
 
-def rows(data: str, *, ordered: bool = False, split: str = "train") -> Iterator[Row]:
+def rows(data: str, *, ordered: bool = False, split: str = "train", images: bool = False) -> Iterator[Row]:
     """Return the rows of a file, folder or Hub data set, streamed: shuffled, always alike, or `ordered` as they lie.
 
-    `split` is the part of a Hub data set; files have none. Raises InputError where there are no such data, and while
-    rows are read where a file is damaged.
+    `split` is the part of a Hub data set; files have none. For an image model (`images`) image files are read, each a
+    row, and not the text beside them. Raises InputError where there are no such data, and while rows are read where a
+    file is damaged.
     """
     path = Path(data).expanduser()
     if path.exists():
-        files = _files(path)
+        files = _image_files(path) if images else _files(path)
         if not ordered:
             random.Random(0).shuffle(files)
+        if images and _is_image_file(files[0]):
+            # In a random order already: a window would only hold what nobody has asked for yet.
+            return map(_image_row, files)
         found = itertools.chain.from_iterable(_file_rows(file, ordered=ordered) for file in files)
         return found if ordered else _shuffled(found)
-    if data.count("/") > 1 or data.startswith((".", "~")) or path.suffix in _TEXT:
+    if data.count("/") > 1 or data.startswith((".", "~")) or path.suffix in (*_TEXT, *_IMAGES):
         raise InputError(f"the data '{data}' do not exist")
     return _hub_rows(data, split, ordered=ordered)
 
@@ -74,6 +76,34 @@ def _files(path: Path) -> list[Path]:
         # Beside tables of rows these are about them: a README, and a script that loads them.
         found = [p for p in found if not (p.stem.upper() == "README" or p == path / f"{path.name}.py")]
     return found
+
+
+def _is_image_file(path: Path) -> bool:
+    return path.suffix.lower() in _IMAGES
+
+
+def _image_files(path: Path) -> list[Path]:
+    """Return the image files of a folder, or its tables where it holds no image file."""
+    if path.is_file():
+        return [path]
+    every = sorted(p for p in path.rglob("*") if p.is_file())
+    images = [p for p in every if _is_image_file(p)]
+    tables = [p for p in every if p.suffix in _TABLES]
+    if images and tables:
+        raise InputError(
+            f"the data folder '{path}' holds image files and the table '{tables[0].relative_to(path)}', and what "
+            "either says of the other is not read: give a folder of one kind"
+        )
+    if not images and not tables:
+        raise InputError(f"the data folder '{path}' holds no {', '.join((*_IMAGES, *_TABLES))} file")
+    return images or tables
+
+
+def _image_row(file: Path) -> Row:
+    try:
+        return {"image": {"bytes": file.read_bytes(), "path": file.name}}
+    except OSError as error:
+        raise InputError(f"cannot read the data file '{file}': {error.strerror}") from error
 
 
 def _shuffled(read: Iterable[Row]) -> Iterator[Row]:
@@ -161,7 +191,8 @@ def _json_rows(file: Path) -> Iterator[Row]:
     yield from load_dataset("json", data_files=str(file), split="train", streaming=True)  # pyright: ignore[reportReturnType]
 
 
-def _is_picture(value: object) -> bool:
+def is_picture(value: object) -> bool:
+    """Whether a value of a row is an image: its bytes, a dict of them, or one that is decoded."""
     return isinstance(value, dict | bytes) or hasattr(value, "convert")
 
 
@@ -195,7 +226,7 @@ def _text_column(row: Row, wanted: str, data: str) -> str:
         raise InputError(f"the data '{data}' have no text column '{wanted}': they have {joined(texts) or 'none'}")
     if len(texts) == 1:
         return texts[0]
-    images = [name for name, value in row.items() if _is_picture(value)]
+    images = [name for name, value in row.items() if is_picture(value)]
     kind = f"images ({joined(images)}), and this model reads text" if images else f"columns {joined(row)}"
     raise InputError(f"the data '{data}' have no text column: they have {kind}; name one with --column")
 
@@ -223,31 +254,3 @@ def cuts(text: str, size: int) -> list[int]:
         return next((i for i in near if text[i].isspace()), at if at + _NEAR < len(text) else len(text))
 
     return sorted({0, len(text), *map(moved, range(size, len(text), size))})
-
-
-def picture(row: Row, data: str, image_size: int, num_channels: int, column: str = "") -> torch.Tensor:
-    """Return a row's picture as float32 [channels, size, size] in -1..1, resized where it is of another size.
-
-    Raises InputError where the row holds none, or one that cannot be decoded, or for channels that no picture has.
-    """
-    import torch  # noqa: PLC0415
-    from PIL import Image, UnidentifiedImageError  # noqa: PLC0415
-
-    if num_channels not in _MODES:
-        raise InputError(
-            f"num_channels={num_channels}: images are read as grey (1) or as red, green and blue (3), so a model of "
-            f"{num_channels} channels cannot read those of '{data}'"
-        )
-    if column and column not in row:
-        raise InputError(f"the data '{data}' have no column '{column}': they have {joined(row)}")
-    value = row[column] if column else next((v for v in row.values() if _is_picture(v)), None)
-    raw = value.get("bytes") if isinstance(value, dict) else value
-    if raw is None or not _is_picture(raw):
-        raise InputError(f"the data '{data}' hold no images, and this model reads images: columns {joined(row)}")
-    try:
-        image = Image.open(io.BytesIO(raw)) if isinstance(raw, bytes) else raw
-        image = image.convert(_MODES[num_channels]).resize((image_size, image_size))
-    except (UnidentifiedImageError, OSError, ValueError) as error:
-        raise InputError(f"the data '{data}' hold an image that cannot be decoded: {error}") from error
-    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).float() / 127.5 - 1
-    return pixels.reshape(image_size, image_size, num_channels).permute(2, 0, 1)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from anysize.config import SourceConfig
 from anysize.errors import InputError
+from anysize.io.image_processor import image_processor_of
 from anysize.io.models import tokenizer_of
 from anysize.progress import Progress
 from anysize.training.config import Data
@@ -37,7 +38,7 @@ class Datasets:
 
 
 def datasets_of(data: Data, config: SourceConfig, tokenizer: str, batch: int, progress: Progress) -> Datasets:
-    """Return the data of a run for a model of this config; `tokenizer` is the folder of its tokenizer.
+    """Return the data of a run for a model of this config; `tokenizer` is where that, or its image processor, lies.
 
     Raises InputError for data that are not there, of another modality, or too few for one batch.
     """
@@ -45,9 +46,12 @@ def datasets_of(data: Data, config: SourceConfig, tokenizer: str, batch: int, pr
     if config.architecture.modality == "image":
         if data.streaming:
             raise InputError("data.streaming: images are decoded once and kept; leave it out")
-        train = Images(data.train, data.label_column, config.full, data.max_tokens, progress, least=batch)
+        processor, classes = image_processor_of(tokenizer, config), config.full["num_labels"]
+        train = Images(data.train, data.label_column, classes, processor, data.max_tokens, progress, least=batch)
         held_out: dict[str, Dataset[Any]] = {
-            name: Images(path, data.label_column, config.full, data.evaluation_tokens, progress, least=1, split=name)
+            name: Images(
+                path, data.label_column, classes, processor, data.evaluation_tokens, progress, least=1, split=name
+            )
             for name, path in names.items()
         }
         return Datasets(train, held_out, 1, len(train))

@@ -1,21 +1,21 @@
-"""Images with labels: decoded once and kept on disk as bytes, handed out as pixels in -1..1."""
+"""Images with labels: decoded once and kept on disk as bytes, handed out as the pixels that a model reads."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from anysize.errors import InputError, joined
+from anysize.errors import InputError
 from anysize.io.cache import cache_folder
-from anysize.io.rows import picture, rows
+from anysize.io.image_processor import ImageProcessor
+from anysize.io.pictures import label_of, picture
+from anysize.io.rows import rows
 from anysize.progress import Progress
 from anysize.training.tokens import data_identity
 
@@ -23,55 +23,38 @@ Example = dict[str, torch.Tensor]
 
 
 class Images(Dataset[Example]):
-    """Labelled images: {pixel_values: float32 [channels, size, size] in -1..1, labels: int64}, and their number.
+    """Labelled images: {pixel_values: float32 [channels, size, size], labels: int64}, and their number.
 
-    Raises InputError where there are no images or labels, labels that the model does not have, or fewer than `least`.
+    The pixels are as `processor` prepares them, for a model of `num_classes` classes. Raises InputError
+    where there are no images or labels, labels that the model does not have, or fewer than `least`.
     """
 
     def __init__(
-        self, data: str, label_column: str, config: Mapping[str, Any], max_images: int | None, progress: Progress, *,
-        least: int, split: str = "train",
+        self, data: str, label_column: str, num_classes: int, processor: ImageProcessor, max_images: int | None,
+        progress: Progress, *, least: int, split: str = "train",
     ) -> None:  # fmt: skip
-        size, channels = config["image_size"], config["num_channels"]
-        num_classes = config["num_labels"]
-        key = json.dumps([data_identity(data), split, label_column, size, channels, max_images, 2])
+        self._processor = processor
+        key = json.dumps([data_identity(data), split, label_column, processor.settings, max_images, 3])
         self._home = cache_folder() / "images" / hashlib.sha256(key.encode()).hexdigest()[:24]
         if not (self._home / "labels.npy").is_file():
-            self._decode(data, split, label_column, size, channels, max_images, progress)
+            self._decode(data, split, label_column, max_images, progress)
         self._labels = np.load(self._home / "labels.npy")
-        shape = (len(self._labels), channels, size, size)
+        shape = (len(self._labels), processor.num_channels, processor.image_size, processor.image_size)
         self._pixels = np.memmap(self._home / "pixels.uint8", np.uint8, "r", shape=shape)
         if len(self) < least:
             raise InputError(f"the data '{data}' hold {len(self)} images, wanted at least {least}, one batch")
         if (worst := int(self._labels.max())) >= num_classes or int(self._labels.min()) < 0:
             raise InputError(f"the data '{data}' have the label {worst}, the model has {num_classes} classes")
 
-    def _decode(
-        self,
-        data: str,
-        split: str,
-        label_column: str,
-        size: int,
-        channels: int,
-        max_images: int | None,
-        progress: Progress,
-    ) -> None:
+    def _decode(self, data: str, split: str, label_column: str, max_images: int | None, progress: Progress) -> None:
         self._home.mkdir(parents=True, exist_ok=True)
         labels: list[int] = []
         writing = self._home / f"writing.{os.getpid()}"
         try:
             with writing.open("wb") as file:
-                for row in rows(data, split=split):
-                    label = row.get(label_column)
-                    if not isinstance(label, int):
-                        columns = joined(row)
-                        raise InputError(
-                            f"the data '{data}' have no integer label column '{label_column}': they have {columns}; "
-                            "name one with data.label_column"
-                        )
-                    pixels = (picture(row, data, size, channels) + 1) * 127.5
-                    file.write(pixels.round().to(torch.uint8).numpy().tobytes())
-                    labels.append(label)
+                for row in rows(data, split=split, images=True):
+                    labels.append(label_of(row, data, label_column, "data.label_column"))
+                    file.write(self._processor.stored(picture(row, data), data).tobytes())
                     progress("images", len(labels), max_images or 0)
                     if len(labels) == max_images:
                         break
@@ -88,7 +71,7 @@ class Images(Dataset[Example]):
         return len(self._labels)
 
     def __getitem__(self, index: int) -> Example:
-        pixels = torch.from_numpy(self._pixels[index].astype(np.float32)) / 127.5 - 1
+        pixels = self._processor.pixels(self._pixels[index])
         return {"pixel_values": pixels, "labels": torch.tensor(self._labels[index]), "sequence": torch.tensor(index)}
 
 

@@ -15,6 +15,7 @@ from anysize.calibration.scores import model_sha256
 from anysize.config import SourceConfig, read_config, understand
 from anysize.errors import AnysizeError, InputError
 from anysize.io.hub import local_folder, open_checkpoint
+from anysize.io.image_processor import image_processor_of, require_same_images
 from anysize.io.lock import FolderLock
 from anysize.io.models import quiet_transformers
 from anysize.io.provenance import companions
@@ -78,9 +79,23 @@ def _made_of(config: TrainConfig) -> dict[str, str]:
     data["resize.calibration"] = calibration.data if isinstance(calibration, Calibration) else calibration or ""
     models = {"model": config.model, "distill.teacher": config.distill.teacher if config.distill else "",
               "resize.source": resize.source if resize else ""}  # fmt: skip
-    return {name: data_contents(path) for name, path in data.items() if path} | {
-        name: model_sha256(open_checkpoint(model)) for name, model in models.items() if model
-    }
+    return (
+        {name: data_contents(path) for name, path in data.items() if path}
+        | {name: model_sha256(open_checkpoint(model)) for name, model in models.items() if model}
+        | _image_processors({**models, "random": config.random})
+    )
+
+
+def _image_processors(models: Mapping[str, str]) -> dict[str, str]:
+    """Return how those of these models that read images have them prepared."""
+    found: dict[str, str] = {}
+    for name, place in models.items():
+        if place:
+            understood = understand(read_config(local_folder(place, without_weights=True)))
+            if understood.architecture.modality == "image":
+                settings = image_processor_of(place, understood).settings
+                found[f"image processor of {name}"] = json.dumps(settings, sort_keys=True)
+    return found
 
 
 class _Folder:
@@ -194,8 +209,11 @@ def _target(config: TrainConfig) -> tuple[SourceConfig, str]:
     return understand(read_config(folder)), str(folder)
 
 
-def _taught_by(config: TrainConfig, student: SourceConfig, tokenizer: str) -> SourceConfig | None:
-    """Return the config of the teacher; raise InputError where it has another vocabulary than the data."""
+def _taught_by(config: TrainConfig, student: SourceConfig, home: str) -> SourceConfig | None:
+    """Return the config of the teacher; raise InputError where words, or pixels, would be others for it.
+
+    home: where the student's tokenizer, or image processor, lies.
+    """
     if config.distill is None:
         return None
     location = config.distill.teacher or (config.resize.source if config.resize else "")
@@ -204,8 +222,11 @@ def _taught_by(config: TrainConfig, student: SourceConfig, tokenizer: str) -> So
     require_same_vocabulary(student, teacher, location)
     if config.distill.hidden_weight and config.resize is not None:
         require_writer_maps(open_checkpoint(location).location, open_checkpoint(config.resize.source).location)
-    if student.architecture.modality == "text":
-        require_same_tokens(config.data.tokenizer or tokenizer, str(folder), location)
+    if student.architecture.modality == "image":
+        both = image_processor_of(home, student), image_processor_of(location, teacher)
+        require_same_images(*both, f"the student and the teacher '{location}'")
+    else:
+        require_same_tokens(config.data.tokenizer or home, str(folder), location)
     return teacher
 
 
@@ -325,8 +346,8 @@ def foreseen(config: TrainConfig, origin: str) -> dict[str, Any]:
     # Refused where there is no GPU of its kind, and of no weight here.
     asked.pop("tf32", None)
     args = training_arguments(asked, origin)
-    understood, tokenizer = _target(config)
-    teacher = _taught_by(config, understood, tokenizer)
+    understood, home = _target(config)
+    teacher = _taught_by(config, understood, home)
     batch, image = args.per_device_train_batch_size, understood.architecture.modality == "image"
     length = understood.sizes["position"] if image else config.data.sequence_length
     by_shards: Any = args.fsdp_config if isinstance(args.fsdp_config, dict) else {}
