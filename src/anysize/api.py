@@ -200,6 +200,7 @@ def calibrate(
     sequence_length: int = 256,
     batch_size: int = 8,
     column: str = "",
+    label_column: str = "label",
     second_moments: bool = True,
     leave_one_out: bool = False,
     low_memory: bool = False,
@@ -211,10 +212,11 @@ def calibrate(
 
     `data` is a text file, a folder of them, parquet or jsonl with a text column (`column` where there are several), a
     Hub data set, or images for an image model (`tokens` then counts images). `second_moments` are what least-squares
-    readers and principal directions need; `leave_one_out` also measures the loss without each layer. `low_memory`
-    leaves the weights on disk and reads each module's as it runs. Under torchrun every process takes a share of the
-    data and waits for the others, so every process has to call this. `output` is written whole at the end; a killed run
-    goes on where it was. Raises InputError for data that cannot be used.
+    readers and principal directions need; `leave_one_out` also measures the loss without each layer (for an image model
+    against the integers in `label_column`). `low_memory` leaves the weights on disk and reads each module's as it runs.
+    Under torchrun every process takes a share of the data and waits for the others, so every process has to call this.
+    `output` is written whole at the end; a killed run goes on where it was. Raises InputError for data that cannot be
+    used.
     """
     from anysize.calibration.calibrate import CalibrationOptions, calibrated  # noqa: PLC0415
     from anysize.calibration.data import DataOptions  # noqa: PLC0415
@@ -226,7 +228,7 @@ def calibrate(
         open_source(source),
         str(data),
         CalibrationOptions(
-            data=DataOptions(tokens, sequence_length, batch_size, column),
+            data=DataOptions(tokens, sequence_length, batch_size, column, label_column),
             second_moments=second_moments,
             leave_one_out=leave_one_out,
             low_memory=low_memory,

@@ -53,8 +53,8 @@ OPTIONS = {
     "plan": SIZES | HOW | {"-o", "--output"},
     "apply": APPLYING | {"--source"},
     "calibrate": {
-        "-o", "--output", "--tokens", "--sequence-length", "--batch-size", "--column", "--second-moments",
-        "--leave-one-out", "--low-memory", "--device", "--tokenizer", "--json",
+        "-o", "--output", "--tokens", "--sequence-length", "--batch-size", "--column", "--label-column",
+        "--second-moments", "--leave-one-out", "--low-memory", "--device", "--tokenizer", "--json",
     },
     "eval": {
         "--data", "--source", "--tokens", "--sequence-length", "--batch-size", "--column", "--label-column", "--split",

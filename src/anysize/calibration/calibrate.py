@@ -202,6 +202,10 @@ def collect(
         raise InputError(
             f"a sequence length of {options.data.sequence_length} would do nothing: '{tensors.location}' reads images"
         )
+    if options.data.label_column != DataOptions().label_column and not (images and options.leave_one_out):
+        raise InputError(
+            f"label_column='{options.data.label_column}' would do nothing: labels are read of images, for leave_one_out"
+        )
     data, tokenizer = located(data), located(tokenizer)
     where = tokenizer_place(tensors, tokenizer)
     data_hash, every = sampled(batches(data, config, where, options.data), options.data.tokens)
@@ -234,9 +238,9 @@ def collect(
             add_up(sums[name] for name in sorted(sums))
         blocks: dict[str, torch.Tensor] = {}
         if options.leave_one_out:
-            from anysize.calibration.leave_one_out import losses_without_layers  # noqa: PLC0415
+            from anysize.calibration.leave_one_out import batches_with_loss, losses_without_layers  # noqa: PLC0415
 
-            again = batches(data, config, where, options.data)
+            again = batches_with_loss(data, config, where, options.data)
             blocks["leave-one-out"] = losses_without_layers(model, config, again, progress)
     sites = _by_site(sums)
     layers = sites.pop(_BLOCKS)
@@ -364,7 +368,7 @@ def calibrated(
     if options.leave_one_out:
         from anysize.calibration.leave_one_out import require_loss  # noqa: PLC0415
 
-        require_loss(understand(tensors.config), options.data.sequence_length)
+        require_loss(understand(tensors.config), data, tokenizer_place(tensors, tokenizer), options.data)
     with tempfile.TemporaryDirectory() as scratch, mode_kept(tensors):
         model = loaded_source(tensors, options, scratch, logits=options.leave_one_out)
         scores = collect(tensors, model, data, tokenizer, options, keep_at=place, progress=progress)

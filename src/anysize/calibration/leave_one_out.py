@@ -6,11 +6,11 @@ import itertools
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from anysize.calibration.data import Batch
+from anysize.calibration.data import Batch, DataOptions, batches, labelled_batches
 from anysize.calibration.run import device_of
 from anysize.calibration.skipping import layers_of, without
 from anysize.config import SourceConfig
@@ -23,31 +23,54 @@ if TYPE_CHECKING:
 NUM_BATCHES = 8
 
 
-def require_loss(config: SourceConfig, sequence_length: int) -> None:
-    """Raise InputError where there is no loss that a layer could be missed by."""
-    if config.architecture.modality != "text":
-        raise InputError("leave-one-out scores need a loss, and these images have no labels: use block-influence")
-    if sequence_length < 2:
+def require_loss(config: SourceConfig, data: str, source: str, options: DataOptions) -> None:
+    """Raise InputError where there is no loss that a layer could be missed by: of images, where labels are missing."""
+    if config.architecture.modality == "image":
+        if config.sizes["label"] < 2:
+            raise InputError(
+                f"leave-one-out scores need the loss of a class, and '{source}' tells {config.sizes['label']} apart: "
+                "use block-influence"
+            )
+        for _ in itertools.islice(labelled_batches(data, config, source, options), NUM_BATCHES):
+            pass
+    elif options.sequence_length < 2:
         raise InputError(
-            f"leave-one-out scores need the loss of a next token, and sequences of {sequence_length} have none: give a "
-            "--sequence-length of at least 2"
+            f"leave-one-out scores need the loss of a next token, and sequences of {options.sequence_length} have "
+            "none: give a --sequence-length of at least 2"
         )
+
+
+def batches_with_loss(data: str, config: SourceConfig, source: str, options: DataOptions) -> Iterator[Batch]:
+    """Yield the batches that `batches` yields, of images with their labels."""
+    read = labelled_batches if config.architecture.modality == "image" else batches
+    return read(data, config, source, options)
+
+
+def _loss(model: PreTrainedModel, batch: Batch) -> float:
+    callable_model: Any = model
+    if "input_ids" in batch:
+        return float(callable_model(**batch, labels=batch["input_ids"]).loss)
+    # Of the logits, because a config may have transformers take another loss than that of a class.
+    logits = callable_model(pixel_values=batch["pixel_values"]).logits
+    return float(torch.nn.functional.cross_entropy(logits.float(), batch["labels"]))
 
 
 @torch.no_grad()
 def losses_without_layers(
-    model: PreTrainedModel, config: SourceConfig, batches: Iterator[Batch], progress: Progress
+    model: PreTrainedModel, config: SourceConfig, read: Iterator[Batch], progress: Progress
 ) -> torch.Tensor:
-    """Return float64 [layers]: how much the loss (nats/token) rises when each layer is left out, on 8 batches.
+    """Return float64 [layers]: how much the loss rises when each layer is left out, on 8 batches with a loss.
+
+    The loss is that of the next token (nats/token), or of an image's label (nats/image).
 
     Raises InputError where a loss is not a number, which would be sorted like one.
     """
     device = device_of(model)
-    kept = [{n: v.to(device) for n, v in batch.items()} for batch in itertools.islice(batches, NUM_BATCHES)]
+    kept = [{n: v.to(device) for n, v in batch.items()} for batch in itertools.islice(read, NUM_BATCHES)]
 
     def loss(missing: AbstractContextManager[None], what: str) -> float:
         with missing:
-            losses = [float(model(**batch, labels=batch["input_ids"]).loss) for batch in kept]
+            losses = [_loss(model, batch) for batch in kept]
         mean = sum(losses) / len(losses)
         if not math.isfinite(mean):
             raise InputError(f"the loss {what} is {mean} on these data, so it scores no layer: use block-influence")

@@ -15,8 +15,8 @@ def calibrate(
     data: Annotated[
         str,
         typer.Argument(
-            help="A text file, a folder, parquet or jsonl, or a Hub data set; for an image model parquet or a Hub data "
-            "set with an image column."
+            help="A text file, a folder, parquet or jsonl, or a Hub data set; for an image model image files, parquet "
+            "or a Hub data set with an image column."
         ),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="The scores file to write.")] = Path(
@@ -26,6 +26,9 @@ def calibrate(
     sequence_length: Annotated[int, typer.Option(min=1, help="Tokens of one sequence; images have none.")] = 256,
     batch_size: Annotated[int, typer.Option(min=1, help="Sequences (or images) of one batch.")] = 8,
     column: Annotated[str, typer.Option(help="The column of the text or of the images, where there are several.")] = "",
+    label_column: Annotated[
+        str, typer.Option(help="The column of an image's label, which --leave-one-out reads.")
+    ] = "label",
     second_moments: Annotated[
         bool, typer.Option(help="Collect what least-squares readers and principal directions need.")
     ] = True,
@@ -62,6 +65,7 @@ def calibrate(
             sequence_length=sequence_length,
             batch_size=batch_size,
             column=column,
+            label_column=label_column,
             second_moments=second_moments,
             leave_one_out=leave_one_out,
             low_memory=low_memory,

@@ -47,8 +47,11 @@ def conversion_flops(source: SourceConfig, target: SourceConfig, options: Option
 
 
 def leave_one_out_flops(source: SourceConfig, batch_size: int, length: int) -> float:
-    """Return the operations of the loss without each layer, and with all of them."""
-    tokens = NUM_BATCHES * batch_size * length
+    """Return the operations of the loss without each layer, and with all of them.
+
+    batch_size: sequences of so many tokens, or images.
+    """
+    tokens = NUM_BATCHES * batch_size * (1 if source.architecture.modality == "image" else length)
     return (source.sizes["layer"] + 1) * tokens * forward_flops(source, length)
 
 

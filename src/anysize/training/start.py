@@ -83,8 +83,9 @@ def scores_from(
             return partial(Scores.load, Path(calibration).expanduser())
         calibration = Calibration(data=calibration)
     asked = DataOptions(
-        calibration.tokens, calibration.sequence_length, calibration.batch_size, calibration.column or data.column
-    )
+        calibration.tokens, calibration.sequence_length, calibration.batch_size, calibration.column or data.column,
+        data.label_column if leave_one_out else DataOptions().label_column,
+    )  # fmt: skip
     # One process makes what all start from.
     options = CalibrationOptions(asked, leave_one_out=leave_one_out, shared=False)
     text = calibration.data or data.train
