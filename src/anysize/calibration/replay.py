@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from anysize.calibration.data import Batch
-from anysize.calibration.skipping import layers_of, without
+from anysize.calibration.skipping import layers_of, replaced, without
 from anysize.config import SourceConfig
 from anysize.devices import CPU
-from anysize.io.models import empty_model, paths_by_disk_name
+from anysize.io.models import empty_model, fused_by_disk_name, paths_by_disk_name
 from anysize.tensors import Expected, expected_tensors
 
 if TYPE_CHECKING:
@@ -35,6 +35,21 @@ class _Call:
     args: list[tuple[Any, ...]]
     kwargs: list[dict[str, Any]]
 
+    def equals(self, other: _Call) -> bool:
+        """Whether a layer would be called in the same way."""
+        return _equal(self.args, other.args) and _equal(self.kwargs, other.kwargs)
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor) or isinstance(other, torch.Tensor):
+        both = isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor)
+        return one is other or (both and one.dtype == other.dtype and torch.equal(one, other))
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_equal(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        return len(one) == len(other) and all(map(_equal, one, other))
+    return bool(one is other or one == other)
+
 
 class Layers:
     """The layers of one model on a device, in single precision. `read` gives a tensor by its name in the table."""
@@ -47,6 +62,7 @@ class Layers:
             module._buffers.update({n: v if v is None else v.to(device) for n, v in module._buffers.items()})
         self.expected = expected_tensors(config)
         self.paths = paths_by_disk_name(self.model)
+        self._fused = fused_by_disk_name(self.model) if "expert" in config.sizes else {}
         self.layers = layers_of(self.model, config)
         self.calls: list[_Call] = []
         self.stream: list[torch.Tensor] = []
@@ -58,13 +74,23 @@ class Layers:
     @contextmanager
     def holding(self, tensors: Iterable[Expected]) -> Generator[None]:
         """While active, these tensors are in memory, in copies of their own."""
-        places = [(self.module(e.name.rpartition(".")[0]), e.name.rpartition(".")[2], e.name) for e in tensors]
-        before = {(module, part): module._parameters[part] for module, part, _ in places}
+        before: dict[tuple[torch.nn.Module, str], Any] = {}
         try:
-            for module, part, name in places:
-                # A copy: what is fitted is written into it, and a model in memory hands its own tensors out.
-                values = self._read(name).to(self.device, torch.float32, copy=True)
-                module._parameters[part] = torch.nn.Parameter(values, requires_grad=False)
+            for name in [e.name for e in tensors]:
+                path, _, part = name.rpartition(".")
+                module, fused = self.module(path), self._fused.get(name)
+                part = part if fused is None else fused.parameter
+                parameters: dict[str, Any] = module._parameters
+                empty = before.setdefault((module, part), parameters[part])
+                if fused is None:
+                    # A copy: what is fitted is written into it, and a model in memory hands its own tensors out.
+                    values = self._read(name).to(self.device, torch.float32, copy=True)
+                    parameters[part] = torch.nn.Parameter(values, requires_grad=False)
+                    continue
+                if parameters[part] is empty:
+                    whole = torch.empty_like(empty, dtype=torch.float32, device=self.device)
+                    parameters[part] = torch.nn.Parameter(whole, requires_grad=False)
+                fused.within(parameters[part]).copy_(self._read(name))
             yield
         finally:
             for (module, part), empty in before.items():
@@ -74,20 +100,39 @@ class Layers:
         """While active, the weights of one layer are in memory."""
         return self.holding(e for e in self.expected.values() if e.layer == layer)
 
-    @torch.no_grad()
-    def start(self, batches: list[Batch]) -> None:
-        """Learn from every batch how layers are called, and what the first of them reads."""
-        base: torch.nn.Module = getattr(self.model, self.model.base_model_prefix, self.model)
-        inside = set(base.modules())
-        outside = [
+    def around(self) -> Any:
+        """While active, what stands before and after the layers is in memory; heads are not."""
+        inside = set(self._base.modules())
+        return self.holding(
             e for e in self.expected.values() if e.layer is None and self.module(e.name.rpartition(".")[0]) in inside
-        ]
-        # Layers hand on what they read: nothing but the stream differs from one to the next.
-        with self.holding(outside), without(self.layers):
-            for batch in batches:
-                self._start(base, {name: values.to(self.device) for name, values in batch.items()})
+        )
 
-    def _start(self, base: torch.nn.Module, batch: Batch) -> None:
+    @property
+    def _base(self) -> torch.nn.Module:
+        return getattr(self.model, self.model.base_model_prefix, self.model)
+
+    def _run_base(self, batch: Batch) -> None:
+        moved = {name: values.to(self.device) for name, values in batch.items()}
+        self._base(**moved, **({"use_cache": False} if "input_ids" in batch else {}))
+
+    @torch.no_grad()
+    def start(self, batches: Iterable[Batch], keep: Callable[[torch.Tensor], None] | None = None) -> None:
+        """Learn from every batch how layers are called, and what the first of them reads.
+
+        keep: takes that of each batch, in their order; `stream` does where nothing is named.
+        """
+        # Layers hand on what they read: nothing but the stream differs from one to the next.
+        with self.around(), without(self.layers):
+            for batch in batches:
+                self._start(batch, keep or self.stream.append)
+
+    @torch.no_grad()
+    def end(self, batch: Batch, hidden: torch.Tensor) -> None:
+        """Run what stands around the layers, which is in memory, with the stream [...] that the last of them left."""
+        with without(self.layers[:-1]), replaced(self.layers[-1:], lambda *_, **__: hidden):
+            self._run_base(batch)
+
+    def _start(self, batch: Batch, keep: Callable[[torch.Tensor], None]) -> None:
         call = _Call([], [])
         first: list[torch.Tensor] = []
 
@@ -99,18 +144,24 @@ class Layers:
 
         hooks = [layer.register_forward_pre_hook(remember, with_kwargs=True) for layer in self.layers]
         try:
-            base(**batch, **({"use_cache": False} if "input_ids" in batch else {}))
+            self._run_base(batch)
         finally:
             for hook in hooks:
                 hook.remove()
-        self.calls.append(call)
-        self.stream.append(first[0])
+        # Masks and positions are mostly those of the batch before: then they are there once.
+        same = self.calls and self.calls[-1].equals(call)
+        self.calls.append(self.calls[-1] if same else call)
+        keep(first[0])
 
-    @torch.no_grad()
     def replay(self, layer: int, batch: int) -> torch.Tensor:
         """Return the stream after one layer, whose weights are in memory."""
+        return self.after(layer, batch, self.stream[batch])
+
+    @torch.no_grad()
+    def after(self, layer: int, batch: int, hidden: torch.Tensor) -> torch.Tensor:
+        """Return what one layer, whose weights are in memory, makes of a stream in the place of a batch's own."""
         call = self.calls[batch]
-        out = self.layers[layer](self.stream[batch], *call.args[layer], **call.kwargs[layer])
+        out = self.layers[layer](hidden, *call.args[layer], **call.kwargs[layer])
         return out[0] if isinstance(out, tuple) else out
 
     def skip(self, layers: Iterable[int]) -> None:

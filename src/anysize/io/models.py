@@ -6,6 +6,7 @@ import copy
 import uuid
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -134,6 +135,39 @@ def paths_by_disk_name(model: PreTrainedModel) -> dict[str, str]:
         if id(stand_in) in owner:
             for apart in revert_weight_conversion(model, {name: stand_in}):
                 found[apart.rpartition(".")[0]] = owner[id(stand_in)]
+    return found
+
+
+@dataclass(frozen=True)
+class Fused:
+    """Where a tensor on disk lies in a parameter that memory fuses of several: an expert, and which part of it."""
+
+    parameter: str
+    expert: int
+    part: int
+    num_parts: int
+
+    def within(self, whole: torch.Tensor) -> torch.Tensor:
+        """Return the place itself, of a parameter [experts, rows, columns]."""
+        return whole[self.expert].chunk(self.num_parts)[self.part]
+
+
+def fused_by_disk_name(model: PreTrainedModel) -> dict[str, Fused]:
+    """Return where every tensor on disk lies that is one of several in a parameter (experts), by its name on disk."""
+    from transformers.core_model_loading import revert_weight_conversion  # noqa: PLC0415
+
+    found: dict[str, Fused] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.dim() != 3:
+            continue
+        apart = list(revert_weight_conversion(model, {name: torch.empty(parameter.shape, device="meta")}))
+        num_parts, rest = divmod(len(apart), len(parameter))
+        assert not rest, f"{name} is fused of {len(apart)} tensors of {len(parameter)} experts"
+        # All experts' first parts come first, as they are concatenated.
+        found |= {
+            disk: Fused(name.rpartition(".")[2], number % len(parameter), number // len(parameter), num_parts)
+            for number, disk in enumerate(apart)
+        }
     return found
 
 
