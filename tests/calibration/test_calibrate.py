@@ -120,7 +120,8 @@ def test_data_are_read_again_with_the_tokenizer_that_was_named(
     assert anysize.plan(mute, calibration=tmp_path / "scores.safetensors", **options).recipes
 
 
-def test_two_processes_find_the_same(llama: Path, text: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [[], ["--low-memory"]], ids=["whole", "layer by layer"])
+def test_two_processes_find_the_same(llama: Path, text: Path, tmp_path: Path, more: list[str]) -> None:
     anysize.calibrate(llama, text, output=tmp_path / "one.safetensors", sequence_length=64, batch_size=4)
     script = tmp_path / "run.py"
     # Whoever has nothing to save waits for the one that has.
@@ -133,7 +134,7 @@ def test_two_processes_find_the_same(llama: Path, text: Path, tmp_path: Path) ->
         "main()\n"
     )
     shared = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    options = ["-o", str(tmp_path / "two.safetensors"), "--sequence-length", "64", "--batch-size", "4", "--json"]
+    options = ["-o", str(tmp_path / "two.safetensors"), "--sequence-length", "64", "--batch-size", "4", "--json", *more]
     done = subprocess.run(
         [*shared, "calibrate", str(llama), str(text), *options],
         capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False, timeout=300,
@@ -145,11 +146,6 @@ def test_two_processes_find_the_same(llama: Path, text: Path, tmp_path: Path) ->
     one, two = (Scores.load(tmp_path / f"{name}.safetensors") for name in ("one", "two"))
     assert one.record.tokens == two.record.tokens
     assert same(one, two, 1e-6)
-
-
-def test_weights_left_on_disk_give_the_same_scores(llama: Path, text: Path, scores: Scores) -> None:
-    low = anysize.calibrate(llama, text, sequence_length=64, low_memory=True)
-    assert same(low, scores, 1e-6)
 
 
 def test_leave_one_out_is_the_loss_without_the_layer(llama: Path, text: Path) -> None:

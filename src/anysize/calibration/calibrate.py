@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import itertools
 import json
+import shutil
 import tempfile
 import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +15,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from anysize.calibration.data import DataOptions, batches, located, num_places, sampled, tokenizer_place
+from anysize.calibration.data import num_places
+from anysize.calibration.layer_by_layer import LayerByLayer
+from anysize.calibration.on_disk import BLOCKS, AveragesOnDisk
 from anysize.calibration.run import Collector
-from anysize.calibration.scores import Record, Scores, check_output, model_sha256
+from anysize.calibration.scores import Scores, check_output
+from anysize.calibration.share import CalibrationOptions, Share
 from anysize.calibration.sites import widest_site
-from anysize.calibration.statistics import COUNT, BlockSums, SiteSums, averages, block_averages
+from anysize.calibration.statistics import BlockSums, SiteSums, averages, block_averages
 from anysize.config import SourceConfig, understand
 from anysize.devices import CPU, chosen_device, device_with
 from anysize.errors import AnysizeError, InputError, OutputError
@@ -38,22 +39,6 @@ if TYPE_CHECKING:
 # What is found is kept so often, and less often where keeping it takes long: it may take this share of the time.
 _SAVE_EVERY_S = 20.0
 _SAVING_SHARE = 0.05
-_BLOCKS = "blocks"
-
-
-@dataclass(frozen=True)
-class CalibrationOptions:
-    """What is collected, and how: see `anysize.calibrate`.
-
-    shared: under torchrun every process takes a share, so every process has to be there.
-    """
-
-    data: DataOptions = field(default_factory=DataOptions)
-    second_moments: bool = True
-    leave_one_out: bool = False
-    low_memory: bool = False
-    device: str = "auto"
-    shared: bool = True
 
 
 def moment_stride(config: SourceConfig) -> int:
@@ -104,7 +89,7 @@ class _Run:
                 found = _by_site({name: file.get_tensor(name).clone() for name in file.keys()})  # noqa: SIM118
         except (SafetensorError, OSError, json.JSONDecodeError):
             return
-        self.collector.blocks = BlockSums.of(found.pop(_BLOCKS))
+        self.collector.blocks = BlockSums.of(found.pop(BLOCKS))
         self.collector.sums = {site: SiteSums.of(tensors) for site, tensors in found.items()}
         self.batches_done, self.items_done = state["batches"], state["items"]
         self.collector.aliases.update(state["aliases"])
@@ -117,7 +102,7 @@ class _Run:
             for site, sums in self.collector.sums.items()
             for kind, values in sums.as_tensors().items()
         }
-        return found | {f"{_BLOCKS}/{kind}": values for kind, values in self.collector.blocks.as_tensors().items()}
+        return found | {f"{BLOCKS}/{kind}": values for kind, values in self.collector.blocks.as_tensors().items()}
 
     def finished_batch(self, items: int) -> None:
         self.batches_done += 1
@@ -159,11 +144,18 @@ def _writing(place: Path) -> Path:
     return place.with_name(f"{place.name}.writing")
 
 
+def _folder(place: Path) -> Path:
+    """Return where a process that goes layer by layer keeps what it has found meanwhile."""
+    return place.with_suffix(".layers")
+
+
 def _removed(place: Path | None) -> None:
     for file in [] if place is None else [place, _writing(place)]:
         # Where not even this is possible, why the output could not be written is what has to be told.
         with suppress(OSError):
             file.unlink()
+    if place is not None:
+        shutil.rmtree(_folder(place), ignore_errors=True)
 
 
 @contextmanager
@@ -192,31 +184,12 @@ def collect(
     goes on where it was; whoever saves the scores removes them. `shared` by the processes of a torchrun, each takes
     every n-th batch, and all return the same scores.
     """
-    config = understand(tensors.config)
-    model_hash = model_sha256(tensors)
-    rank, world = rank_and_world() if options.shared else (0, 1)
-    images = config.architecture.modality == "image"
-    if images and tokenizer:
-        raise InputError(f"the tokenizer '{tokenizer}' would do nothing: '{tensors.location}' reads images")
-    if images and options.data.sequence_length != DataOptions().sequence_length:
-        raise InputError(
-            f"a sequence length of {options.data.sequence_length} would do nothing: '{tensors.location}' reads images"
-        )
-    if options.data.label_column != DataOptions().label_column and not (images and options.leave_one_out):
-        raise InputError(
-            f"label_column='{options.data.label_column}' would do nothing: labels are read of images, for leave_one_out"
-        )
-    data, tokenizer = located(data), located(tokenizer)
-    where = tokenizer_place(tensors, tokenizer)
-    data_hash, every = sampled(batches(data, config, where, options.data), options.data.tokens)
-    told = json.dumps([model_hash, data, data_hash, asdict(options), world, rank])
-    fingerprint = hashlib.sha256(told.encode()).hexdigest()
-    stride = moment_stride(config) if options.second_moments else 1
-    collector = Collector(model, config, second_moments=options.second_moments, stride=stride)
-    run = _Run(collector, keep_at, fingerprint)
+    share = Share(tensors, data, tokenizer, options)
+    stride = moment_stride(share.config) if options.second_moments else 1
+    collector = Collector(model, share.config, second_moments=options.second_moments, stride=stride)
+    run = _Run(collector, keep_at, share.fingerprint)
     run.resume()
-    total = options.data.tokens
-    mine = itertools.islice(every, rank + run.batches_done * world, None, world)
+    total, world = options.data.tokens, share.world
 
     def report(items: int) -> None:
         run.finished_batch(items)
@@ -225,11 +198,9 @@ def collect(
     progress("calibrate", run.items_done * world, total)
     with _removed_on_refusal(keep_at):
         with collector.attached():
-            collector.run(mine, report)
+            collector.run(share.batches(run.batches_done), report)
         if not run.items_done:
-            raise InputError(
-                f"the data '{data}' gave process {rank} of {world} no batch: give more data or fewer processes"
-            )
+            raise share.empty()
         if options.leave_one_out and keep_at is not None:
             # It may take longer than all before it. Kept now: the sums of all processes are added up in place.
             run.save()
@@ -238,23 +209,46 @@ def collect(
             add_up(sums[name] for name in sorted(sums))
         blocks: dict[str, torch.Tensor] = {}
         if options.leave_one_out:
-            from anysize.calibration.leave_one_out import batches_with_loss, losses_without_layers  # noqa: PLC0415
-
-            again = batches_with_loss(data, config, where, options.data)
-            blocks["leave-one-out"] = losses_without_layers(model, config, again, progress)
+            blocks = _without_layers(model, share, progress)
     sites = _by_site(sums)
-    layers = sites.pop(_BLOCKS)
-    # Experts see what is routed to them; everything else sees equally many.
-    samples = max((int(found[COUNT][1]) for found in sites.values() if "second" in found), default=0)
-    seen = int(layers[COUNT][1 if images else 0])
-    record = Record(
-        model_sha256=model_hash, model_type=config.architecture.model_type, source=tensors.location, data=data,
-        data_sha256=data_hash, column=options.data.column, tokenizer=tokenizer, tokens=seen,
-        sequence_length=0 if images else options.data.sequence_length, batch_size=options.data.batch_size,
-        second_moments=options.second_moments, samples=samples,
-        aliases=dict(collector.aliases), feeds=dict(collector.feeds),
-    )  # fmt: skip
+    layers = sites.pop(BLOCKS)
+    record = share.record(sites, layers, collector.aliases, collector.feeds)
     return Scores(record, {site: averages(found) for site, found in sites.items()}, block_averages(layers) | blocks)
+
+
+def _without_layers(model: PreTrainedModel, share: Share, progress: Progress) -> dict[str, torch.Tensor]:
+    """Return the score of the layers that is the loss without each."""
+    from anysize.calibration.leave_one_out import batches_with_loss, losses_without_layers  # noqa: PLC0415
+
+    again = batches_with_loss(share.data, share.config, share.place, share.options.data)
+    return {"leave-one-out": losses_without_layers(model, share.config, again, progress)}
+
+
+def _collect_layer_by_layer(
+    tensors: Checkpoint,
+    data: str,
+    tokenizer: str,
+    options: CalibrationOptions,
+    scratch: str,
+    device: torch.device,
+    *,
+    keep_at: Path | None,
+    progress: Progress,
+) -> Scores:
+    """Return what `collect` does, with one layer and its sums in memory; the scores lie in files until they are read.
+
+    What is found is kept at `keep_at`, so that a killed run goes on with the layer that it was at.
+    """
+    share = Share(tensors, data, tokenizer, options, way="layer by layer")
+    stride = moment_stride(share.config) if options.second_moments else 1
+    with _removed_on_refusal(keep_at):
+        run = LayerByLayer(share, Path(scratch) / "layers" if keep_at is None else _folder(keep_at), device)
+        sites, layers, notes = run.run(progress, stride=stride)
+        blocks: dict[str, torch.Tensor] = {}
+        if options.leave_one_out:
+            blocks = _without_layers(loaded_source(tensors, options, scratch, logits=True), share, progress)
+    record = share.record(sites, layers, notes.aliases, notes.feeds)
+    return Scores(record, {site: AveragesOnDisk(sums) for site, sums in sites.items()}, block_averages(layers) | blocks)
 
 
 @contextmanager
@@ -317,6 +311,11 @@ def running_place(
     return CPU if low else device, low
 
 
+def _sums_fit(tensors: TensorSource, options: CalibrationOptions) -> bool:
+    """Whether the sums of all layers, in double precision, take at most half of the memory that is free now."""
+    return 2 * scores_bytes(understand(tensors.config), second_moments=options.second_moments) <= free_bytes() / 2
+
+
 def loaded_source(
     tensors: TensorSource, options: CalibrationOptions, scratch: str, *, logits: bool = False
 ) -> PreTrainedModel:
@@ -370,8 +369,14 @@ def calibrated(
 
         require_loss(understand(tensors.config), data, tokenizer_place(tensors, tokenizer), options.data)
     with tempfile.TemporaryDirectory() as scratch, mode_kept(tensors):
-        model = loaded_source(tensors, options, scratch, logits=options.leave_one_out)
-        scores = collect(tensors, model, data, tokenizer, options, keep_at=place, progress=progress)
+        device, low = running_place(tensors, options, logits=options.leave_one_out)
+        if isinstance(tensors, Checkpoint) and (low or not _sums_fit(tensors, options)):
+            scores = _collect_layer_by_layer(
+                tensors, data, tokenizer, options, scratch, device, keep_at=place, progress=progress
+            )
+        else:
+            model = loaded_source(tensors, options, scratch, logits=options.leave_one_out)
+            scores = collect(tensors, model, data, tokenizer, options, keep_at=place, progress=progress)
     with _removed_on_refusal(place):
         if output is not None and rank == 0:
             scores.save(output)

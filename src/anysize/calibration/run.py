@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable
+import itertools
+from collections.abc import Callable, Collection, Generator, Iterable
 from contextlib import contextmanager, nullcontext
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -119,26 +121,38 @@ class Collector:
 
         return module.register_forward_hook(after, with_kwargs=True)
 
+    @cached_property
+    def _paths(self) -> dict[str, str]:
+        return paths_by_disk_name(self.model)
+
+    @cached_property
+    def _sites(self) -> dict[int | None, list[Site]]:
+        """The sites that the model has, by layer; None are those around the layers."""
+        found: dict[int | None, list[Site]] = {}
+        for site in sites(self.config).values():
+            if site.module in self._paths:
+                found.setdefault(site.layer, []).append(site)
+        return found
+
     @contextmanager
-    def attached(self) -> Generator[None]:
-        """While active, the model's forward passes are seen."""
-        paths = paths_by_disk_name(self.model)
-        modules = {name: self.model.get_submodule(path) for name, path in paths.items()}
+    def attached(self, only: Collection[int | None] | None = None) -> Generator[None]:
+        """While active, the model's forward passes are seen.
+
+        only: at these layers' sites alone (None: those around the layers); then nothing is seen of the stream.
+        """
         kinds = {norm.kind for norm in self.config.architecture.norms.values() if norm.writes == "norm(hidden)"}
         kind = "layer" if "layer" in kinds else "rms"
         inner: dict[tuple[torch.nn.Module, int], Site] = {}
         handles: list[Any] = []
-        for site in sites(self.config).values():
-            if site.module not in paths:
-                continue
-            module = modules[site.module]
+        for site in itertools.chain(*(found for layer, found in self._sites.items() if only is None or layer in only)):
+            module = self.model.get_submodule(self._paths[site.module])
             if site.expert is not None and site.side == "in" and "hidden" not in site.dim.axes:
                 inner[module, site.expert] = site
                 # Every process has the same sums, whether or not a token comes by.
                 self._sums_of(site, dim_size(site.dim, self.config.sizes))
             else:
                 handles.append(self._hook(site, module, kind))
-        for layer, path in enumerate(layer_paths(self.config, paths)):
+        for layer, path in enumerate(layer_paths(self.config, self._paths) if only is None else ()):
             handles.append(self._hook_layer(layer, self.model.get_submodule(path)))
 
         def came(module: torch.nn.Module, expert: int, values: torch.Tensor) -> None:
@@ -152,6 +166,24 @@ class Collector:
             for handle in handles:
                 handle.remove()
 
+    @contextmanager
+    def batch(self, sequences: int) -> Generator[None]:
+        """While active, one batch of so many sequences runs; afterwards nothing of it is held."""
+        self._sequences = sequences
+        try:
+            yield
+        finally:
+            self._stream, self._last, self._normed = [], {}, {}
+
+    def norm_of(self, hidden: torch.Tensor) -> str:
+        """Return the norm that gave a tensor of the batch that runs, "" where none did."""
+        return self._normed.get(_place(hidden), (hidden, ""))[1]
+
+    def comes_from(self, hidden: torch.Tensor, norm: str) -> None:
+        """Take note of the norm that gave what the batch that runs begins with, if any did."""
+        if norm:
+            self._normed[_place(hidden)] = hidden, norm
+
     @torch.no_grad()
     def run(self, batches: Iterable[Batch], report: Report) -> None:
         """Feed batches through the model; `report` hears how many tokens (or images) each held."""
@@ -159,12 +191,11 @@ class Collector:
         base = getattr(self.model, self.model.base_model_prefix, self.model)
         for batch in batches:
             moved = {name: values.to(device) for name, values in batch.items()}
-            self._sequences = len(next(iter(batch.values())))
-            # The head reads what the last norm gives; its own product is not needed.
-            base(**moved) if self.config.architecture.modality == "text" else self.model(**moved)
-            if len(self._stream) > 1:
-                self.blocks.add(self._stream)
-            self._stream, self._last, self._normed = [], {}, {}
+            with self.batch(len(next(iter(batch.values())))):
+                # The head reads what the last norm gives; its own product is not needed.
+                base(**moved) if self.config.architecture.modality == "text" else self.model(**moved)
+                if len(self._stream) > 1:
+                    self.blocks.add(self._stream)
             report(num_items(batch))
 
 

@@ -15,15 +15,14 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
 
+from anysize.calibration.on_disk import BLOCKS, KindsOnDisk, OnDisk, by_site
 from anysize.dense import stored_arrays
 from anysize.errors import CheckpointError, OutputError
 from anysize.io.reader import Checkpoint, TensorSource, read_bytes
 from anysize.io.tensor_file import Entry, save_one_by_one
 from anysize.memory import fits_in_memory
-from anysize.stored import StoredArrays
 
 _RECORD = "anysize"
-_BLOCKS = "blocks"
 # Of a model's weights so much is hashed: tensors up to this size, and so many rows of larger ones.
 _WHOLE_ITEMS, _SAMPLED_ROWS = 16_384, 8
 # Scores of format 1 know less of their model and nothing of their data; of format 2, not what each expert saw; of
@@ -104,7 +103,7 @@ class Scores:
             yield name, self._stored(*of)
 
     def _places(self) -> dict[str, tuple[Mapping[str, torch.Tensor], str]]:
-        every = {**self.sites, _BLOCKS: self.blocks}
+        every = {**self.sites, BLOCKS: self.blocks}
         return {f"{site}/{kind}": (kinds, kind) for site, kinds in every.items() for kind in kinds}
 
     @staticmethod
@@ -118,7 +117,8 @@ class Scores:
 
         def entry(name: str) -> Entry:
             kinds, kind = places[name]
-            size, wide = kinds[kind].shape, len(kinds[kind].shape) < 2
+            size = kinds.shape_of(kind) if isinstance(kinds, OnDisk) else kinds[kind].shape
+            wide = len(size) < 2
             return name, "F64" if wide else "F32", size, prod(size) * (8 if wide else 4)
 
         try:
@@ -151,7 +151,7 @@ class Scores:
         except (OSError, SafetensorError, ValidationError, json.JSONDecodeError) as error:
             why = " ".join(str(error).split())[:200]
             raise CheckpointError(f"'{path}' is not a scores file that anysize calibrate wrote: {why}") from error
-        blocks = sites.pop(_BLOCKS, {})
+        blocks = sites.pop(BLOCKS, {})
         return cls(record, sites, blocks)
 
     def require_model(self, tensors: TensorSource) -> None:
@@ -173,32 +173,10 @@ def _record(text: str, path: Path) -> Record:
     return Record.model_validate_json(text)
 
 
-class _StatisticsOnDisk(Mapping[str, torch.Tensor]):
-    """The statistics of one site, by kind, read one at a time."""
-
-    def __init__(self, arrays: StoredArrays, names: Mapping[str, str]) -> None:
-        self._arrays, self._names = arrays, names
-
-    def __getitem__(self, kind: str) -> torch.Tensor:
-        return torch.from_numpy(self._arrays[self._names[kind]]).double()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-
-def _on_disk(path: Path) -> tuple[dict[str, _StatisticsOnDisk], Mapping[str, torch.Tensor]]:
+def _on_disk(path: Path) -> tuple[dict[str, KindsOnDisk], Mapping[str, torch.Tensor]]:
     """Return the sites and the blocks of a scores file, unread."""
-    arrays = stored_arrays(path)
-    names: dict[str, dict[str, str]] = {}
-    for name in arrays:
-        site, _, kind = name.rpartition("/")
-        names.setdefault(site, {})[kind] = name
-    sites = {site: _StatisticsOnDisk(arrays, kinds) for site, kinds in names.items()}
-    blocks = sites.pop(_BLOCKS, _StatisticsOnDisk(arrays, {}))
-    return sites, blocks
+    sites = by_site(stored_arrays(path))
+    return sites, sites.pop(BLOCKS, {})
 
 
 def model_sha256(tensors: TensorSource) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 
@@ -66,24 +66,43 @@ class SiteSums:
         return {**self.sums, COUNT: counts}
 
 
-def averages(sums: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return averages from the sums of one site, in their place: second moments are most of what a run holds.
+# Each average, and the sum that it is made of.
+MADE_OF = {
+    "abs": "abs", "rms": "square", "mean": "mean", "minitron": "minitron", "second": "second", "samples": COUNT
+}  # fmt: skip
+
+
+def kinds_of(sums: Collection[str]) -> list[str]:
+    """Return which averages there are of a site with these sums."""
+    return [kind for kind in MADE_OF if kind not in ("second", "samples") or "second" in sums]
+
+
+def average(kind: str, sums: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Return one average from the sums of a site, in their place: second moments are most of what a run holds.
 
     abs, mean, second: means over tokens. rms: root of the mean square. minitron:
     sqrt(sum over sequences of (mean over tokens |x|)^2), as in 2407.14679. samples [1]: tokens in the second moment.
     """
+    values = sums[MADE_OF[kind]]
+    if kind == "samples":
+        return values[1:2]
+    if kind == "minitron":
+        return values.sqrt()
     # No token may have reached an expert: then its sums are zero, and so are its averages.
     tokens, second_tokens = (max(1.0, count) for count in sums[COUNT].tolist()[:2])
-    found = {
-        "abs": sums["abs"] / tokens,
-        "rms": (sums["square"] / tokens).sqrt(),
-        "mean": sums["mean"] / tokens,
-        "minitron": sums["minitron"].sqrt(),
-    }
-    if "second" in sums:
-        found["second"] = sums["second"].div_(second_tokens)
-        found["samples"] = sums[COUNT][1:2]
-    return found
+    if kind == "second":
+        return values.div_(second_tokens)
+    return (values / tokens).sqrt() if kind == "rms" else values / tokens
+
+
+def averages(sums: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return all averages from the sums of one site, in their place; see `average`."""
+    return {kind: average(kind, sums) for kind in kinds_of(sums.keys())}
+
+
+def ends(hidden: torch.Tensor) -> torch.Tensor:
+    """Return the directions [sequences, hidden] of the last token of each sequence [sequences, tokens, hidden]."""
+    return torch.nn.functional.normalize(hidden[:, -1].float(), dim=-1)
 
 
 class BlockSums:
@@ -99,19 +118,27 @@ class BlockSums:
         self.angular = torch.zeros(num_layers + 1, num_layers + 1, dtype=torch.float64)
         self.tokens = self.sequences = 0
 
-    @torch.no_grad()
     def add(self, stream: list[torch.Tensor]) -> None:
         """Add one batch: the residual stream [sequences, tokens, hidden] before the first and after every layer."""
         for layer, (before, after) in enumerate(itertools.pairwise(stream)):
-            cosine = torch.nn.functional.cosine_similarity(before, after, dim=-1)
-            self.influence[layer] += (1 - cosine).sum().cpu()
-            size = after.norm(dim=-1).clamp(min=1e-12)
-            self.magnitude[layer] += ((after - before).norm(dim=-1) / size).sum().cpu()
-        last = torch.stack([torch.nn.functional.normalize(h[:, -1].float(), dim=-1) for h in stream], 1)
+            self.add_layer(layer, before, after)
+        self.add_ends(torch.stack([ends(h) for h in stream], 1), stream[0].shape[1])
+
+    @torch.no_grad()
+    def add_layer(self, layer: int, before: torch.Tensor, after: torch.Tensor) -> None:
+        """Add what one layer does to the stream [sequences, tokens, hidden] of a batch."""
+        cosine = torch.nn.functional.cosine_similarity(before, after, dim=-1)
+        self.influence[layer] += (1 - cosine).sum().cpu()
+        size = after.norm(dim=-1).clamp(min=1e-12)
+        self.magnitude[layer] += ((after - before).norm(dim=-1) / size).sum().cpu()
+
+    @torch.no_grad()
+    def add_ends(self, last: torch.Tensor, tokens: int) -> None:
+        """Add the `ends` [sequences, L + 1, hidden] of a batch with so many tokens a sequence, and count them."""
         cosines = (last @ last.transpose(1, 2)).clamp(-1, 1)
         self.angular += (cosines.arccos() / torch.pi).sum(0).cpu()
-        self.tokens += stream[0].shape[0] * stream[0].shape[1]
-        self.sequences += stream[0].shape[0]
+        self.tokens += len(last) * tokens
+        self.sequences += len(last)
 
     @classmethod
     def of(cls, tensors: Mapping[str, torch.Tensor]) -> BlockSums:

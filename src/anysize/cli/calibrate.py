@@ -36,7 +36,10 @@ def calibrate(
         bool, typer.Option("--leave-one-out", help="Also measure the loss without each layer.")
     ] = False,
     low_memory: Annotated[
-        bool, typer.Option("--low-memory", help="Leave the weights on disk; read each module's as it runs.")
+        bool,
+        typer.Option(
+            "--low-memory", help="Run layer by layer, with one layer and its sums in memory; the rest lies on disk."
+        ),
     ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
     tokenizer: Annotated[str, typer.Option(help="Where the tokenizer lies, if not beside SOURCE.")] = "",
