@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -233,6 +235,25 @@ def test_a_folder_that_cannot_be_written_is_named(deep: Path, text: Path, tmp_pa
     (tmp_path / FOLDER).write_text("in the way")
     with pytest.raises(OutputError, match=r"cannot keep the sums of the calibration in '.*layers'"):
         calibrated(Checkpoint(deep), str(text), LOW, output=tmp_path / NAME, progress=quiet)
+
+
+def test_a_disk_that_fills_up_is_named_and_leaves_nothing(
+    deep: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = os.pwrite
+
+    def full(number: int, data: Any, begin: int) -> int:
+        if len(data) + begin > 300_000:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(number, data, begin)
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(OutputError, match=r"cannot keep the sums of the calibration in '.*': No space left on device"):
+        calibrated(
+            Checkpoint(deep), str(text), replace(LOW, data=replace(SHAPE, tokens=6000)), output=tmp_path / NAME,
+            progress=quiet,
+        )  # fmt: skip
+    assert not names_in(tmp_path)
 
 
 @pytest.mark.parametrize("short", ["fits_in_memory", "free_bytes"])

@@ -18,14 +18,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from anysize.calibration.data import Batch
-from anysize.calibration.on_disk import BLOCKS, KindsOnDisk, RowsOnDisk, by_site
+from anysize.calibration.on_disk import BLOCKS, KindsOnDisk, RowsOnDisk, by_site, keeping
 from anysize.calibration.replay import Layers
 from anysize.calibration.run import Collector, num_items
 from anysize.calibration.share import Share
 from anysize.calibration.statistics import BlockSums, ends
 from anysize.dense import stored_arrays
 from anysize.devices import CPU
-from anysize.errors import InputError, OutputError
+from anysize.errors import InputError
 from anysize.io.tensor_file import save_one_by_one
 from anysize.processes import add_up
 from anysize.progress import Progress
@@ -74,7 +74,8 @@ class _Kept:
             found.append(notes)
         if not found or not self.stream(len(found)).is_file():
             shutil.rmtree(self.folder, ignore_errors=True)
-            self.folder.mkdir(parents=True)
+            with keeping(self.folder):
+                self.folder.mkdir(parents=True)
             return []
         return found
 
@@ -82,7 +83,8 @@ class _Kept:
         """Write the sums of a part, at once under their name: then it is finished."""
         state = {"fingerprint": self.fingerprint, "notes": vars(notes)}
         entries = ((name, "F64", tuple(v.shape), 8 * prod(v.shape)) for name, v in sums.items())
-        save_one_by_one(self.sums(part), entries, lambda name: sums[name].numpy().data, {_STATE: json.dumps(state)})
+        with keeping(self.folder):
+            save_one_by_one(self.sums(part), entries, lambda name: sums[name].numpy().data, {_STATE: json.dumps(state)})
 
 
 class LayerByLayer:
@@ -104,12 +106,7 @@ class LayerByLayer:
         stride: second moments see every so many-th token. Raises InputError for data that cannot be used, OutputError
         where the folder cannot hold what is found.
         """
-        try:
-            notes = self._run(progress, stride)
-        except OSError as error:
-            raise OutputError(
-                f"cannot keep the sums of the calibration in '{self.kept.folder}': {error.strerror or error}"
-            ) from error
+        notes = self._run(progress, stride)
         arrays = [stored_arrays(self.kept.sums(part)) for part in (*range(self._num_layers), _AROUND)]
         sites, layers = _added_up(arrays, self.blocks.as_tensors(), shared=self.share.world > 1)
         return sites, layers, notes
@@ -190,7 +187,7 @@ class LayerByLayer:
                     _MAGNITUDE: self.blocks.magnitude[layer : layer + 1].clone()}  # fmt: skip
         self.kept.save(layer, _told(collector) | of_layer, notes)
         collector.sums = {}
-        self.kept.stream(layer).unlink()
+        self.kept.stream(layer).unlink(missing_ok=True)
         return notes
 
     def _around(self, norm: str, collector: Collector) -> None:

@@ -8,12 +8,14 @@ from __future__ import annotations
 import os
 import weakref
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 from anysize.calibration.statistics import MADE_OF, average, kinds_of
+from anysize.errors import OutputError
 from anysize.stored import StoredArrays
 
 # What is told of the layers themselves lies beside the sites, under this name.
@@ -83,30 +85,45 @@ def by_site(arrays: StoredArrays) -> dict[str, KindsOnDisk]:
     return {site: KindsOnDisk(arrays, kinds) for site, kinds in names.items()}
 
 
+@contextmanager
+def keeping(folder: Path) -> Generator[None]:
+    """While active, an OSError is one sentence: what a calibration keeps in this folder meanwhile cannot be kept."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"cannot keep the sums of the calibration in '{folder}': {error.strerror or error}"
+        ) from error
+
+
 class RowsOnDisk:
-    """Rows of float32 in a file, all of one shape, each written once and read at will."""
+    """Rows of float32 in a file, all of one shape, each written once and read at will; raises OutputError where the
+    file cannot be written or read."""
 
     def __init__(self, path: Path) -> None:
-        """Open a file, and make it where there is none; raise OSError where that fails."""
+        """Open a file, and make it where there is none."""
         self._path = path
-        self._number = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        with keeping(path.parent):
+            self._number = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         weakref.finalize(self, os.close, self._number)
 
     def write(self, first: int, rows: torch.Tensor) -> None:
-        """Put rows [count, ...] there, from row `first` on; raise OSError where they find no room."""
+        """Put rows [count, ...] there, from row `first` on."""
         data = rows.detach().float().cpu().contiguous().numpy().data.cast("B")
         begin, done = first * (len(data) // len(rows)), 0
-        while done < len(data):
-            done += os.pwrite(self._number, data[done:], begin + done)
+        with keeping(self._path.parent):
+            while done < len(data):
+                done += os.pwrite(self._number, data[done:], begin + done)
 
     def read(self, first: int, count: int, shape: tuple[int, ...]) -> torch.Tensor:
-        """Return rows [count, *shape]; raise OSError where the file ends before them."""
+        """Return rows [count, *shape]."""
         found = torch.empty(count, *shape)
         data = found.numpy().data.cast("B")
         begin, done = first * (len(data) // count), 0
-        while done < len(data):
-            more = os.preadv(self._number, [data[done:]], begin + done)
-            if more == 0:
-                raise OSError(f"'{self._path}' ended while it was read: it changed under us")
-            done += more
+        with keeping(self._path.parent):
+            while done < len(data):
+                more = os.preadv(self._number, [data[done:]], begin + done)
+                if more == 0:
+                    raise OSError(f"'{self._path.name}' ended while it was read: it changed under us")
+                done += more
         return found
