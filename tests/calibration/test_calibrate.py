@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -308,6 +309,12 @@ def test_the_tokenizer_of_another_model_is_refused(
     small = new_llama(tmp_path / "small", vocab_size=40)
     with pytest.raises(InputError, match="this tokenizer is not the model's"):
         anysize.calibrate(small, text, sequence_length=64, tokenizer=str(llama))
+    other = shutil.copytree(llama, tmp_path / "other")
+    words = json.loads((other / "tokenizer.json").read_text())
+    words["model"]["vocab"] |= {"w3": words["model"]["vocab"]["w4"], "w4": words["model"]["vocab"]["w3"]}
+    (other / "tokenizer.json").write_text(json.dumps(words))
+    with pytest.raises(InputError, match=r"is not that of '.*': 2 tokens have other ids there \('w3' is"):
+        anysize.calibrate(llama, text, sequence_length=64, tokenizer=str(other))
     (small / "tokenizer.json").unlink()
     (small / "tokenizer_config.json").unlink()
     with pytest.raises(InputError, match="has no tokenizer that transformers can read"):

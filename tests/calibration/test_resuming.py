@@ -95,13 +95,15 @@ def test_what_is_no_work_of_ours_is_not_taken_up(llama: Path, text: Path, tmp_pa
 def test_work_on_data_or_a_tokenizer_that_have_changed_is_not_taken_up(
     llama: Path, text: Path, tmp_path: Path, what: str
 ) -> None:
-    data, spoken = tmp_path / "data.txt", tmp_path / "spoken"
+    data, spoken, mute = tmp_path / "data.txt", tmp_path / "spoken", tmp_path / "mute"
     data.write_text(text.read_text())
     shutil.copytree(llama, spoken)
+    # With a tokenizer of its own, another one would be refused.
+    shutil.copytree(llama, mute, ignore=shutil.ignore_patterns("tokenizer*"))
 
     def run(progress: Progress) -> None:
         calibrated(
-            Checkpoint(llama), str(data), CalibrationOptions(SHAPE), tokenizer=str(spoken), output=tmp_path / NAME,
+            Checkpoint(mute), str(data), CalibrationOptions(SHAPE), tokenizer=str(spoken), output=tmp_path / NAME,
             progress=progress,
         )  # fmt: skip
 

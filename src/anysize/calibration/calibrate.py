@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from anysize.calibration.data import num_places
+from anysize.calibration.data import num_places, tokenizer_place
 from anysize.calibration.layer_by_layer import LayerByLayer
 from anysize.calibration.on_disk import BLOCKS, AveragesOnDisk
 from anysize.calibration.run import Collector

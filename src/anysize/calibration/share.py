@@ -7,6 +7,7 @@ import itertools
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 import torch
 
@@ -15,8 +16,10 @@ from anysize.calibration.scores import Record, model_sha256
 from anysize.calibration.statistics import COUNT
 from anysize.config import understand
 from anysize.errors import InputError
+from anysize.io.models import other_ids
 from anysize.io.reader import TensorSource
 from anysize.processes import rank_and_world
+from anysize.vocabulary.tokenizer_file import TOKENIZER
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,9 @@ class Share:
         self._model_sha256 = model_sha256(tensors)
         self.data, self.tokenizer = located(data), located(tokenizer)
         self.place = tokenizer_place(tensors, self.tokenizer)
+        own = tokenizer_place(tensors)
+        if self.tokenizer and (Path(own) / TOKENIZER).is_file() and (differ := other_ids(own, self.place)):
+            raise InputError(f"the tokenizer '{tokenizer}' is not that of '{tensors.location}': {differ}")
         self._data_sha256, every = sampled(self.everything(), options.data.tokens)
         self._begun: Iterator[Batch] | None = every
         told = [self._model_sha256, self.data, self._data_sha256, asdict(options), self.world, self.rank]

@@ -38,7 +38,7 @@ from anysize.training.config import Resize
 from anysize.training.data import Datasets, datasets_of
 from anysize.training.optimizer_state import require_recipe, require_state
 from anysize.training.start import folder_of, plan_of, require_same_vocabulary, scores_from
-from anysize.vocabulary.keep import TOKENIZER
+from anysize.vocabulary.tokenizer_file import TOKENIZER
 
 if TYPE_CHECKING:
     from anysize.io.reader import TensorSource

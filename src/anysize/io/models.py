@@ -7,6 +7,8 @@ import uuid
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import itemgetter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +17,7 @@ from anysize.arch import table
 from anysize.errors import ArchitectureError, InputError
 from anysize.io.dtypes import SAFETENSORS
 from anysize.io.reader import TensorInfo, headers_sha256, sha256_json
+from anysize.vocabulary.tokenizer_file import TOKENIZER
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -48,6 +51,22 @@ def tokenizer_of(source: str) -> PreTrainedTokenizerBase:
         raise InputError(
             f"'{source}' has no tokenizer that transformers can read, and text needs one: {why}"
         ) from error
+
+
+def other_ids(one: str, other: str) -> str:
+    """Return, for a sentence, which words have other ids in the tokenizer of another folder; "" where none has.
+
+    Words that only one of them has do not count. Raises InputError where one has no tokenizer.
+    """
+    places = [Path(folder) / TOKENIZER for folder in (one, other)]
+    if all(place.is_file() for place in places) and places[0].read_bytes() == places[1].read_bytes():
+        return ""
+    known, heard = tokenizer_of(one).get_vocab(), tokenizer_of(other).get_vocab()
+    wrong = [word for word, token in sorted(known.items(), key=itemgetter(1)) if heard.get(word, token) != token]
+    if not wrong:
+        return ""
+    first = f"{wrong[0]!r} is {heard[wrong[0]]} instead of {known[wrong[0]]}"
+    return f"{len(wrong):,} tokens have other ids there ({first})"
 
 
 def model_class(name: str) -> type[PreTrainedModel]:

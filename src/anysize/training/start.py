@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ from anysize import api
 from anysize.config import SourceConfig, understand
 from anysize.errors import InputError
 from anysize.io.hub import open_checkpoint
-from anysize.io.models import model_class, new_model, quiet_transformers, tokenizer_of
+from anysize.io.models import model_class, new_model, other_ids, quiet_transformers
 from anysize.io.reader import TensorSource
 from anysize.io.whole import write_json
 from anysize.progress import Progress
@@ -24,7 +23,7 @@ from anysize.recipe import Plan
 from anysize.target import parse_count
 from anysize.training.clock import Clock
 from anysize.training.config import Calibration, Data, Resize
-from anysize.vocabulary.keep import TOKENIZER
+from anysize.vocabulary.tokenizer_file import TOKENIZER
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -196,16 +195,10 @@ def require_same_tokens(ours: str, theirs: str, name: str) -> None:
 
     A teacher without a tokenizer is taken at its word: its tokens are as many.
     """
-    one, other = Path(ours) / TOKENIZER, Path(theirs) / TOKENIZER
-    if not other.is_file() or (one.is_file() and one.read_bytes() == other.read_bytes()):
-        return
-    known, heard = tokenizer_of(ours).get_vocab(), tokenizer_of(theirs).get_vocab()
-    wrong = [word for word, token in sorted(known.items(), key=itemgetter(1)) if heard.get(word, token) != token]
-    if wrong:
-        word = wrong[0]
+    if (Path(theirs) / TOKENIZER).is_file() and (differ := other_ids(ours, theirs)):
         raise InputError(
-            f"the tokenizer of the teacher '{name}' is not that of the data: {len(wrong):,} tokens have other ids "
-            f"there ({word!r} is {heard[word]} instead of {known[word]}), and distillation needs the same vocabulary"
+            f"the tokenizer of the teacher '{name}' is not that of the data: {differ}, and distillation needs the same "
+            "vocabulary"
         )
 
 

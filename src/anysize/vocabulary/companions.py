@@ -14,8 +14,8 @@ from typing import Any
 from anysize.axis import AxisMap
 from anysize.errors import CheckpointError
 from anysize.vocabulary.ids import new_ids, renumbered
-from anysize.vocabulary.keep import TOKENIZER, json_object
-from anysize.vocabulary.tokenizer_file import TokenizerFile
+from anysize.vocabulary.keep import json_object
+from anysize.vocabulary.tokenizer_file import TOKENIZER, TokenizerFile
 
 _LEFT_OUT = ("vocab*", "merges.txt", "*.model", "*.model.*", "*.tiktoken")
 _DECODER = "added_tokens_decoder"

@@ -18,10 +18,9 @@ from anysize.io.reader import Checkpoint, TensorSource
 from anysize.progress import Progress
 from anysize.target import is_number
 from anysize.vocabulary.ids import default_ids, named_ids, new_ids, renumbered
-from anysize.vocabulary.tokenizer_file import TokenizerFile
+from anysize.vocabulary.tokenizer_file import TOKENIZER, TokenizerFile
 from anysize.vocabulary.wish import Wish, counted, ids_of, listed
 
-TOKENIZER = "tokenizer.json"
 # Tokenizers that only code can read, or that AutoTokenizer turns into a tokenizer.json.
 _OTHER_KINDS = ("*.model", "*.tiktoken", "vocab.json", "vocab.txt", "merges.txt", "tokenizer_config.json")
 

@@ -19,6 +19,8 @@ from anysize.vocabulary.merges import Merges
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+# What it is called beside a checkpoint.
+TOKENIZER = "tokenizer.json"
 _KINDS = ("BPE", "WordPiece", "Unigram", "WordLevel")
 
 
