@@ -142,6 +142,10 @@ PAGES = {suite: "docs/shrinking.md" if suite == _ABLATIONS else "docs/training.m
 _COMPARED: tuple[tuple[str, str, str, str, float], ...] = (
     (_ABLATIONS, "subspace", "random", "steps", 1 / 8),
     (_ABLATIONS, "subspace", "subcloning", "steps", 1 / 2),
+    ("shrink-depth", "subspace", "random", "steps", 1 / 8),
+    ("shrink-depth", "subspace", "subcloning", "steps", 1 / 2),
+    ("shrink-vision", "subspace", "random", "steps", 1 / 8),
+    ("shrink-vision", "subspace", "subcloning", "steps", 1 / 2),
     ("shrink", "subspace + distillation", "random", "steps", 1 / 18),
     ("shrink", "subspace + distillation", "random", "seconds", 1 / 9),
     ("shrink", "subspace + distillation, 3/10 of the steps", "subcloning", "steps", 3 / 10),
