@@ -83,6 +83,25 @@ def test_other_images_become_red_green_and_blue_as_transformers_makes_them(vit: 
     assert torch.equal(ours(prepared(vit, {**DEIT, "do_convert_rgb": True}), image), by_transformers(vit, image))
 
 
+@pytest.mark.parametrize("do_convert_rgb", [True, False])
+@pytest.mark.parametrize("mode", ["I;16", "I", "F", "LAB"])
+def test_images_that_are_not_of_8_bits_are_refused(vit: Path, mode: str, do_convert_rgb: bool) -> None:
+    prepared(vit, {**DEIT, "do_convert_rgb": do_convert_rgb})
+    told = (
+        f"an image of the data 'data' is of Pillow's mode {mode}, and 1, L, .* are read: scale its values to 0 to 255"
+    )
+    with pytest.raises(InputError, match=told):
+        ours(vit, Image.new(mode, (12, 12)))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"])
+def test_images_of_8_bits_are_read(vit: Path, mode: str) -> None:
+    # Pillow goes to these two by way of another.
+    between = {"LA": "L", "PA": "P"}.get(mode, "RGB")
+    image = drawn(3).convert(between).convert(mode)
+    assert torch.equal(ours(prepared(vit, {**DEIT, "do_convert_rgb": True}), image), by_transformers(vit, image))
+
+
 @pytest.mark.parametrize(
     ("settings", "told"),
     [

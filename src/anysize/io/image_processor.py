@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 _SETTINGS, _NESTED = "preprocessor_config.json", "processor_config.json"
 # How many channels an image may have, and how it is decoded.
 _MODES = {1: "L", 3: "RGB"}
+# What is read, by Pillow's names: eight bits a channel or less, of which Pillow makes grey or RGB without clipping.
+_READ = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 _KINDS = re.compile(r"(ViT|DeiT)(ImageProcessor(Fast|Pil)?|FeatureExtractor)")
 _COMMON = {
     "do_resize": True, "do_rescale": True, "do_normalize": True, "do_center_crop": False, "do_convert_rgb": False,
@@ -91,9 +93,10 @@ class ImageProcessor:
     def stored(self, image: Image.Image, data: str) -> np.ndarray:
         """Return an image as uint8 [channels, size, size], resized and cropped; `pixels` makes the rest of it.
 
-        Raises InputError where it does not come out in the size that the model reads.
+        Raises InputError where its values are not of 8 bits, and where it does not come out in the size that the model
+        reads.
         """
-        image = self._converted(image)
+        image = self._converted(image, data)
         if self.size is not None:
             height, width = self.size if isinstance(self.size, tuple) else _by_shortest(image, self.size)
             image = image.resize((width, height), self.resample)  # pyright: ignore[reportArgumentType]
@@ -116,9 +119,15 @@ class ImageProcessor:
 
         return torch.from_numpy(np.stack([levels[values] for levels, values in zip(self.levels, stored, strict=True)]))
 
-    def _converted(self, image: Image.Image) -> Image.Image:
+    def _converted(self, image: Image.Image, data: str) -> Image.Image:
         from PIL import Image as Pillow  # noqa: PLC0415
 
+        if image.mode not in _READ:
+            # Pillow clips what is above 255 to white, and transformers lets it; without do_convert_rgb it refuses.
+            raise InputError(
+                f"an image of the data '{data}' is of Pillow's mode {image.mode}, and {', '.join(_READ)} are read: "
+                "scale its values to 0 to 255 and save it in 8 bits, as L or RGB"
+            )
         if self.do_convert_rgb and ("A" in image.getbands() or image.info.get("transparency") is not None):
             image = image.convert("RGBA")
             image = Pillow.alpha_composite(Pillow.new("RGBA", image.size, (255, 255, 255, 255)), image)
