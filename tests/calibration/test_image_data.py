@@ -6,16 +6,19 @@ import io
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
+from pyarrow import Table, parquet
 
 import anysize
 from anysize.calibration.data import DataOptions, batches, batches_again, labelled_batches
 from anysize.comparison import compare as engine
 from anysize.errors import InputError
 from anysize.io.image_processor import image_processor_of
+from anysize.io.pictures import picture
 from anysize.io.reader import Checkpoint
 from anysize.io.rows import rows
 from anysize.progress import quiet
@@ -231,6 +234,31 @@ def test_a_folder_of_image_files_is_read_from_all_over_it(deit: Path, tmp_path: 
     assert torch.equal(read["pixel_values"], by_transformers(deit, *(drawn(number) for number in first)))
     one = next(batches(str(folder / "class0" / "001.png"), config_beside(deit), str(deit), DataOptions(tokens=12)))
     assert torch.equal(one["pixel_values"], by_transformers(deit, drawn(1)))
+
+
+@pytest.mark.parametrize("orientation", [None, 1, 3, 6, 7])
+def test_images_are_turned_the_right_way_up_as_a_hub_data_set_turns_them(
+    tmp_path: Path, orientation: int | None
+) -> None:
+    exif = Image.Exif()
+    if orientation is not None:
+        exif[ExifTags.Base.Orientation] = orientation
+    file = tmp_path / "a.png"
+    drawn(0).save(file, exif=exif)
+    stored = {"bytes": file.read_bytes(), "path": None}
+    parquet.write_table(Table.from_pydict({"image": [stored]}), tmp_path / "a.parquet")
+    wanted = datasets.Image().decode_example(stored)
+    assert (wanted.size == drawn(0).size) == (orientation not in (6, 7))
+    decoded = picture({"image": wanted}, "Hub")
+    for found in (decoded, *(picture(next(rows(str(p), images=True)), "") for p in (file, tmp_path / "a.parquet"))):
+        assert found.size == wanted.size
+        assert found.tobytes() == wanted.tobytes()
+
+
+def test_an_image_with_damaged_exif_is_read_as_it_is() -> None:
+    file = io.BytesIO()
+    drawn(0).save(file, "PNG", exif=b"no such thing")
+    assert picture({"image": file.getvalue()}, "").tobytes() == drawn(0).tobytes()
 
 
 def test_image_files_have_no_labels(deit: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def picture(row: Row, data: str, column: str = "") -> Image:
-    """Return a row's image, decoded: that of a column, else the first.
+    """Return a row's image, decoded and the right way up: that of a column, else the first.
 
     Raises InputError where the row holds none, or one that cannot be decoded.
     """
@@ -28,9 +28,24 @@ def picture(row: Row, data: str, column: str = "") -> Image:
     try:
         image = Image.open(io.BytesIO(raw)) if isinstance(raw, bytes) else raw
         image.load()
+        # What comes decoded is turned already: `datasets` does it, and the same image in a file has to be the same.
+        if isinstance(raw, bytes):
+            image = _turned(image)
     except (UnidentifiedImageError, OSError, ValueError) as error:
         raise InputError(f"the data '{data}' hold an image that cannot be decoded: {error}") from error
     return image
+
+
+def _turned(image: Image) -> Image:
+    """Return an image as its camera was held, which EXIF data beside its pixels may say."""
+    from PIL import ExifTags, ImageOps  # noqa: PLC0415
+
+    try:
+        told = ExifTags.Base.Orientation in image.getexif()
+    except SyntaxError:
+        # Pillow's way to say that it is no EXIF at all: what cannot be read asks for nothing.
+        return image
+    return ImageOps.exif_transpose(image) if told else image
 
 
 def label_of(row: Row, data: str, column: str, option: str) -> int:
