@@ -140,6 +140,24 @@ def test_what_changes_no_pixel_is_not_refused(vit: Path) -> None:
     assert torch.equal(ours(vit, drawn(0)), by_transformers(prepared(vit, DEIT), drawn(0)))
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"do_normalize": False, "image_mean": None, "image_std": [0.5]},
+        {"do_normalize": None, "image_std": 0},
+        {"do_rescale": False, "rescale_factor": None},
+        {"do_resize": False, "size": None, "resample": None, "default_to_square": 1},
+        {"do_center_crop": False, "crop_size": "none"},
+    ],
+    ids=str,
+)
+def test_what_is_switched_off_is_not_looked_at(vit: Path, settings: dict[str, Any]) -> None:
+    off = {key: value for key, value in settings.items() if key.startswith("do_")}
+    image = drawn(0, 12, 12)
+    wanted = by_transformers(prepared(vit, {**DEIT, **off}), image).float()
+    assert torch.equal(ours(prepared(vit, {**DEIT, **settings}), image), wanted)
+
+
 def test_images_that_come_out_in_another_size_are_refused(vit: Path) -> None:
     prepared(vit, {**DEIT, "do_resize": False})
     assert torch.equal(ours(vit, drawn(0, 12, 12)), by_transformers(vit, drawn(0, 12, 12)))

@@ -55,14 +55,14 @@ class ImageProcessor:
     """Makes pixels of images: resized, cropped at the center, rescaled and normalized, each where it is asked for.
 
     image_size, num_channels: of the model. size: (height, width) in pixels, or the shortest edge alone; None leaves
-    images as they are. resample: Pillow's number of a filter. crop_size: (height, width). mean, std: one a channel,
-    of rescaled values. place: where the settings were found, "" for nowhere.
+    images as they are. resample: Pillow's number of a filter, where images are resized. crop_size: (height, width).
+    mean, std: one a channel, of rescaled values. place: where the settings were found, "" for nowhere.
     """
 
     image_size: int
     num_channels: int
     size: tuple[int, int] | int | None
-    resample: int
+    resample: int | None
     crop_size: tuple[int, int] | None
     rescale_factor: float | None
     mean: tuple[float, ...] | None
@@ -233,18 +233,22 @@ class _Reading:
         }
 
     def processor(self, image_size: int) -> ImageProcessor:
-        switched = {key: self._switch(key) for key in sorted(_SWITCHES)}
-        size = self._size("size", square=switched["default_to_square"]) if switched["do_resize"] else None
-        crop = self._height_and_width("crop_size") if switched["do_center_crop"] else None
-        mean, std = self._per_channel("image_mean"), self._per_channel("image_std")
-        if 0 in std:
-            self.problems.append(f"image_std={self.given['image_std']!r}: wanted no zero, it is divided by")
-        if switched["do_convert_rgb"] and self.num_channels != 3:
+        # Each value is read where its switch is on: elsewhere transformers does not look at it either.
+        size = crop = resample = factor = mean = std = None
+        if self._switch("do_resize"):
+            size = self._size("size", square=self._switch("default_to_square"))
+            resample = self._filter("resample")
+        if self._switch("do_center_crop"):
+            crop = self._height_and_width("crop_size")
+        if self._switch("do_rescale"):
+            factor = self._number("rescale_factor")
+        if self._switch("do_normalize"):
+            mean, std = self._per_channel("image_mean"), self._per_channel("image_std")
+            if 0 in std:
+                self.problems.append(f"image_std={self.given['image_std']!r}: wanted no zero, it is divided by")
+        do_convert_rgb = self._switch("do_convert_rgb")
+        if do_convert_rgb and self.num_channels != 3:
             self.problems.append(f"do_convert_rgb=true: the model reads {self.num_channels} channel")
-        factor = self._number("rescale_factor")
-        resample = self.given["resample"]
-        if isinstance(resample, bool) or not isinstance(resample, int) or not 0 <= resample < _NUM_FILTERS:
-            self.problems.append(f"resample={resample!r}: wanted a number of Pillow's, 0 to {_NUM_FILTERS - 1}")
         made = crop or size
         if isinstance(made, tuple) and made != (image_size, image_size) and not self.problems:
             self.problems.append(
@@ -256,16 +260,21 @@ class _Reading:
                 f"'{self.path}' says how images are prepared, and not all of it is understood: "
                 f"{joined(self.problems)}; mend it, or take out what changes no pixel"
             )
-        normal = switched["do_normalize"]
         return ImageProcessor(
-            image_size, self.num_channels, size, resample, crop, factor if switched["do_rescale"] else None,
-            mean if normal else None, std if normal else None, switched["do_convert_rgb"], str(self.path),
-        )  # fmt: skip
+            image_size, self.num_channels, size, resample, crop, factor, mean, std, do_convert_rgb, str(self.path)
+        )
 
     def _switch(self, key: str) -> bool:
         if not isinstance(self.given[key], bool):
             self.problems.append(f"{key}={self.given[key]!r}: wanted true or false")
         return bool(self.given[key])
+
+    def _filter(self, key: str) -> int:
+        value = self.given[key]
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < _NUM_FILTERS:
+            self.problems.append(f"{key}={value!r}: wanted a number of Pillow's, 0 to {_NUM_FILTERS - 1}")
+            return 0
+        return value
 
     def _number(self, key: str) -> float:
         value = self.given[key]
