@@ -93,6 +93,25 @@ def test_training_hands_out_what_the_model_reads_and_keeps_each_way_apart(deit: 
     assert torch.equal(made(), shown(deit, data)[0])
 
 
+def test_images_are_decoded_once_for_all_ways_to_scale_them(deit: Path, tmp_path: Path) -> None:
+    data = table(tmp_path / "images.parquet", label=LABELS)
+    decoded: list[int] = []
+
+    def made(**settings: Any) -> int:
+        prepared(deit, {**DEIT, **settings})
+        processor = image_processor_of(str(deit), config_beside(deit))
+        decoded.clear()
+        images = Images(str(data), "label", 7, processor, None, lambda *_: decoded.append(1), least=1)
+        assert torch.equal(torch.stack([image["pixel_values"] for image in images]), shown(deit, data)[0])
+        return len(decoded)
+
+    assert made() == len(LABELS)
+    assert made() == made(image_mean=0.4, image_std=0.3) == made(rescale_factor=0.01) == made(do_rescale=False) == 0
+    assert made(do_normalize=False) == 0
+    for changed in ({"resample": 3}, {"size": 24, "do_center_crop": True, "crop_size": 12}, {"do_convert_rgb": True}):
+        assert made(**changed) == len(LABELS)
+
+
 def test_a_model_is_evaluated_on_images_as_it_reads_them(deit: Path, tmp_path: Path) -> None:
     data = table(tmp_path / "images.parquet", label=LABELS)
     pixels, labels = shown(deit, data)

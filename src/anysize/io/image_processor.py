@@ -48,6 +48,8 @@ _SILENT = {
 # Where null is not the default but "no"; elsewhere it is refused.
 _SWITCHES = {*(key for key in _COMMON if key.startswith("do_")), "default_to_square"}
 _NUM_FILTERS = 6
+# What `pixels` alone uses. These are named, not the others: a setting that is added later is safely part of any key.
+_OF_PIXELS = {"rescale_factor", "mean", "std"}
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,11 @@ class ImageProcessor:
         told = asdict(self)
         del told["place"]
         return json.loads(json.dumps(told))
+
+    @property
+    def settings_of_stored(self) -> dict[str, Any]:
+        """Those of the settings that decide what `stored` gives: the key of bytes that are kept needs no others."""
+        return {name: value for name, value in self.settings.items() if name not in _OF_PIXELS}
 
     @cached_property
     def levels(self) -> np.ndarray:

@@ -34,7 +34,7 @@ class Images(Dataset[Example]):
         progress: Progress, *, least: int, split: str = "train",
     ) -> None:  # fmt: skip
         self._processor = processor
-        key = json.dumps([data_identity(data), split, label_column, processor.settings, max_images, 4])
+        key = json.dumps([data_identity(data), split, label_column, processor.settings_of_stored, max_images, 4])
         self._home = cache_folder() / "images" / hashlib.sha256(key.encode()).hexdigest()[:24]
         if not (self._home / "labels.npy").is_file():
             self._decode(data, split, label_column, max_images, progress)
