@@ -67,11 +67,13 @@ def losses_without_layers(
     """
     device = device_of(model)
     kept = [{n: v.to(device) for n, v in batch.items()} for batch in itertools.islice(read, NUM_BATCHES)]
+    sizes = [len(next(iter(batch.values()))) for batch in kept]
 
     def loss(missing: AbstractContextManager[None], what: str) -> float:
         with missing:
             losses = [_loss(model, batch) for batch in kept]
-        mean = sum(losses) / len(losses)
+        # The last batch may be shorter: every sequence, or image, counts alike.
+        mean = sum(size * loss for size, loss in zip(sizes, losses, strict=True)) / sum(sizes)
         if not math.isfinite(mean):
             raise InputError(f"the loss {what} is {mean} on these data, so it scores no layer: use block-influence")
         return mean
