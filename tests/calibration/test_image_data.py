@@ -15,9 +15,10 @@ from pyarrow import Table, parquet
 
 import anysize
 from anysize.calibration.data import DataOptions, batches, batches_again, labelled_batches
+from anysize.calibration.leave_one_out import require_loss
 from anysize.comparison import compare as engine
 from anysize.errors import InputError
-from anysize.io.image_processor import image_processor_of
+from anysize.io.image_processor import ImageProcessor, image_processor_of
 from anysize.io.pictures import picture
 from anysize.io.reader import Checkpoint
 from anysize.io.rows import rows
@@ -214,6 +215,25 @@ def test_labels_that_are_not_there_are_named(
     data = table(tmp_path / "images.parquet", **columns)
     with pytest.raises(InputError, match=told):
         calibrated(deit, data, **{"leave_one_out": True, **options})
+
+
+def test_labels_are_looked_at_without_the_pixels(deit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, options = config_beside(deit), DataOptions(tokens=12, batch_size=4)
+    monkeypatch.setattr(ImageProcessor, "stored", lambda *_: pytest.fail("pixels were made"))
+    require_loss(config, str(table(tmp_path / "good.parquet", label=LABELS)), str(deit), options)
+    late = table(tmp_path / "late.parquet", label=[0] * 11 + [7])
+    with pytest.raises(InputError, match=r"the label 7 in '.*' is none of the 7"):
+        require_loss(config, str(late), str(deit), options)
+
+
+@pytest.mark.parametrize("leave_one_out", [True, False])
+def test_a_tokenizer_for_images_is_refused_before_anything_is_read(
+    deit: Path, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, leave_one_out: bool
+) -> None:
+    monkeypatch.setattr("anysize.calibration.calibrate.loaded_source", lambda *_, **__: pytest.fail("it was loaded"))
+    data = table(tmp_path / "images.parquet")
+    with pytest.raises(InputError, match=f"the tokenizer '{llama}' would do nothing: '{deit}' reads images"):
+        calibrated(deit, data, leave_one_out=leave_one_out, tokenizer=str(llama))
 
 
 def test_text_has_no_labels(llama: Path, text: Path) -> None:

@@ -20,7 +20,7 @@ from anysize.calibration.layer_by_layer import LayerByLayer
 from anysize.calibration.on_disk import BLOCKS, AveragesOnDisk
 from anysize.calibration.run import Collector
 from anysize.calibration.scores import Scores, check_output
-from anysize.calibration.share import CalibrationOptions, Share
+from anysize.calibration.share import CalibrationOptions, Share, check_options
 from anysize.calibration.sites import widest_site
 from anysize.calibration.statistics import BlockSums, SiteSums, averages, block_averages
 from anysize.config import SourceConfig, understand
@@ -364,6 +364,7 @@ def calibrated(
     if output is not None:
         check_output(output)
         place = _partial(output, rank)
+    check_options(tensors, tokenizer, options)
     if options.leave_one_out:
         from anysize.calibration.leave_one_out import require_loss  # noqa: PLC0415
 

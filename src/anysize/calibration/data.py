@@ -34,6 +34,7 @@ __all__ = [
     "DataOptions",
     "batches",
     "batches_again",
+    "batches_of_labels",
     "documents",
     "image_batches",
     "labelled_batches",
@@ -155,13 +156,24 @@ def labelled_batches(data: str, config: SourceConfig, source: str, options: Data
 
     Raises InputError where there are no labels, or some that the model does not have.
     """
-    processor, classes = image_processor_of(source, config), config.sizes["label"]
+    processor = image_processor_of(source, config)
     for some in _batched_rows(data, options):
-        labels = [
-            class_of(row, data, options.label_column, "--label-column", num_classes=classes, model=source)
-            for row in some
-        ]
+        labels = _labels(some, data, config, source, options)
         yield {"pixel_values": _pixels(some, data, processor, options), "labels": torch.tensor(labels)}
+
+
+def batches_of_labels(data: str, config: SourceConfig, source: str, options: DataOptions) -> Iterator[list[int]]:
+    """Yield the labels of the batches that `labelled_batches` yields, without making pixels of any image.
+
+    Raises InputError as it does for labels.
+    """
+    for some in _batched_rows(data, options):
+        yield _labels(some, data, config, source, options)
+
+
+def _labels(some: Iterable[Row], data: str, config: SourceConfig, source: str, options: DataOptions) -> list[int]:
+    classes, column = config.sizes["label"], options.label_column
+    return [class_of(row, data, column, "--label-column", num_classes=classes, model=source) for row in some]
 
 
 def _batched_rows(data: str, options: DataOptions) -> Iterator[list[Row]]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from anysize.calibration.data import Batch, DataOptions, batches, labelled_batches
+from anysize.calibration.data import Batch, DataOptions, batches, batches_of_labels, labelled_batches
 from anysize.calibration.run import device_of
 from anysize.calibration.skipping import layers_of, without
 from anysize.config import SourceConfig
@@ -31,7 +31,8 @@ def require_loss(config: SourceConfig, data: str, source: str, options: DataOpti
                 f"leave-one-out scores need the loss of a class, and '{source}' tells {config.sizes['label']} apart: "
                 "use block-influence"
             )
-        for _ in itertools.islice(labelled_batches(data, config, source, options), NUM_BATCHES):
+        # Pixels would be made twice, and take most of the time.
+        for _ in itertools.islice(batches_of_labels(data, config, source, options), NUM_BATCHES):
             pass
     elif options.sequence_length < 2:
         raise InputError(

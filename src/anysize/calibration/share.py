@@ -37,6 +37,18 @@ class CalibrationOptions:
     shared: bool = True
 
 
+def check_options(tensors: TensorSource, tokenizer: str, options: CalibrationOptions) -> None:
+    """Raise InputError for options that would do nothing; neither the weights nor the data are looked at."""
+    images = understand(tensors.config).architecture.modality == "image"
+    if images and tokenizer:
+        raise InputError(f"the tokenizer '{tokenizer}' would do nothing: '{tensors.location}' reads images")
+    length, labels = options.data.sequence_length, options.data.label_column
+    if images and length != DataOptions().sequence_length:
+        raise InputError(f"a sequence length of {length} would do nothing: '{tensors.location}' reads images")
+    if labels != DataOptions().label_column and not (images and options.leave_one_out):
+        raise InputError(f"label_column='{labels}' would do nothing: labels are read of images, for leave_one_out")
+
+
 class Share:
     """The batches of one process, and a `fingerprint` that tells its work from any other.
 
@@ -53,16 +65,7 @@ class Share:
         self.tensors, self.options, self.config = tensors, options, understand(tensors.config)
         self.rank, self.world = rank_and_world() if options.shared else (0, 1)
         self.images = self.config.architecture.modality == "image"
-        if self.images and tokenizer:
-            raise InputError(f"the tokenizer '{tokenizer}' would do nothing: '{tensors.location}' reads images")
-        if self.images and options.data.sequence_length != DataOptions().sequence_length:
-            raise InputError(
-                f"a sequence length of {options.data.sequence_length} would do nothing: '{tensors.location}' reads "
-                "images"
-            )
-        labels = options.data.label_column
-        if labels != DataOptions().label_column and not (self.images and options.leave_one_out):
-            raise InputError(f"label_column='{labels}' would do nothing: labels are read of images, for leave_one_out")
+        check_options(tensors, tokenizer, options)
         self._model_sha256 = model_sha256(tensors)
         self.data, self.tokenizer = located(data), located(tokenizer)
         self.place = tokenizer_place(tensors, self.tokenizer)
