@@ -179,6 +179,8 @@ def _before_rows() -> list[list[str]]:
     if found is None:
         return []
     before = {row.arm: row.before for row in found.rows}
+    if not {"subcloning, factor off", "subspace"} <= before.keys():
+        return []
     gain = before["subcloning, factor off"] - before["subspace"]
     label = f"{found.title}: how far `subspace` starts below a selection without factor, nats/token"
     return [[label, f"{gain:.2f}", "≥ 1.5", _verdict(gain >= 1.5)]]

@@ -34,7 +34,7 @@ class Stage:
     def made(self, progress: Progress) -> tuple[Path, Cost]:
         """Return the folder of the grown and trained model, and what it took with all that came before it."""
         source, before = self.of.made(progress)
-        home, data = CACHE / f"grown-{key_of(self)}", CACHE / "novels"
+        home, data = CACHE / f"grown-{key_of(self)}", CACHE / f"unseen-{self.of.train_characters}"
         self.write_data(data)
         asked = {
             "output": str(home), "resize": {"source": str(source), "preset": "fresh", **self.sizes},

@@ -60,6 +60,11 @@ def _request(
     elif like is not None:
         chosen = targets.like(config, understand(read_config(local_folder(str(like), without_weights=True))))
     depth = listed_depth(options.layers, config.sizes["layer"])
+    if num_params is not None and depth not in (None, config.sizes["layer"]):
+        raise SizeError(
+            f"num_params finds the width at the depth of the source, {config.sizes['layer']} layers, and "
+            f"layers='{options.layers}' lists {depth}: give hidden_size, or scale, instead of num_params"
+        )
     if depth is not None:
         chosen["num_hidden_layers"] = depth
     chosen |= {name: size for name, size in sizes.items() if size is not None}

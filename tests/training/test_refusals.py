@@ -30,7 +30,8 @@ Run = Callable[..., Ran]
         {"distill": {"hidden_weight": 1, "top_k": 2, "cache": "kept"}},
         {"training": {"report_to": "comet_ml"}},
         {"training": {"fsdp": True}},
-        {"training": {"optim": "adafactor"}, "recipe": {"optimizer_state": "carried"}},
+        {"training": {"optim": "adafactor"}, "recipe": {"learning_rate_factors": {"norm": 2}}},
+        {"distill": {"fade_steps": 13}},
     ],
 )
 def test_what_can_be_refused_is_refused_before_a_calibration(

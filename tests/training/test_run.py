@@ -24,7 +24,7 @@ from anysize.training.distill import distilled
 from anysize.training.loop import make_teacher
 from anysize.training.run import _Folder, train
 from anysize.training.start import StartFolder, plan_of
-from anysize.training.trainer import AnysizeTrainer, Teacher
+from anysize.training.trainer import Account, AnysizeTrainer, Teacher
 from tests.conftest import Ran
 from tests.training.runs import config_of, record, written
 
@@ -196,13 +196,25 @@ def test_two_processes_do_what_one_does(whole: Path, llama: Path, story: Path, t
     assert done.returncode == 0, done.stderr[-3000:]
     one, two = record(whole), record(tmp_path / "out")
     assert two["tokens"] == one["tokens"]
-    # Seconds of both processors: what the first alone has spent lies beside its checkpoint.
-    alone = json.loads((tmp_path / "out" / "checkpoint-12" / "anysize-account.json").read_text())
-    assert two["train_s"] > 1.2 * alone["train_s"]
     for step in one["curve"]:
         assert two["curve"][step]["validation"] == pytest.approx(one["curve"][step]["validation"], abs=2e-3)
     # The same losses, not merely similar ones: a run at another rate is far off.
     assert abs(one["curve"]["12"]["validation"] - one["curve"]["8"]["validation"]) > 0.02
+
+
+def test_seconds_of_processors_add_up_and_are_taken_up_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer, "add_up", lambda tensors: [tensor.mul_(2) for tensor in tensors])
+    account = Account(num_steps=4, train_s=3.0, teacher_s=1.0)
+    both = account.of_all(torch.device("cpu"))
+    assert both == (6.0, 2.0)
+    # A clock is the same for all who look at it.
+    assert account.of_all(torch.device("cuda")) == (3.0, 1.0)
+    account.save(tmp_path, *both)
+    for rank, spent in (("0", 6.0), ("1", 0.0)):
+        monkeypatch.setenv("RANK", rank)
+        resumed = Account()
+        resumed.restore(tmp_path)
+        assert resumed.train_s == spent
 
 
 def sharded(config: Path) -> None:

@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from anysize.calibration.data import DataOptions
 from anysize.comparison.config import CompareConfig
 from anysize.comparison.flops import conversion_flops, forward_flops, leave_one_out_flops, training_flops
 from anysize.comparison.folder import RECORD, claimed
@@ -28,6 +29,7 @@ from anysize.io.hub import open_checkpoint
 from anysize.io.image_processor import identity_of, image_processor_of, require_same_images
 from anysize.io.lock import FolderLock
 from anysize.io.whole import write_json
+from anysize.processes import rank_and_world
 from anysize.progress import Progress
 from anysize.report.schema import Arm, Metric, Results, Row, Run, SourceRecord
 from anysize.target import public_sizes
@@ -98,6 +100,8 @@ class Comparison:
     def __init__(self, config: CompareConfig, text: str, command: str, progress: Progress) -> None:
         self.config, self.text, self.command, self.progress = config, text, command, progress
         self._arms: dict[str, Arm] = {}
+        if (world := rank_and_world()[1]) > 1:
+            raise InputError(f"{world} processes were started, and a comparison starts its own: start it once")
         self.device = device_of_run(config.training)
         self.clock = clock_of(self.device)
         self.tensors = open_checkpoint(config.source)
@@ -148,6 +152,8 @@ class Comparison:
 
     def _check_training(self) -> None:
         """Refuse arguments that no run could have, and optimizers that are to go on with what no source has left."""
+        from anysize.training.loop import require_shards  # noqa: PLC0415 - it needs transformers' trainer
+
         for name, arm in self.config.arms.items():
             given = with_defaults(self.config.training_of(name))
             given |= {**fixed_arguments(""), "eval_strategy": "steps", "eval_steps": 1}
@@ -157,6 +163,9 @@ class Comparison:
             for args in made:
                 require_buildable(args, f"arm {name}")
                 require_recipe(arm.recipe, args)
+                require_shards(args)
+            if arm.distill is not None:
+                arm.distill.require_room(self.config.steps_of(name))
             if arm.recipe.optimizer_state == "carried":
                 require_state(Path(folder_of(open_checkpoint(arm.source or self.config.source))), made[0], arm.recipe)
 
@@ -380,7 +389,11 @@ class Comparison:
         found += ["--batch-size", str(asked.batch_size)]
         column = asked.column or self.config.data.column
         found += ["--column", column] if column else []
-        return (*found, *(["--leave-one-out"] if self.config.leaves_one_out(arm) else []))
+        if not self.config.leaves_one_out(arm):
+            return tuple(found)
+        labels = self.config.data.label_column
+        named = self.source.architecture.modality == "image" and labels != DataOptions().label_column
+        return (*found, "--leave-one-out", *(["--label-column", labels] if named else []))
 
     def _calibration_flops(self, arm: str) -> float:
         asked, source = self.config.calibration, self.config.resize_of(arm, 0).source

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from anysize.errors import did_you_mean, joined
+from anysize.errors import InputError, did_you_mean, joined
 from anysize.layers import EVOLUTIONARY, SCORED
 from anysize.training.arguments import check_training_arguments
 from anysize.training.config_file import refusals
@@ -111,8 +111,16 @@ class Distill(Section):
     def share(self, step: int, steps: int) -> float:
         """Return what part of its weights the teacher has at a step of a run with so many: 1, falling to 0."""
         taught = self.steps_taught(steps)
-        fading = max(1, min(in_steps(self.fade_steps, steps), taught))
-        return min(1.0, max(0, taught - step) / fading)
+        return min(1.0, max(0, taught - step) / max(1, in_steps(self.fade_steps, steps)))
+
+    def require_room(self, steps: int) -> None:
+        """Refuse to fade for longer than a run of so many steps is taught."""
+        fading, taught = in_steps(self.fade_steps, steps), self.steps_taught(steps)
+        if fading > taught:
+            raise InputError(
+                f"distill.fade_steps is {fading} of {steps} steps, and the teacher is listened to for {taught} of them: "
+                "give fewer"
+            )
 
     @model_validator(mode="after")
     def _sound(self) -> Distill:
@@ -126,9 +134,6 @@ class Distill(Section):
             raise ValueError("weight is 0: nothing would be learned from the teacher")
         if self.fade_steps and not (self.weight or self.hidden_weight):
             raise ValueError("weight is 0: fade_steps would do nothing, the words of self_data come or do not")
-        alike = type(self.until_step) is type(self.fade_steps)
-        if self.until_step is not None and alike and self.fade_steps > self.until_step:
-            raise ValueError(f"fade_steps is {self.fade_steps}, beyond until_step, {self.until_step}")
         return self
 
 

@@ -273,6 +273,8 @@ def train(config: TrainConfig, *, command: str, origin: str, progress: Progress)
     if config.keep_optimizer:
         require_kept(args)
     require_recipe(config.recipe, args)
+    if config.distill is not None and args.max_steps > 0:
+        config.distill.require_room(args.max_steps)
     if config.recipe.optimizer_state == "carried" and config.resize is not None:
         require_state(Path(folder_of(open_checkpoint(config.resize.source))), args, config.recipe)
     folder = _Folder(config)

@@ -15,7 +15,7 @@ from transformers import Trainer, TrainerCallback
 from anysize.config import SourceConfig
 from anysize.errors import InputError
 from anysize.io.hub import open_checkpoint
-from anysize.processes import add_up
+from anysize.processes import add_up, rank_and_world
 from anysize.training.clock import clock_of
 from anysize.training.config import Distill, Recipe
 from anysize.training.distill import distilled, kl_divergence, kl_of_top, stream_distance, top_targets
@@ -63,15 +63,18 @@ class Account:
             add_up([spent])
         return float(spent[0]), float(spent[1])
 
-    def save(self, checkpoint: Path) -> None:
-        """Keep what was spent beside a checkpoint, so that a resumed run goes on counting."""
-        told = {"num_steps": self.num_steps, "train_s": self.train_s, "teacher_s": self.teacher_s}
+    def save(self, checkpoint: Path, train_s: float, teacher_s: float) -> None:
+        """Keep what all have spent beside a checkpoint, so that a resumed run goes on counting."""
+        told = {"num_steps": self.num_steps, "train_s": train_s, "teacher_s": teacher_s}
         (checkpoint / _ACCOUNT).write_text(json.dumps(told), encoding="utf-8")
 
     def restore(self, checkpoint: Path) -> None:
-        """Take up what was spent until a checkpoint; nothing where a kill came before it was written."""
+        """Take up what was spent until a checkpoint; nothing where a kill came before it was written.
+
+        In the first process alone: it stands for all of them.
+        """
         place = checkpoint / _ACCOUNT
-        if place.is_file():
+        if place.is_file() and rank_and_world()[0] == 0:
             for name, value in json.loads(place.read_text(encoding="utf-8")).items():
                 setattr(self, name, value)
 
@@ -93,8 +96,9 @@ class _Clock(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         del control, kwargs
+        spent = self.account.of_all(args.device)
         if state.is_world_process_zero:
-            self.account.save(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+            self.account.save(Path(args.output_dir) / f"checkpoint-{state.global_step}", *spent)
 
 
 class AnysizeTrainer(Trainer):
