@@ -237,6 +237,55 @@ def test_a_folder_that_cannot_be_written_is_named(deep: Path, text: Path, tmp_pa
         calibrated(Checkpoint(deep), str(text), LOW, output=tmp_path / NAME, progress=quiet)
 
 
+@pytest.mark.parametrize("change", ["missing", "short", "long"])
+@pytest.mark.parametrize("name", ["ends", "stream-1"])
+def test_a_layer_whose_stream_is_not_whole_is_not_taken_up(
+    deep: Path, text: Path, tmp_path: Path, name: str, change: str
+) -> None:
+    def run(progress: Progress = quiet) -> Scores:
+        return calibrated(Checkpoint(deep), str(text), LOW, output=tmp_path / NAME, progress=progress)
+
+    whole = run()
+    with pytest.raises(Killed):
+        run(killed_in("calibrate", 2 + NUM_BATCHES + 2))
+    file = tmp_path / FOLDER / name
+    ends = SHAPE.tokens // SHAPE.sequence_length * understand(Checkpoint(deep).config).sizes["hidden"] * 4
+    # The layer at work has begun to add to the ends.
+    of_layers = ends * 2 if name == "ends" else ends * SHAPE.sequence_length
+    assert file.stat().st_size >= of_layers
+    if change == "missing":
+        file.unlink()
+    else:
+        os.truncate(file, of_layers + {"short": -4, "long": 4}[change])
+    started_at: list[int] = []
+    resumed = run(lambda _stage, done, _total: started_at.append(done))
+    assert (started_at[0] > 0) == (name == "ends" and change == "long")
+    assert same(resumed, whole)
+    assert names_in(tmp_path) == [NAME]
+
+
+def test_a_layer_is_finished_only_once_what_it_left_outlasts_a_power_loss(
+    deep: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    sync, replaced = os.fsync, Path.replace
+
+    def synced(number: int) -> None:
+        done.append(Path(os.readlink(f"/proc/self/fd/{number}")).name)
+        sync(number)
+
+    def named(path: Path, target: Path) -> Path:
+        done.append(f"named {target.stem}")
+        return replaced(path, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "replace", named)
+    calibrated(Checkpoint(deep), str(text), LOW, progress=quiet)
+    for layer in range(NUM_LAYERS):
+        at = done.index(f"named sums-{layer}")
+        assert done[at - 3 : at] == [f"stream-{layer + 1}", "ends", f".sums-{layer}.safetensors.writing"]
+
+
 def test_a_disk_that_fills_up_is_named_and_leaves_nothing(
     deep: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

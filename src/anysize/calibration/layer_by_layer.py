@@ -58,33 +58,55 @@ class _Kept:
         """Return where the stream lies that a layer reads."""
         return self.folder / f"stream-{layer}"
 
-    def notes(self, part: int | str) -> Notes | None:
+    @property
+    def ends(self) -> Path:
+        """Return where the ends of all streams lie, one layer after the other."""
+        return self.folder / "ends"
+
+    def _state(self, part: int | str) -> dict[str, Any] | None:
         """Return what was told of a part, None where it is not finished, or was by other work."""
         try:
             with safe_open(self.sums(part), framework="pt") as file:
                 state = json.loads((file.metadata() or {}).get(_STATE, "{}"))
         except (SafetensorError, OSError, json.JSONDecodeError):
             return None
-        return Notes(**state["notes"]) if state.get("fingerprint") == self.fingerprint else None
+        return state if state.get("fingerprint") == self.fingerprint else None
+
+    def finished(self, num_layers: int) -> list[Notes]:
+        """Return what was told of the layers that are finished; none are where what they left is not there whole."""
+        found: list[dict[str, Any]] = []
+        while len(found) < num_layers and (state := self._state(len(found))) is not None:
+            found.append(state)
+        try:
+            left, ends = found[-1]["bytes"] if found else (0, 0)
+            # A layer that was not finished has added its own to the ends.
+            if self.stream(len(found)).stat().st_size != left or self.ends.stat().st_size < ends:
+                return []
+        except OSError:
+            return []
+        return [Notes(**state["notes"]) for state in found]
 
     def resume(self, num_layers: int) -> list[Notes]:
         """Return what was told of the layers that are finished; where there are none, the folder is empty."""
-        found: list[Notes] = []
-        while len(found) < num_layers and (notes := self.notes(len(found))) is not None:
-            found.append(notes)
-        if not found or not self.stream(len(found)).is_file():
+        if not (found := self.finished(num_layers)):
             shutil.rmtree(self.folder, ignore_errors=True)
             with keeping(self.folder):
                 self.folder.mkdir(parents=True)
-            return []
         return found
 
-    def save(self, part: int | str, sums: dict[str, torch.Tensor], notes: Notes) -> None:
-        """Write the sums of a part, at once under their name: then it is finished."""
-        state = {"fingerprint": self.fingerprint, "notes": vars(notes)}
+    def save(
+        self, part: int | str, sums: dict[str, torch.Tensor], notes: Notes, left: tuple[int, int] = (0, 0)
+    ) -> None:
+        """Write the sums of a part, at once under their name: then it is finished.
+
+        left: how many bytes of stream and of ends it leaves to the next one.
+        """
+        state = {"fingerprint": self.fingerprint, "notes": vars(notes), "bytes": left}
         entries = ((name, "F64", tuple(v.shape), 8 * prod(v.shape)) for name, v in sums.items())
         with keeping(self.folder):
-            save_one_by_one(self.sums(part), entries, lambda name: sums[name].numpy().data, {_STATE: json.dumps(state)})
+            save_one_by_one(
+                self.sums(part), entries, lambda name: sums[name].numpy().data, {_STATE: json.dumps(state)}, synced=True
+            )
 
 
 class LayerByLayer:
@@ -121,7 +143,7 @@ class LayerByLayer:
         collector = Collector(
             self.layers.model, self.share.config, second_moments=self.share.options.second_moments, stride=stride
         )
-        last = RowsOnDisk(self.kept.folder / "ends")
+        last = RowsOnDisk(self.kept.ends)
         items = self._start(last, write=not done)
         total = items * self.share.world
         progress("calibrate", total * len(done) // self._num_layers, total)
@@ -185,7 +207,11 @@ class LayerByLayer:
         notes = Notes(collector.aliases, collector.feeds, leaves)
         of_layer = {_INFLUENCE: self.blocks.influence[layer : layer + 1].clone(),
                     _MAGNITUDE: self.blocks.magnitude[layer : layer + 1].clone()}  # fmt: skip
-        self.kept.save(layer, _told(collector) | of_layer, notes)
+        # A power loss must not leave this layer finished and what it left unfinished.
+        after.sync()
+        last.sync()
+        width = 4 * self._shape[-1] * sequences
+        self.kept.save(layer, _told(collector) | of_layer, notes, (width * prod(self._shape[:-1]), width * (layer + 2)))
         collector.sums = {}
         self.kept.stream(layer).unlink(missing_ok=True)
         return notes

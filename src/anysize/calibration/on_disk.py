@@ -115,6 +115,11 @@ class RowsOnDisk:
             while done < len(data):
                 done += os.pwrite(self._number, data[done:], begin + done)
 
+    def sync(self) -> None:
+        """Return once what was put there would outlast a power loss."""
+        with keeping(self._path.parent):
+            os.fsync(self._number)
+
     def read(self, first: int, count: int, shape: tuple[int, ...]) -> torch.Tensor:
         """Return rows [count, *shape]."""
         found = torch.empty(count, *shape)

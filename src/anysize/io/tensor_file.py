@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -28,11 +29,17 @@ def header_bytes(tensors: Iterable[Entry], metadata: Mapping[str, str] | None = 
 
 
 def save_one_by_one(
-    path: Path, tensors: Iterable[Entry], read: Callable[[str], Any], metadata: Mapping[str, str] | None = None
+    path: Path,
+    tensors: Iterable[Entry],
+    read: Callable[[str], Any],
+    metadata: Mapping[str, str] | None = None,
+    *,
+    synced: bool = False,
 ) -> None:
     """Write a file at once under its name, with one tensor in memory at a time; what fails leaves nothing behind.
 
-    read: gives the bytes of a tensor by its name, as anything with a buffer. Raises OSError.
+    read: gives the bytes of a tensor by its name, as anything with a buffer. synced: a power loss cannot
+    leave a file under this name that is not whole. Raises OSError.
     """
     entries = sorted(tensors, key=lambda entry: (-int(entry[1][1:]), entry[0]))
     partial = path.with_name(f".{path.name}.writing")
@@ -41,6 +48,9 @@ def save_one_by_one(
             file.write(header_bytes(entries, metadata))
             for name, *_ in entries:
                 file.write(read(name))
+            if synced:
+                file.flush()
+                os.fsync(file.fileno())
         partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
