@@ -27,6 +27,7 @@ from anysize.calibration.sites import sites
 from anysize.calibration.statistics import SiteSums
 from anysize.config import understand
 from anysize.errors import InputError, OutputError
+from anysize.io import tensor_file
 from anysize.io.models import quiet_transformers
 from anysize.io.reader import Checkpoint
 from anysize.progress import Progress, quiet
@@ -271,7 +272,7 @@ def test_a_layer_is_finished_only_once_what_it_left_outlasts_a_power_loss(
     sync, replaced = os.fsync, Path.replace
 
     def synced(number: int) -> None:
-        done.append(Path(os.readlink(f"/proc/self/fd/{number}")).name)
+        done.append(Path(f"/proc/self/fd/{number}").readlink().name)
         sync(number)
 
     def named(path: Path, target: Path) -> Path:
@@ -286,23 +287,47 @@ def test_a_layer_is_finished_only_once_what_it_left_outlasts_a_power_loss(
         assert done[at - 3 : at] == [f"stream-{layer + 1}", "ends", f".sums-{layer}.safetensors.writing"]
 
 
-def test_a_disk_that_fills_up_is_named_and_leaves_nothing(
-    deep: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("file", "kept"),
+    [("stream-0", []), ("stream-3", ["ends", "stream-2", "sums-0", "sums-1"]),
+     ("sums-1", ["ends", "stream-1", "sums-0"]),
+     (NAME, ["ends", "stream-4", "sums-0", "sums-1", "sums-2", "sums-3", "sums-around"])],
+    ids=["before the first layer", "in the stream of a layer", "in the sums of a layer", "in the scores"],
+)  # fmt: skip
+def test_a_disk_that_fills_up_is_named_and_the_next_run_goes_on(
+    deep: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, kept: list[str]
 ) -> None:
-    write = os.pwrite
+    def run(progress: Progress = quiet) -> Scores:
+        return calibrated(Checkpoint(deep), str(text), LOW, output=tmp_path / NAME, progress=progress)
+
+    whole = run()
+    (tmp_path / NAME).unlink()
+    write, save = os.pwrite, tensor_file.save_one_by_one
 
     def full(number: int, data: Any, begin: int) -> int:
-        if len(data) + begin > 300_000:
+        if file in Path(f"/proc/self/fd/{number}").readlink().name:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return write(number, data, begin)
 
-    monkeypatch.setattr(os, "pwrite", full)
-    with pytest.raises(OutputError, match=r"cannot keep the sums of the calibration in '.*': No space left on device"):
-        calibrated(
-            Checkpoint(deep), str(text), replace(LOW, data=replace(SHAPE, tokens=6000)), output=tmp_path / NAME,
-            progress=quiet,
-        )  # fmt: skip
-    assert not names_in(tmp_path)
+    def full_as_well(path: Path, *args: Any, **how: Any) -> None:
+        if file in path.name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        save(path, *args, **how)
+
+    with monkeypatch.context() as filled:
+        filled.setattr(os, "pwrite", full)
+        for module in ("layer_by_layer", "scores"):
+            filled.setattr(f"anysize.calibration.{module}.save_one_by_one", full_as_well)
+        with pytest.raises(OutputError, match=r"cannot (keep the sums|save the scores).*No space left on device"):
+            run()
+    assert names_in(tmp_path) == ([FOLDER] if kept else [])
+    assert sorted(path.stem for path in (tmp_path / FOLDER).glob("*")) == kept
+    started_at: list[int] = []
+    resumed = run(lambda _stage, done, _total: started_at.append(done))
+    layers_done = sum(name[5:].isdigit() for name in kept if name.startswith("sums-"))
+    assert started_at[0] == SHAPE.tokens * layers_done // NUM_LAYERS
+    assert same(resumed, whole)
+    assert names_in(tmp_path) == [NAME]
 
 
 @pytest.mark.parametrize("short", ["fits_in_memory", "free_bytes"])

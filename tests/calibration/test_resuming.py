@@ -150,16 +150,25 @@ def test_an_output_that_cannot_be_is_refused_before_anything_is_loaded(
 
 
 @pytest.mark.parametrize("when", ["meanwhile", "at the end"])
-def test_an_output_that_fails_later_is_one_sentence_and_leaves_nothing(
+def test_an_output_that_fails_later_is_one_sentence_and_the_next_run_goes_on(
     llama: Path, text: Path, tmp_path: Path, when: str
 ) -> None:
     output = tmp_path / NAME
+    in_the_way = tmp_path / PARTIAL if when == "meanwhile" else output
 
     def block(stage: str, _done: int, _total: int) -> None:
         # A folder stands where the file should go.
         if stage == "calibrate":
-            (tmp_path / PARTIAL if when == "meanwhile" else output).mkdir(exist_ok=True)
+            in_the_way.mkdir(exist_ok=True)
+
+    def run(progress: Progress) -> None:
+        calibrated(Checkpoint(llama), str(text), CalibrationOptions(SHAPE), output=output, progress=progress)
 
     with pytest.raises(OutputError, match="cannot keep the sums" if when == "meanwhile" else "cannot save the scores"):
-        calibrated(Checkpoint(llama), str(text), CalibrationOptions(SHAPE), output=output, progress=block)
-    assert not [path for path in tmp_path.iterdir() if path.is_file()]
+        run(block)
+    in_the_way.rmdir()
+    assert names_in(tmp_path) == ([] if when == "meanwhile" else [PARTIAL])
+    started_at: list[int] = []
+    run(lambda _stage, done, _total: started_at.append(done))
+    assert (started_at[0] > 0) == (when == "at the end")
+    assert names_in(tmp_path) == [NAME]

@@ -160,9 +160,15 @@ def _removed(place: Path | None) -> None:
 
 @contextmanager
 def _removed_on_refusal(place: Path | None) -> Generator[None]:
-    """While active, an error of ours leaves nothing there; what a kill leaves is there to go on from."""
+    """While active, an error of ours leaves nothing there but for one of the output: once there is room, or it is out
+    of the way, the same command goes on from what is finished, as after a kill."""
     try:
         yield
+    except OutputError:
+        if place is not None:
+            with suppress(OSError):
+                _writing(place).unlink()
+        raise
     except AnysizeError:
         _removed(place)
         raise

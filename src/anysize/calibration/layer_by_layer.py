@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -25,7 +26,7 @@ from anysize.calibration.share import Share
 from anysize.calibration.statistics import BlockSums, ends
 from anysize.dense import stored_arrays
 from anysize.devices import CPU
-from anysize.errors import InputError
+from anysize.errors import InputError, OutputError
 from anysize.io.tensor_file import save_one_by_one
 from anysize.processes import add_up
 from anysize.progress import Progress
@@ -86,10 +87,22 @@ class _Kept:
             return []
         return [Notes(**state["notes"]) for state in found]
 
+    def drop_unfinished(self, num_layers: int) -> list[Notes]:
+        """Remove what a layer has half written, and everything where none is finished; return what was told of those
+        that are."""
+        found = self.finished(num_layers)
+        if not found:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        for layer in range(num_layers + 1):
+            if found and layer != len(found):
+                # Where not even this is possible, what is kept is still whole.
+                with suppress(OSError):
+                    self.stream(layer).unlink(missing_ok=True)
+        return found
+
     def resume(self, num_layers: int) -> list[Notes]:
         """Return what was told of the layers that are finished; where there are none, the folder is empty."""
-        if not (found := self.finished(num_layers)):
-            shutil.rmtree(self.folder, ignore_errors=True)
+        if not (found := self.drop_unfinished(num_layers)):
             with keeping(self.folder):
                 self.folder.mkdir(parents=True)
         return found
@@ -128,7 +141,12 @@ class LayerByLayer:
         stride: second moments see every so many-th token. Raises InputError for data that cannot be used, OutputError
         where the folder cannot hold what is found.
         """
-        notes = self._run(progress, stride)
+        try:
+            notes = self._run(progress, stride)
+        except OutputError:
+            # As after a kill the same command goes on, once there is room: what does not help it, takes none.
+            self.kept.drop_unfinished(self._num_layers)
+            raise
         arrays = [stored_arrays(self.kept.sums(part)) for part in (*range(self._num_layers), _AROUND)]
         sites, layers = _added_up(arrays, self.blocks.as_tensors(), shared=self.share.world > 1)
         return sites, layers, notes
