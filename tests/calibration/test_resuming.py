@@ -82,6 +82,17 @@ def test_a_killed_calibration_goes_on_where_it_was(
     assert names_in(tmp_path) == [NAME]
 
 
+def test_what_more_processes_kept_is_removed_once_fewer_are_done(llama: Path, text: Path, tmp_path: Path) -> None:
+    others = {f".other-{NAME}.rank1.partial", f".{NAME}.rank.layers", f".{NAME}.rank1.copy"}
+    for name in (PARTIAL, f".{NAME}.rank2.partial", f".{NAME}.rank3.partial.writing", *others):
+        (tmp_path / name).write_bytes(b"sums")
+    for rank in (1, 12):
+        (tmp_path / f".{NAME}.rank{rank}.layers").mkdir()
+        (tmp_path / f".{NAME}.rank{rank}.layers" / "ends").write_bytes(b"ends")
+    calibrated(Checkpoint(llama), str(text), CalibrationOptions(SHAPE), output=tmp_path / NAME, progress=quiet)
+    assert names_in(tmp_path) == sorted({NAME, *others})
+
+
 def test_what_is_no_work_of_ours_is_not_taken_up(llama: Path, text: Path, tmp_path: Path) -> None:
     (tmp_path / PARTIAL).write_bytes(b"not a file of ours")
     found = calibrated(

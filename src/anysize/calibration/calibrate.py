@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import tempfile
 import time
@@ -156,6 +157,15 @@ def _removed(place: Path | None) -> None:
             file.unlink()
     if place is not None:
         shutil.rmtree(_folder(place), ignore_errors=True)
+
+
+def _removed_of_all(output: Path) -> None:
+    """Remove what any process kept for this output: of a run that was killed there may have been more than now."""
+    kept = re.compile(rf"\.{re.escape(output.name)}\.rank(\d+)\.(layers|partial|partial\.writing)")
+    # The scores are saved: a folder that cannot be listed changes nothing about that.
+    with suppress(OSError):
+        for rank in {match[1] for path in output.absolute().parent.iterdir() if (match := kept.fullmatch(path.name))}:
+            _removed(_partial(output, int(rank)))
 
 
 @contextmanager
@@ -391,4 +401,6 @@ def calibrated(
         # Others would say that they are done, or remove what they have found, while the first one still writes.
         wait_for_all()
     _removed(place)
+    if output is not None and rank == 0:
+        _removed_of_all(output)
     return scores
