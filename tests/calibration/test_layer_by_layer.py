@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 import anysize
+from anysize.calibration import calibrate
 from anysize.calibration.calibrate import CalibrationOptions, calibrated
 from anysize.calibration.data import Batch, DataOptions
 from anysize.calibration.layer_by_layer import LayerByLayer
@@ -214,6 +215,48 @@ def test_what_is_no_work_of_this_kind_is_not_taken_up(deep: Path, text: Path, tm
     run(other, lambda _stage, done, _total: started_at.append(done))
     assert started_at[0] == 0
     assert names_in(tmp_path) == [NAME]
+
+
+@pytest.mark.parametrize("begun", ["by this work", "by other work", "without a layer"])
+def test_a_run_that_began_layer_by_layer_goes_on_so_when_memory_is_free_again(
+    deep: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun: str
+) -> None:
+    def run(progress: Progress, **how: Any) -> Scores:
+        options = CalibrationOptions(SHAPE, **how)
+        return calibrated(Checkpoint(deep), str(text), options, output=tmp_path / NAME, progress=progress)
+
+    whole = run(quiet)
+    with monkeypatch.context() as short:
+        short.setattr("anysize.calibration.calibrate.fits_in_memory", lambda _: False)
+        with pytest.raises(Killed):
+            run(killed_in("calibrate", 2 if begun == "without a layer" else 2 + NUM_BATCHES + 2),
+                second_moments=begun != "by other work")  # fmt: skip
+    assert FOLDER in names_in(tmp_path)
+    started_at: list[int] = []
+    resumed = run(lambda _stage, done, _total: started_at.append(done))
+    goes_on = begun == "by this work"
+    assert started_at[0] == (SHAPE.tokens // NUM_LAYERS if goes_on else 0)
+    assert all(isinstance(kinds, AveragesOnDisk) == goes_on for kinds in resumed.sites.values())
+    assert same(resumed, whole, 1e-6)
+    assert names_in(tmp_path) == [NAME]
+
+
+@pytest.mark.parametrize("low_memory", [False, True], ids=["whole", "layer by layer"])
+def test_where_it_runs_is_decided_once(
+    deep: Path, text: Path, monkeypatch: pytest.MonkeyPatch, low_memory: bool
+) -> None:
+    asked = 0
+
+    def counted(*args: Any, **how: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        return decide(*args, **how)
+
+    decide = calibrate.running_place
+    monkeypatch.setattr(calibrate, "running_place", counted)
+    options = replace(LOW, low_memory=low_memory, leave_one_out=True)
+    calibrated(Checkpoint(deep), str(text), options, progress=quiet)
+    assert asked == 1
 
 
 def test_data_that_change_while_they_are_read_are_refused(

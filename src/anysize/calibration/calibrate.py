@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from anysize.calibration.data import num_places, tokenizer_place
-from anysize.calibration.layer_by_layer import LayerByLayer
+from anysize.calibration.layer_by_layer import LayerByLayer, has_finished
 from anysize.calibration.on_disk import BLOCKS, AveragesOnDisk
 from anysize.calibration.run import Collector
 from anysize.calibration.scores import Scores, check_output
@@ -240,29 +240,38 @@ def _without_layers(model: PreTrainedModel, share: Share, progress: Progress) ->
     return {"leave-one-out": losses_without_layers(model, share.config, again, progress)}
 
 
+def _share_layer_by_layer(
+    tensors: TensorSource, data: str, tokenizer: str, options: CalibrationOptions, place: Path | None, *, low: bool
+) -> Share | None:
+    """Return what is to be calibrated layer by layer, None where the whole model is run.
+
+    Where layers are finished, they are gone on from, whatever memory is free by now. low: weights stay on disk.
+    """
+    if not isinstance(tensors, Checkpoint):
+        return None
+    short = low or not _sums_fit(tensors, options)
+    if not short and (place is None or not _folder(place).is_dir()):
+        return None
+    share = Share(tensors, data, tokenizer, options, way="layer by layer")
+    return share if short or (place is not None and has_finished(_folder(place), share)) else None
+
+
 def _collect_layer_by_layer(
-    tensors: Checkpoint,
-    data: str,
-    tokenizer: str,
-    options: CalibrationOptions,
-    scratch: str,
-    device: torch.device,
-    *,
-    keep_at: Path | None,
-    progress: Progress,
+    share: Share, scratch: str, device: torch.device, *, low: bool, keep_at: Path | None, progress: Progress
 ) -> Scores:
     """Return what `collect` does, with one layer and its sums in memory; the scores lie in files until they are read.
 
-    What is found is kept at `keep_at`, so that a killed run goes on with the layer that it was at.
+    What is found is kept at `keep_at`, so that a killed run goes on with the layer that it was at. `device` and `low`
+    are those of `running_place`.
     """
-    share = Share(tensors, data, tokenizer, options, way="layer by layer")
+    options = share.options
     stride = moment_stride(share.config) if options.second_moments else 1
     with _removed_on_refusal(keep_at):
         run = LayerByLayer(share, Path(scratch) / "layers" if keep_at is None else _folder(keep_at), device)
         sites, layers, notes = run.run(progress, stride=stride)
         blocks: dict[str, torch.Tensor] = {}
         if options.leave_one_out:
-            blocks = _without_layers(loaded_source(tensors, options, scratch, logits=True), share, progress)
+            blocks = _without_layers(loaded_source(share.tensors, scratch, device, low=low), share, progress)
     record = share.record(sites, layers, notes.aliases, notes.feeds)
     return Scores(record, {site: AveragesOnDisk(sums) for site, sums in sites.items()}, block_averages(layers) | blocks)
 
@@ -332,10 +341,8 @@ def _sums_fit(tensors: TensorSource, options: CalibrationOptions) -> bool:
     return 2 * scores_bytes(understand(tensors.config), second_moments=options.second_moments) <= free_bytes() / 2
 
 
-def loaded_source(
-    tensors: TensorSource, options: CalibrationOptions, scratch: str, *, logits: bool = False
-) -> PreTrainedModel:
-    """Return the source as a stock model in float32, where `running_place` says: weights left on disk lie in `scratch`.
+def loaded_source(tensors: TensorSource, scratch: str, device: torch.device, *, low: bool) -> PreTrainedModel:
+    """Return the source as a stock model in float32, where `running_place` said: weights left on disk lie in `scratch`.
 
     Raises InputError where it does not fit there.
     """
@@ -344,17 +351,16 @@ def loaded_source(
 
     config = understand(tensors.config)
     check_source(config, tensors)
-    device, on_disk = running_place(tensors, options, logits=logits)
     if isinstance(tensors, LoadedModel):
         return tensors.model.eval()
     model: Any
     if isinstance(tensors, Checkpoint):
-        model = load(tensors.folder, config.model_class, scratch=scratch if on_disk else None)
+        model = load(tensors.folder, config.model_class, scratch=scratch if low else None)
     else:
         found = {name: tensors.read(name) for name in tensors.tensors}
         model = build_model(config.model_class, tensors.config, found, torch.float32)
     try:
-        return model if on_disk else model.to(device)
+        return model if low else model.to(device)
     except torch.OutOfMemoryError as error:
         raise InputError(
             f"'{tensors.location}' takes {4e-9 * num_parameters(config):.1f} GB in single precision, more than is free "
@@ -387,12 +393,11 @@ def calibrated(
         require_loss(understand(tensors.config), data, tokenizer_place(tensors, tokenizer), options.data)
     with tempfile.TemporaryDirectory() as scratch, mode_kept(tensors):
         device, low = running_place(tensors, options, logits=options.leave_one_out)
-        if isinstance(tensors, Checkpoint) and (low or not _sums_fit(tensors, options)):
-            scores = _collect_layer_by_layer(
-                tensors, data, tokenizer, options, scratch, device, keep_at=place, progress=progress
-            )
+        share = _share_layer_by_layer(tensors, data, tokenizer, options, place, low=low)
+        if share is not None:
+            scores = _collect_layer_by_layer(share, scratch, device, low=low, keep_at=place, progress=progress)
         else:
-            model = loaded_source(tensors, options, scratch, logits=options.leave_one_out)
+            model = loaded_source(tensors, scratch, device, low=low)
             scores = collect(tensors, model, data, tokenizer, options, keep_at=place, progress=progress)
     with _removed_on_refusal(place):
         if output is not None and rank == 0:

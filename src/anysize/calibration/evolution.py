@@ -224,10 +224,10 @@ def searched(
     batches = _batches(tensors, config, scores)
     data = DataOptions(sequence_length=scores.record.sequence_length, batch_size=scores.record.batch_size)
     how = CalibrationOptions(data, low_memory=low_memory)
-    device, _ = running_place(tensors, how, logits=True)
+    device, low = running_place(tensors, how, logits=True)
     told = [source_size, target_size, options.seed, budget, str(device), sorted(named.values())]
     with tempfile.TemporaryDirectory() as scratch, mode_kept(tensors):
-        divergence = Divergence(lambda: loaded_source(tensors, how, scratch, logits=True), config, batches)
+        divergence = Divergence(lambda: loaded_source(tensors, scratch, device, low=low), config, batches)
         place = cache_folder() / "search" / f"{_fingerprint(scores, batches, told)}.jsonl"
         counts = [_tokens(batch, config) for batch in batches]
         ledger = Ledger(divergence.of, counts, place, lambda spent: progress("search", spent, search.total_tokens))

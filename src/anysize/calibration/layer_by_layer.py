@@ -122,6 +122,11 @@ class _Kept:
             )
 
 
+def has_finished(folder: Path, share: Share) -> bool:
+    """Whether a killed run of this share has finished a layer there."""
+    return bool(_Kept(folder, share.fingerprint).finished(share.config.sizes["layer"]))
+
+
 class LayerByLayer:
     """One process's share of a calibration, kept in a folder; a killed one goes on with the layer that it was at."""
 
