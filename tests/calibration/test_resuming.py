@@ -20,6 +20,7 @@ SHAPE = DataOptions(sequence_length=64, batch_size=4)
 NUM_BATCHES = 24
 NAME = "scores.safetensors"
 PARTIAL = f".{NAME}.rank0.partial"
+LOCK = f".{NAME}.rank0.lock"
 
 
 class Killed(BaseException):
@@ -84,13 +85,39 @@ def test_a_killed_calibration_goes_on_where_it_was(
 
 def test_what_more_processes_kept_is_removed_once_fewer_are_done(llama: Path, text: Path, tmp_path: Path) -> None:
     others = {f".other-{NAME}.rank1.partial", f".{NAME}.rank.layers", f".{NAME}.rank1.copy"}
-    for name in (PARTIAL, f".{NAME}.rank2.partial", f".{NAME}.rank3.partial.writing", *others):
+    for name in (PARTIAL, f".{NAME}.rank2.partial", f".{NAME}.rank3.partial.writing", f".{NAME}.rank4.lock", *others):
         (tmp_path / name).write_bytes(b"sums")
     for rank in (1, 12):
         (tmp_path / f".{NAME}.rank{rank}.layers").mkdir()
         (tmp_path / f".{NAME}.rank{rank}.layers" / "ends").write_bytes(b"ends")
     calibrated(Checkpoint(llama), str(text), CalibrationOptions(SHAPE), output=tmp_path / NAME, progress=quiet)
     assert names_in(tmp_path) == sorted({NAME, *others})
+
+
+@pytest.mark.parametrize("low_memory", [False, True], ids=["whole", "layer by layer"])
+def test_a_second_calibration_to_the_same_output_is_refused_and_disturbs_nothing(
+    llama: Path, text: Path, tmp_path: Path, low_memory: bool
+) -> None:
+    calls = 0
+
+    def run(progress: Progress, name: str = NAME) -> Scores:
+        options = CalibrationOptions(SHAPE, low_memory=low_memory)
+        return calibrated(Checkpoint(llama), str(text), options, output=tmp_path / name, progress=progress)
+
+    def second(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == NUM_BATCHES:
+            before = names_in(tmp_path)
+            with pytest.raises(OutputError, match=rf"another process is at work on '.*{NAME}': wait for it, or choose"):
+                run(quiet)
+            assert names_in(tmp_path) == before
+            run(quiet, "other.safetensors")
+
+    found = run(second)
+    assert calls > NUM_BATCHES
+    assert names_in(tmp_path) == ["other.safetensors", NAME]
+    assert same(found, Scores.load(tmp_path / "other.safetensors"), 1e-6)
 
 
 def test_what_is_no_work_of_ours_is_not_taken_up(llama: Path, text: Path, tmp_path: Path) -> None:
@@ -146,7 +173,7 @@ def test_a_refusal_on_the_way_leaves_nothing(
             Checkpoint(small), str(tmp_path / "data.txt"), CalibrationOptions(SHAPE), tokenizer=str(llama),
             output=tmp_path / "out" / NAME, progress=lambda *_: seen.append(names_in(tmp_path / "out")),
         )  # fmt: skip
-    assert seen[-1] == [PARTIAL]
+    assert seen[-1] == [LOCK, PARTIAL]
     assert not names_in(tmp_path / "out")
 
 

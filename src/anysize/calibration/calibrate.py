@@ -27,6 +27,7 @@ from anysize.calibration.statistics import BlockSums, SiteSums, averages, block_
 from anysize.config import SourceConfig, understand
 from anysize.devices import CPU, chosen_device, device_with
 from anysize.errors import AnysizeError, InputError, OutputError
+from anysize.io.lock import FolderLock
 from anysize.io.reader import Checkpoint, TensorSource
 from anysize.memory import fits_in_memory, free_bytes
 from anysize.processes import add_up, rank_and_world, wait_for_all
@@ -141,6 +142,11 @@ def _partial(output: Path, rank: int) -> Path:
     return output.with_name(f".{output.name}.rank{rank}.partial")
 
 
+def _lock(output: Path, rank: int) -> Path:
+    """Return what a process locks until the scores are saved as `output`."""
+    return output.with_name(f".{output.name}.rank{rank}.lock")
+
+
 def _writing(place: Path) -> Path:
     return place.with_name(f"{place.name}.writing")
 
@@ -161,11 +167,16 @@ def _removed(place: Path | None) -> None:
 
 def _removed_of_all(output: Path) -> None:
     """Remove what any process kept for this output: of a run that was killed there may have been more than now."""
-    kept = re.compile(rf"\.{re.escape(output.name)}\.rank(\d+)\.(layers|partial|partial\.writing)")
+    kept = re.compile(rf"\.{re.escape(output.name)}\.rank(\d+)\.(layers|lock|partial|partial\.writing)")
     # The scores are saved: a folder that cannot be listed changes nothing about that.
     with suppress(OSError):
-        for rank in {match[1] for path in output.absolute().parent.iterdir() if (match := kept.fullmatch(path.name))}:
-            _removed(_partial(output, int(rank)))
+        for rank in {
+            int(match[1]) for path in output.absolute().parent.iterdir() if (match := kept.fullmatch(path.name))
+        }:
+            _removed(_partial(output, rank))
+            # That of this process goes when it is released.
+            if rank:
+                _lock(output, rank).unlink(missing_ok=True)
 
 
 @contextmanager
@@ -379,14 +390,31 @@ def calibrated(
 ) -> Scores:
     """Load the source, collect its scores and, where an output is named, write them (from the first process only).
 
-    Raises InputError for what cannot be calibrated, OutputError for an output that cannot be written, before anything
-    is loaded where that can be known by then.
+    Raises InputError for what cannot be calibrated, OutputError for an output that cannot be written or that another
+    process is at work on, before anything is loaded where that can be known by then.
     """
-    place, rank = None, rank_and_world()[0] if options.shared else 0
+    rank = rank_and_world()[0] if options.shared else 0
     if output is not None:
         check_output(output)
-        place = _partial(output, rank)
     check_options(tensors, tokenizer, options)
+    if output is None:
+        return _calibrated(tensors, data, options, tokenizer, None, rank, progress)
+    # A second one would take up, and at its end remove, what the first one keeps meanwhile.
+    with FolderLock(output, _lock(output, rank)):
+        return _calibrated(tensors, data, options, tokenizer, output, rank, progress)
+
+
+def _calibrated(
+    tensors: TensorSource,
+    data: str,
+    options: CalibrationOptions,
+    tokenizer: str,
+    output: Path | None,
+    rank: int,
+    progress: Progress,
+) -> Scores:
+    """Do what `calibrated` promises, alone at the output."""
+    place = None if output is None else _partial(output, rank)
     if options.leave_one_out:
         from anysize.calibration.leave_one_out import require_loss  # noqa: PLC0415
 

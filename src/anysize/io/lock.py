@@ -1,4 +1,4 @@
-"""One process at a time in a folder of runs: the lock dies with the process, however that ends."""
+"""One process at a time in a folder of runs, or at one file: the lock dies with the process, however that ends."""
 
 from __future__ import annotations
 
@@ -18,29 +18,30 @@ NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)
 
 
 class FolderLock:
-    """The lock of a folder, held until it is released or this process ends; it leaves no file where it is released.
+    """The lock of an output, held until it is released or this process ends; it leaves no file where it is released.
+
+    It lies in the folder that the output is or, for a file, where `lock` says.
 
     Raises OutputError where another process holds it, or where it cannot be written. File systems without locks let
     everyone in, with a warning.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / _NAME
+    def __init__(self, output: Path, lock: Path | None = None) -> None:
+        self._path = output / _NAME if lock is None else lock
         self._lock = FileLock(self._path, fallback_to_soft=False)
         try:
             self._lock.acquire(timeout=0)
         except Timeout as error:
             raise OutputError(
-                f"another process is at work in '{folder}': wait for it, or choose another output"
+                f"another process is at work {'in' if lock is None else 'on'} '{output}': wait for it, or choose "
+                "another output"
             ) from error
         except OSError as error:
             if error.errno not in NO_LOCKS:
-                raise OutputError(
-                    f"the output folder '{folder}' cannot be locked: {error.strerror or error}"
-                ) from error
+                raise OutputError(f"the output '{output}' cannot be locked: {error.strerror or error}") from error
             self._path.unlink(missing_ok=True)
             warnings.warn(
-                f"the file system of '{folder}' has no locks: nothing keeps a second process out of it", stacklevel=2
+                f"the file system of '{output}' has no locks: nothing keeps a second process out of it", stacklevel=2
             )
 
     @classmethod
