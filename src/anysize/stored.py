@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import tempfile
 import weakref
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Generator, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -38,11 +39,11 @@ class Place:
 class _File:
     """A file that stays open as long as something refers to it: another one under its name changes nothing."""
 
-    def __init__(self, path: Path | None) -> None:
-        """Open a file to read, or, without a path, one without a name that goes when it is closed."""
-        self.name = tempfile.gettempdir() if path is None else str(path)
-        if path is None:
-            with tempfile.TemporaryFile() as made:
+    def __init__(self, path: Path, *, scratch: bool = False) -> None:
+        """Open a file to read, or, in a folder, a scratch one without a name that goes when it is closed."""
+        self.name = str(path)
+        if scratch:
+            with tempfile.TemporaryFile(dir=path) as made:
                 self.number = os.dup(made.fileno())
         else:
             self.number = os.open(path, os.O_RDONLY)
@@ -98,9 +99,20 @@ class ScratchArrays(StoredArrays, MutableMapping[str, Matrix]):
     What is replaced stays in the file, for whoever holds what was there before.
     """
 
-    def __init__(self) -> None:
-        self.places, self._file, self._opened = {}, _File(None), None
+    def __init__(self, folder: Path | None = None, what: str = "what is fitted") -> None:
+        """Make the file in a folder, or in TMPDIR; raise OutputError that says what cannot be kept, here and later."""
+        self._what, self._advice = what, "; set TMPDIR to a folder with room" if folder is None else ""
+        folder = Path(tempfile.gettempdir()) if folder is None else folder
+        with self._keeping(str(folder)):
+            self.places, self._file, self._opened = {}, _File(folder, scratch=True), None
         self._end = 0
+
+    @contextmanager
+    def _keeping(self, folder: str) -> Generator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OutputError(f"cannot keep {self._what} in '{folder}': {error.strerror}{self._advice}") from error
 
     def frozen(self) -> StoredArrays:
         """Return the arrays as they are now, whatever is put here later."""
@@ -111,13 +123,9 @@ class ScratchArrays(StoredArrays, MutableMapping[str, Matrix]):
     def __setitem__(self, name: str, values: Matrix) -> None:
         data = np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
         done = 0
-        try:
+        with self._keeping(self._file.name):
             while done < len(data):
                 done += os.pwrite(self._file.number, data[done:], self._end + done)
-        except OSError as error:
-            raise OutputError(
-                f"cannot keep what is fitted in '{self._file.name}': {error.strerror}; set TMPDIR to a folder with room"
-            ) from error
         self.places[name] = Place(self._end, values.dtype, values.shape)
         self._end += done
 

@@ -6,7 +6,7 @@ import errno
 import os
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -371,6 +371,48 @@ def test_a_disk_that_fills_up_is_named_and_the_next_run_goes_on(
     assert started_at[0] == SHAPE.tokens * layers_done // NUM_LAYERS
     assert same(resumed, whole)
     assert names_in(tmp_path) == [NAME]
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["room", "full"])
+def test_what_processes_add_up_lies_in_the_folder_of_the_run(
+    deep: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: bool
+) -> None:
+    alone = calibrated(Checkpoint(deep), str(text), LOW, progress=quiet)
+
+    # Two processes that found the same.
+    def add_up(tensors: Iterable[torch.Tensor]) -> None:
+        for values in tensors:
+            values.mul_(2)
+
+    write = os.pwrite
+
+    def told(number: int, data: Any, begin: int) -> int:
+        # A file without a name.
+        if str(path := Path(f"/proc/self/fd/{number}").readlink()).endswith("(deleted)"):
+            folders.append(path.parent)
+            if full:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(number, data, begin)
+
+    folders: list[Path] = []
+    monkeypatch.setattr(os, "pwrite", told)
+    monkeypatch.setattr("anysize.calibration.layer_by_layer.add_up", add_up)
+    folder = tmp_path / FOLDER
+    share = Share(Checkpoint(deep), str(text), "", LOW)
+    share.world = 2
+    # All batches, as one process takes them.
+    monkeypatch.setattr(share, "batches", share.everything)
+    run = LayerByLayer(share, folder)
+    if full:
+        with pytest.raises(OutputError, match=rf"cannot keep the sums of the calibration in '{folder}': No space left"):
+            run.run(quiet, stride=1)
+    else:
+        sums, layers, _ = run.run(quiet, stride=1)
+        assert layers["count"][1] == 2 * (SHAPE.tokens // SHAPE.sequence_length)
+        assert all(torch.equal(AveragesOnDisk(kinds)["mean"], alone.of(site, "mean")) for site, kinds in sums.items())
+    assert set(folders) == {folder}
+    # Its own sums are as they were.
+    assert len(list(folder.glob("sums-*"))) == NUM_LAYERS + 1
 
 
 @pytest.mark.parametrize("short", ["fits_in_memory", "free_bytes"])

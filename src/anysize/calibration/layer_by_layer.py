@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from anysize.calibration.data import Batch
-from anysize.calibration.on_disk import BLOCKS, KindsOnDisk, RowsOnDisk, by_site, keeping
+from anysize.calibration.on_disk import BLOCKS, WHAT_IS_KEPT, KindsOnDisk, RowsOnDisk, by_site, keeping
 from anysize.calibration.replay import Layers
 from anysize.calibration.run import Collector, num_items
 from anysize.calibration.share import Share
@@ -153,7 +153,7 @@ class LayerByLayer:
             self.kept.drop_unfinished(self._num_layers)
             raise
         arrays = [stored_arrays(self.kept.sums(part)) for part in (*range(self._num_layers), _AROUND)]
-        sites, layers = _added_up(arrays, self.blocks.as_tensors(), shared=self.share.world > 1)
+        sites, layers = _added_up(arrays, self.blocks.as_tensors(), self.kept.folder if self.share.world > 1 else None)
         return sites, layers, notes
 
     @property
@@ -281,12 +281,16 @@ def _told(collector: Collector) -> dict[str, torch.Tensor]:
 
 
 def _added_up(
-    arrays: list[StoredArrays], blocks: dict[str, torch.Tensor], *, shared: bool
+    arrays: list[StoredArrays], blocks: dict[str, torch.Tensor], folder: Path | None
 ) -> tuple[dict[str, KindsOnDisk], dict[str, torch.Tensor]]:
-    """Return the sums of the sites and of the layers over all processes, one matrix in memory at a time."""
+    """Return the sums of the sites and of the layers over all processes, one matrix in memory at a time.
+
+    folder: keeps what is added up, None for one process alone.
+    """
     places = {name: file for file in arrays for name in file if not name.startswith(f"{BLOCKS}/")}
-    if shared:
-        scratch = ScratchArrays()
+    if folder is not None:
+        # Not in place: a run that is killed meanwhile goes on from its own sums.
+        scratch = ScratchArrays(folder, WHAT_IS_KEPT)
         named = {f"{BLOCKS}/{kind}": values for kind, values in blocks.items()}
 
         def one_by_one() -> Iterator[torch.Tensor]:

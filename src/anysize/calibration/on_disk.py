@@ -20,6 +20,8 @@ from anysize.stored import StoredArrays
 
 # What is told of the layers themselves lies beside the sites, under this name.
 BLOCKS = "blocks"
+# What a message says cannot be kept.
+WHAT_IS_KEPT = "the sums of the calibration"
 
 
 class OnDisk(Mapping[str, torch.Tensor]):
@@ -91,9 +93,7 @@ def keeping(folder: Path) -> Generator[None]:
     try:
         yield
     except OSError as error:
-        raise OutputError(
-            f"cannot keep the sums of the calibration in '{folder}': {error.strerror or error}"
-        ) from error
+        raise OutputError(f"cannot keep {WHAT_IS_KEPT} in '{folder}': {error.strerror or error}") from error
 
 
 class RowsOnDisk:
