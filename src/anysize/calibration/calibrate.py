@@ -181,8 +181,10 @@ def _removed_of_all(output: Path) -> None:
 
 @contextmanager
 def _removed_on_refusal(place: Path | None) -> Generator[None]:
-    """While active, an error of ours leaves nothing there but for one of the output: once there is room, or it is out
-    of the way, the same command goes on from what is finished, as after a kill."""
+    """While active, an error of ours leaves nothing there; what a kill leaves is there to go on from.
+
+    So is what is finished where the output failed: the same command goes on once there is room.
+    """
     try:
         yield
     except OutputError:

@@ -88,8 +88,7 @@ class _Kept:
         return [Notes(**state["notes"]) for state in found]
 
     def drop_unfinished(self, num_layers: int) -> list[Notes]:
-        """Remove what a layer has half written, and everything where none is finished; return what was told of those
-        that are."""
+        """Return what was told of the layers that are finished; remove what is half written, all where none is."""
         found = self.finished(num_layers)
         if not found:
             shutil.rmtree(self.folder, ignore_errors=True)
