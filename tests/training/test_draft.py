@@ -106,11 +106,14 @@ def test_the_command_makes_teaches_and_measures(
     assert kept == {"source": str(llama), **found["drafting"]}
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"| acceptance rate, share of the proposed tokens | {found['drafting']['acceptance_rate']:.3f} |" in card
+    # What others write into it stays.
+    (tmp_path / "out" / "README.md").write_text(f"{card}\n## Mine\n")
     assert cli(*asked[:-1], 9).code == 0
     again = (tmp_path / "out" / "README.md").read_text()
     assert "18 tokens, 5 proposed at a time" in again
     assert again.count("## As a draft") == 1
     assert again.startswith(card.partition("## As a draft")[0])
+    assert again.endswith("\n## Mine\n")
     assert json.loads((tmp_path / "out" / "config.json").read_text())["num_hidden_layers"] == 1
     refused = cli(*asked[:-1], 200)
     assert refused.code == 2
@@ -160,6 +163,8 @@ def test_the_command_shows_first_and_says_where_the_text_was_too_short(
     def made(_asked: TrainConfig, **_told: Any) -> Any:
         return {}, DRAFTED
 
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "config.json").write_text("{}")
     monkeypatch.setattr(draft, "make_draft", made)
     asked = ("draft", llama, tmp_path / "out", "--data", story, "--held-out", story, "--prompts")
     ran = cli(*asked, 3)

@@ -24,7 +24,8 @@ def report(
     from json import dumps  # noqa: PLC0415
 
     from anysize.cli.show import print_table, say  # noqa: PLC0415
-    from anysize.report.card import read_card, write_card  # noqa: PLC0415
+    from anysize.io.card import read_card  # noqa: PLC0415
+    from anysize.report.card import SECTION, write_card  # noqa: PLC0415
     from anysize.report.headline import headline  # noqa: PLC0415
     from anysize.report.schema import Results  # noqa: PLC0415
     from anysize.report.tables import lines, summary  # noqa: PLC0415
@@ -32,7 +33,7 @@ def report(
 
     found = Results.load(results)
     if card is not None:
-        read_card(card)  # refused before anything is written
+        read_card(card, SECTION)  # refused before anything is written
     written = write_report(found, output or (results if results.is_dir() else results.parent))
     if card is not None:
         curves = next(figure for figure in written.figures if figure.name == "curves.png")

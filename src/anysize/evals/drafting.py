@@ -18,6 +18,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from anysize.errors import InputError, OutputError
+from anysize.io.card import CARD, read_card, with_section
 from anysize.io.models import quiet_transformers
 from anysize.io.whole import write_json, write_whole
 
@@ -25,8 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 RECORD = "anysize-draft.json"
-# Where the card begins to tell of it.
-_CARD = "## As a draft\n\n"
+_SECTION = "draft"
 _ROUNDS = 3
 # What stays of a generation config: the rest (penalties, suppressed tokens, ...) changes what a model chooses.
 _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -169,13 +169,11 @@ def measure_drafting(
 
 def save_drafting(found: Drafting, source: str, folder: Path) -> None:
     """Write what was measured beside the draft and into its card; raise OutputError where that fails."""
-    path, card = folder.expanduser() / RECORD, folder.expanduser() / "README.md"
+    path = folder.expanduser() / RECORD
     try:
         write_json(path, {"source": source, **found.model_dump()})
-        before = card.read_text(encoding="utf-8") if card.is_file() else ""
-        # Measured again, it is told again.
-        whole = f"{before.partition(_CARD)[0].rstrip()}\n\n{_CARD}{_card(found, source)}"
-        write_whole({card: whole.encode()})
+        card = with_section(read_card(folder.expanduser(), _SECTION), _SECTION, _card(found, source))
+        write_whole({folder.expanduser() / CARD: card.encode()})
     except OSError as error:
         raise OutputError(f"cannot write the result to '{path}': {error.strerror or error}") from error
 
@@ -183,6 +181,7 @@ def save_drafting(found: Drafting, source: str, folder: Path) -> None:
 def _card(found: Drafting, source: str) -> str:
     """Return what a card tells of a draft: what it was measured on, beside which source, and what came of it."""
     return (
+        "## As a draft\n\n"
         f"A draft of {Path(source).name} for assisted generation: `source.generate(..., assistant_model=draft)`. After "
         f"{found.num_prompts:,} held-out prompts, {found.num_tokens:,} tokens, {found.num_drafted} proposed at a time:"
         "\n\n"

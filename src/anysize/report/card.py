@@ -5,15 +5,15 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from anysize.errors import InputError, OutputError, joined
+from anysize.errors import OutputError
+from anysize.io.card import CARD, read_card, with_section
 from anysize.io.whole import write_whole
 from anysize.report.curves import missing
 from anysize.report.headline import headline, number
 from anysize.report.schema import Results
 from anysize.report.tables import NOT_REACHED, share
 
-CARD, PICTURE = "README.md", "anysize-comparison.png"
-_BEGIN, _END = "<!-- begin comparison -->", "<!-- end comparison -->"
+SECTION, PICTURE = "comparison", "anysize-comparison.png"
 
 
 def _plain(text: str) -> str:
@@ -58,34 +58,14 @@ def card_table(results: Results, *, picture: str = "figures/curves.png") -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def read_card(model: Path) -> str:
-    """Return the card of a model, or the beginning of one.
-
-    Raises InputError where a folder holds no model, or a card that is no text or has a mark of ours without the other.
-    """
-    if not (model / "config.json").is_file():
-        raise InputError(f"'{model}' holds no model: there is no config.json in it, so it has no card")
-    card = model / CARD
-    try:
-        text = card.read_text(encoding="utf-8") if card.is_file() else f"# {model.resolve().name}\n"
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"the card '{card}' cannot be read: {error}") from error
-    marks = re.findall(f"{_BEGIN}|{_END}", text)
-    if marks not in ([], [_BEGIN, _END]):
-        raise InputError(f"the card '{card}' has {joined(marks)}, and not one pair of them: mend or remove them")
-    return text
-
-
 def write_card(results: Results, curves: bytes, model: Path) -> Path:
     """Put the table and the picture of the curves into the card of a model, in place of those of an earlier time.
 
     curves: the picture as PNG, which comes to lie beside the card. A folder without a card gets one. Returns the card.
     Raises InputError where the folder holds no model, OutputError where it cannot be written.
     """
-    card, text = model / CARD, read_card(model)
-    section = f"{_BEGIN}\n## {_plain(results.title)}\n\n{card_table(results, picture=PICTURE)}{_END}\n"
-    known = re.compile(rf"{_BEGIN}.*?{_END}\n?", re.DOTALL)
-    made = known.sub(lambda _: section, text) if known.search(text) else f"{text.rstrip()}\n\n{section}"
+    card, text = model / CARD, read_card(model, SECTION)
+    made = with_section(text, SECTION, f"## {_plain(results.title)}\n\n{card_table(results, picture=PICTURE)}")
     contents = {model / PICTURE: curves, card: made.encode()}
     try:
         write_whole(contents)

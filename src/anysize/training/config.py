@@ -118,8 +118,8 @@ class Distill(Section):
         fading, taught = in_steps(self.fade_steps, steps), self.steps_taught(steps)
         if fading > taught:
             raise InputError(
-                f"distill.fade_steps is {fading} of {steps} steps, and the teacher is listened to for {taught} of them: "
-                "give fewer"
+                f"distill.fade_steps is {fading} of {steps} steps, and the teacher is listened to for {taught} of "
+                "them: give fewer"
             )
 
     @model_validator(mode="after")

@@ -90,7 +90,10 @@ def curve_of(history: list[dict[str, Any]], names: list[str], *, image: bool) ->
 
 
 def make_teacher(options: Distill, source: str, data: Datasets, start: Start, args: TrainingArguments) -> Teacher:
-    """Load the teacher that is named, else the source; raise InputError where it or its options do not fit the run."""
+    """Load the teacher that is named, else the source; raise InputError where it or its options do not fit the run.
+
+    Whoever asks for the distance between streams has seen to it that the teacher is the source of the plan.
+    """
     precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "as stored"
     location = options.teacher or source
     tensors = open_checkpoint(location)
@@ -123,7 +126,6 @@ def make_teacher(options: Distill, source: str, data: Datasets, start: Start, ar
     if options.hidden_weight:
         if start.plan is None:
             raise InputError("distill.hidden_weight: needs the writer maps of a plan, and this start has none (resize)")
-        require_writer_maps(tensors.location, start.plan.source.location)
         from anysize.training.stream import stream_writer  # noqa: PLC0415
 
         writer = stream_writer(start.plan)
@@ -137,13 +139,6 @@ def _wrong_share(prediction: Any) -> dict[str, float]:
 def _classes(logits: Any, labels: Any) -> torch.Tensor:
     del labels
     return (logits[0] if isinstance(logits, tuple) else logits).argmax(-1)
-
-
-def require_writer_maps(teacher: str, source: str) -> None:
-    """Refuse the stream of a teacher that is not the source of the plan; both are where they lie, not what they are
-    called: a config may name one folder from here and from the root."""
-    if teacher != source:
-        raise InputError(f"distill.hidden_weight: the writer maps are of '{source}', and the teacher is '{teacher}'")
 
 
 def require_shards(args: TrainingArguments) -> None:

@@ -36,7 +36,6 @@ from anysize.training.loop import (
     make_teacher,
     require_shards,
     require_trainable,
-    require_writer_maps,
     run,
 )
 from anysize.training.memory import training_memory
@@ -221,13 +220,19 @@ def _taught_by(config: TrainConfig, student: SourceConfig, home: str) -> SourceC
     teacher = understand(read_config(folder))
     require_same_vocabulary(student, teacher, location)
     if config.distill.hidden_weight and config.resize is not None:
-        require_writer_maps(open_checkpoint(location).location, open_checkpoint(config.resize.source).location)
+        _require_writer_maps(location, config.resize.source)
     if student.architecture.modality == "image":
         both = image_processor_of(home, student), image_processor_of(location, teacher)
         require_same_images(*both, f"the student and the teacher '{location}'")
     else:
         require_same_tokens(config.data.tokenizer or home, str(folder), location)
     return teacher
+
+
+def _require_writer_maps(teacher: str, source: str) -> None:
+    """Refuse the stream of a teacher that is not the source of the plan, whatever both are called."""
+    if teacher != source and model_sha256(open_checkpoint(teacher)) != model_sha256(open_checkpoint(source)):
+        raise InputError(f"distill.hidden_weight: the writer maps are of '{source}', and the teacher is '{teacher}'")
 
 
 def _teacher(config: TrainConfig, start: Start, data: Datasets, args: Any) -> Teacher | None:
