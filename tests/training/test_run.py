@@ -204,7 +204,7 @@ def test_two_processes_do_what_one_does(whole: Path, llama: Path, story: Path, t
 
 def test_seconds_of_processors_add_up_and_are_taken_up_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainer, "add_up", lambda tensors: [tensor.mul_(2) for tensor in tensors])
-    account = Account(num_steps=4, train_s=3.0, teacher_s=1.0)
+    account = Account(train_s=3.0, teacher_s=1.0)
     both = account.of_all(torch.device("cpu"))
     assert both == (6.0, 2.0)
     # A clock is the same for all who look at it.

@@ -49,9 +49,8 @@ class Teacher:
 
 @dataclass
 class Account:
-    """Steps done and seconds spent: of the processor where the model is on it, of the clock on an accelerator."""
+    """Seconds spent: of the processor where the model is on it, of the clock on an accelerator."""
 
-    num_steps: int = 0
     train_s: float = 0.0
     teacher_s: float = 0.0
     clock: Callable[[], float] = field(default=time.process_time)
@@ -65,7 +64,7 @@ class Account:
 
     def save(self, checkpoint: Path, train_s: float, teacher_s: float) -> None:
         """Keep what all have spent beside a checkpoint, so that a resumed run goes on counting."""
-        told = {"num_steps": self.num_steps, "train_s": train_s, "teacher_s": teacher_s}
+        told = {"train_s": train_s, "teacher_s": teacher_s}
         (checkpoint / _ACCOUNT).write_text(json.dumps(told), encoding="utf-8")
 
     def restore(self, checkpoint: Path) -> None:
@@ -75,8 +74,8 @@ class Account:
         """
         place = checkpoint / _ACCOUNT
         if place.is_file() and rank_and_world()[0] == 0:
-            for name, value in json.loads(place.read_text(encoding="utf-8")).items():
-                setattr(self, name, value)
+            told = json.loads(place.read_text(encoding="utf-8"))
+            self.train_s, self.teacher_s = told["train_s"], told["teacher_s"]
 
 
 class _Clock(TrainerCallback):
@@ -92,7 +91,6 @@ class _Clock(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         del args, state, control, kwargs
         self.account.train_s += self.account.clock() - self.begin
-        self.account.num_steps += 1
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         del control, kwargs
