@@ -68,7 +68,7 @@ def _request(
     if depth is not None:
         chosen["num_hidden_layers"] = depth
     chosen |= {name: size for name, size in sizes.items() if size is not None}
-    if not chosen and not options.untie and options.dtype == "keep":
+    if not chosen and not options.untie and options.dtype == "keep" and options.stream_scale == 1:
         raise SizeError(
             f"no size was asked for: give at least one of {', '.join(PUBLIC_SIZES)}, scale, num_params, like"
         )
@@ -102,6 +102,7 @@ def plan(
     seed: int = 0,
     dtype: DtypeName = "keep",
     untie: bool = False,
+    stream_scale: float = 1.0,
     low_memory: bool = False,
     progress: Progress = quiet,
 ) -> Plan:
@@ -114,16 +115,17 @@ def plan(
     sizes are known to be legal. `search_tokens` is what the layers "evolutionary" may run on, sets of layers times
     tokens (an image has as many as patches). `keep_tokens` cuts the vocabulary: ids or token strings, a .json or
     .tokens file that lists them, or text, whose tokens (with `vocab_size`, so many of the most frequent) are kept;
-    `Plan.kept_tokens.index[new id]` is a token's old id. `column` is the text column of both, where the data have
-    several. `low_memory` leaves weights, scores and fitted matrices on disk and reads each as it is needed, for the
-    same plan; where they do not fit into a quarter of the free memory that is done anyway. Raises SizeError,
-    InputError, ArchitectureError or CheckpointError, each with one sentence: what is wrong, the nearest legal sizes.
+    `Plan.kept_tokens.index[new id]` is a token's old id. `stream_scale` multiplies what writes the residual stream,
+    and leaves what is computed. `column` is the text column of both, where the data have several. `low_memory`
+    leaves weights, scores and fitted matrices on disk and reads each as it is needed, for the same plan; where they
+    do not fit into a quarter of the free memory that is done anyway. Raises SizeError, InputError,
+    ArchitectureError or CheckpointError, each with one sentence: what is wrong, the nearest legal sizes.
     """
     tensors = open_source(source)
     config = understand(tensors.config)
     options = _options(
         preset=preset, select=select, readers=readers, seed=seed, layers=layers, search_tokens=search_tokens,
-        noise_db=noise_db, dtype=dtype, untie=untie,
+        noise_db=noise_db, dtype=dtype, untie=untie, stream_scale=stream_scale,
     )  # fmt: skip
     sizes = {
         "hidden_size": hidden_size,
@@ -313,6 +315,7 @@ def resize(
     seed: int = 0,
     dtype: DtypeName = "keep",
     untie: bool = False,
+    stream_scale: float = 1.0,
     low_memory: bool = False,
     verify: VerifyMode = "auto",
     max_shard_size: str = "5GB",
@@ -351,6 +354,7 @@ def resize(
         seed=seed,
         dtype=dtype,
         untie=untie,
+        stream_scale=stream_scale,
         low_memory=low_memory,
     )
     return apply(

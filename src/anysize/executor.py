@@ -184,7 +184,7 @@ class TensorJob:
     def _scaled(self, values: torch.Tensor, factor: torch.Tensor | float) -> torch.Tensor:
         if isinstance(factor, float) and factor == 1.0:
             return values.to(self.dtype)
-        wide = torch.float64 if values.dtype == torch.float64 else torch.float32
+        wide = torch.float64 if torch.float64 in (values.dtype, self.dtype) else torch.float32
         offset = 1.0 if self.recipe.stored_as == "1+w" else 0.0
         return ((values.to(wide) + offset) * torch.as_tensor(factor, dtype=wide) - offset).to(self.dtype)
 

@@ -31,6 +31,7 @@ from anysize.proof.coverage import account, check_source
 from anysize.recipe import BYTES, Options, Plan, Recipe, Source
 from anysize.samples import few_samples, require_samples
 from anysize.shrink import FITTED, ShrinkPreset, reads_scores, shrink_preset
+from anysize.stream_scale import require_stream_scale, scaled
 from anysize.target import Target, resolve_or_suggest
 from anysize.tensor_recipes import Recipes
 from anysize.tensors import num_parameters
@@ -98,7 +99,8 @@ def recipes_with_maps(plan: Plan, tensors: TensorSource) -> tuple[tuple[Recipe, 
         shrink_preset(plan.options, has_scores=True),
         fitted,
     )
-    return made.all(), dropped | left_out(config, names, plan.layers, plan.axes)
+    recipes, _, _ = scaled(made.all(), target, {}, plan.options.stream_scale)
+    return recipes, dropped | left_out(config, names, plan.layers, plan.axes)
 
 
 def _plan(
@@ -193,6 +195,7 @@ def _understood(
     target = resolve_or_suggest(config, request, legality(config, options, tokens))
     if options.untie:
         target = _untied(config, target)
+    require_stream_scale(target.config, options.stream_scale)
     cut = tuple(a for a, size in target.sizes.items() if a != "vocab" and size < config.sizes[a])
     grows = any(size > config.sizes[a] for a, size in target.sizes.items())
     depth = target.sizes["layer"] - config.sizes["layer"]
@@ -302,8 +305,9 @@ def _target_config(asked: _Asked, steps: tuple[LayerStep, ...]) -> dict[str, Any
 
 
 def _assembled(
-    asked: _Asked, chosen: _Chosen, scores: Scores | None, target_raw: dict[str, Any], fitted: Fitted
-) -> Plan:
+    asked: _Asked, chosen: _Chosen, scores: Scores | None, target_raw: dict[str, Any], fitted: Fitted,
+    stream_scale: float = 1.0,
+) -> Plan:  # fmt: skip
     """Return the plan of what was chosen, with what was fitted to it."""
     config, steps, maps = asked.config, chosen.steps, chosen.maps
     made = Recipes(
@@ -318,9 +322,9 @@ def _assembled(
         chosen.shrink,
         fitted,
     )
-    recipes = made.all()
+    recipes, target_raw, loud = scaled(made.all(), asked.target.config, target_raw, stream_scale)
     dropped = {**asked.dropped, **left_out(config, asked.names, steps, maps)}
-    notes, reasons = (*chosen.notes, *_rounding(recipes)), (*chosen.inexact, *_inexact(config, asked.target))
+    notes, reasons = (*chosen.notes, *loud, *_rounding(recipes)), (*chosen.inexact, *_inexact(config, asked.target))
     plan = _plan(made, recipes, dict(target_raw), dropped, notes, reasons)
     return plan.model_copy(
         update={
@@ -364,9 +368,11 @@ def make_plan(
     chosen = _chosen(asked, scores, progress)
     # Refuses what no config can say, before a fit, which may take long as well.
     target_raw = _target_config(asked, chosen.steps)
-    plan = _assembled(asked, chosen, scores, target_raw, Fitted() if chosen.fit is None else chosen.fit.run())
-    if chosen.fit is None or chosen.shrink is None or chosen.shrink.readers != "sequential":
-        return plan
-    from anysize.sequential import refit  # noqa: PLC0415
+    fitted = Fitted() if chosen.fit is None else chosen.fit.run()
+    if chosen.fit is not None and chosen.shrink is not None and chosen.shrink.readers == "sequential":
+        from anysize.sequential import refit  # noqa: PLC0415
 
-    return _assembled(asked, chosen, scores, target_raw, refit(plan, tensors, chosen.fit, progress))
+        plan = _assembled(asked, chosen, scores, target_raw, fitted)
+        fitted = refit(plan, tensors, chosen.fit, progress)
+    # Only now: what is fitted follows the stream of the source, as large as that is.
+    return _assembled(asked, chosen, scores, target_raw, fitted, options.stream_scale)

@@ -73,7 +73,7 @@ class Options(BaseModel):
     chooses what is kept. readers: how readers make up for what was cut. layers: see `layers.layer_plan`.
     search_tokens: how many tokens the layers "evolutionary" may run on, sets of layers times tokens. noise_db:
     signal-to-noise ratio of the noisy presets. dtype: "keep" or the storage type of the target. untie: give a tied
-    head a matrix of its own.
+    head a matrix of its own. stream_scale: see that module.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -87,6 +87,7 @@ class Options(BaseModel):
     noise_db: float = Field(default=10.0, ge=-100, le=300)
     dtype: Literal["keep", "float32", "bfloat16", "float16"] = "keep"
     untie: bool = False
+    stream_scale: float = Field(default=1.0, ge=2**-10, le=2**10)
 
     def with_layers(self, layers: str) -> Options:
         """Return the same with another layer plan, which no search comes before."""

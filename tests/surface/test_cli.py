@@ -44,6 +44,7 @@ HOW = {
     "--seed",
     "--dtype",
     "--untie",
+    "--stream-scale",
     "--low-memory",
     "--json",
 }

@@ -41,6 +41,7 @@ ARCHITECTURE = Architecture(
         "transformer.ln_f": PRE_NORM,
     },
     final_norm="transformer.ln_f",
+    stream_eps="layer_norm_epsilon",
     tied={"lm_head.weight": "transformer.wte.weight"},
     rules=(Rule("n_embd % n_head == 0", "the head width is hidden_size / num_attention_heads"),),
     refused=(

@@ -42,6 +42,7 @@ ARCHITECTURE = Architecture(
         "gpt_neox.final_layer_norm": PRE_NORM,
     },
     final_norm="gpt_neox.final_layer_norm",
+    stream_eps="layer_norm_eps",
     tied={"embed_out.weight": "gpt_neox.embed_in.weight"},
     rules=(Rule("hidden_size % num_attention_heads == 0", "the head width is hidden_size / num_attention_heads"),),
     defaults={"tie_word_embeddings": False, "attention_bias": True, "initializer_range": 0.02},

@@ -50,6 +50,7 @@ ARCHITECTURE = Architecture(
         "model.norm": PRE_NORM,
     },
     final_norm="model.norm",
+    stream_eps="rms_norm_eps",
     tied={"lm_head.weight": "model.embed_tokens.weight"},
     rules=(
         Rule("hidden_size % num_attention_heads == 0", "LlamaConfig wants hidden_size divisible by the heads"),

@@ -12,6 +12,7 @@ ARCHITECTURE = LLAMA.derive(
     axes=TIED_WIDTH,
     keys=TIED_KEYS,
     parameters=NO_FFN_BIAS,
+    stream_eps="",
     norms={name: Norm("layer", "hidden", "norm(hidden)", stored="False") for name in LLAMA.norms},
     rules=(WHOLE_HEADS, EVEN_HEADS),
     defaults={key: value for key, value in NO_FFN_BIAS_DEFAULTS.items() if key != "head_dim"},

@@ -17,6 +17,7 @@ ARCHITECTURE = OLMO.derive(
         "model.layers.{layer}.mlp.gate_proj.weight": Parameter("hidden -> ffn"),
         "model.layers.{layer}.mlp.up_proj.weight": Parameter("hidden -> ffn"),
     },
+    stream_eps="rms_norm_eps",
     norms={
         "model.layers.{layer}.self_attn.q_norm": Norm("rms", "(kv group head)", "(kv group head)"),
         "model.layers.{layer}.self_attn.k_norm": Norm("rms", "(kv head)", "(kv head)"),

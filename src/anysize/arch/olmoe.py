@@ -21,6 +21,7 @@ ARCHITECTURE = OLMO.derive(
     axes={**OLMO.axes, "expert": "num_experts"},
     keys={**OLMO.keys, "expert": "num_experts"},
     parameters={**WITHOUT_FFN, **EXPERTS},
+    stream_eps="rms_norm_eps",
     norms={
         **LLAMA.norms,
         "model.layers.{layer}.self_attn.q_norm": Norm("rms", "(kv group head)", "(kv group head)"),

@@ -117,7 +117,8 @@ class Architecture:
     transformers' values for keys that the table reads and a config may omit. per_layer: config lists with one
     entry a layer. dropped: tensors that may be present and are not weights, with the reason. depth_locked:
     condition -> why depth cannot change exactly. fixed_score_scale: condition under which attention's scale does
-    not follow the head width. renamed: older spelling of a config key -> the one that transformers writes today.
+    not follow the head width. stream_eps: the config key of the eps of the norms. renamed: older spelling of a
+    config key -> the one that transformers writes today.
     """
 
     model_type: str
@@ -141,6 +142,7 @@ class Architecture:
     depth_locked: Mapping[str, str] = field(default_factory=dict)
     fixed_score_scale: str = "False"
     init_std: str = "initializer_range"
+    stream_eps: str = ""
     modality: str = "text"
     renamed: Mapping[str, str] = field(default_factory=dict)
 

@@ -54,6 +54,7 @@ ARCHITECTURE = Architecture(
         "vit.layernorm": PRE_NORM,
     },
     final_norm="vit.layernorm",
+    stream_eps="layer_norm_eps",
     tied_when="False",
     rules=(Rule("hidden_size % num_attention_heads == 0", "the head width is hidden_size / num_attention_heads"),),
     defaults={"qkv_bias": True, "num_channels": 3, "initializer_range": 0.02},

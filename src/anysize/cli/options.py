@@ -115,6 +115,13 @@ NoiseDb = Annotated[float, typer.Option(help="Signal-to-noise ratio of the noisy
 Seed = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
 DtypeName = Annotated[Dtype, typer.Option("--dtype", help="Storage type of the target.")]
 Untie = Annotated[bool, typer.Option("--untie", help="Give a tied head a matrix of its own.")]
+StreamScale = Annotated[
+    float,
+    typer.Option(
+        help="Multiply what writes the residual stream by so much. The function stays, and with it what an optimizer "
+        "does to it changes: 2 for a cut model, 0.5 for a grown one trained better in our comparisons."
+    ),
+]
 LowMemory = Annotated[
     bool,
     typer.Option(

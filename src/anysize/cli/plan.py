@@ -36,6 +36,7 @@ def plan(
     seed: o.Seed = 0,
     dtype: o.DtypeName = o.Dtype.keep,
     untie: o.Untie = False,
+    stream_scale: o.StreamScale = 1.0,
     low_memory: o.LowMemory = False,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Save the plan here as JSON.")] = None,
     json: o.Json = False,
@@ -75,6 +76,7 @@ def plan(
         seed=seed,
         dtype=dtype,
         untie=untie,
+        stream_scale=stream_scale,
         low_memory=low_memory,
     )
     if output is not None:

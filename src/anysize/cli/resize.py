@@ -36,6 +36,7 @@ def resize(
     seed: o.Seed = 0,
     dtype: o.DtypeName = o.Dtype.keep,
     untie: o.Untie = False,
+    stream_scale: o.StreamScale = 1.0,
     low_memory: o.LowMemory = False,
     verify: o.VerifyName = o.Verify.auto,
     max_shard_size: o.MaxShardSize = "5GB",
@@ -80,6 +81,7 @@ def resize(
         seed=seed,
         dtype=dtype,
         untie=untie,
+        stream_scale=stream_scale,
         low_memory=low_memory,
     )
     if plan_only:

@@ -29,6 +29,7 @@ def planned(
     seed: int,
     dtype: str,
     untie: bool,
+    stream_scale: float,
     low_memory: bool,
 ) -> Plan:
     """Return the plan for a command's options."""
@@ -62,6 +63,7 @@ def planned(
             seed=seed,
             dtype=cast("api.DtypeName", dtype),
             untie=untie,
+            stream_scale=stream_scale,
             low_memory=low_memory,
             progress=progress,
         )

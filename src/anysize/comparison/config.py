@@ -45,10 +45,10 @@ class SourceCost(Section):
 class ArmConfig(Section):
     """One arm.
 
-    random: a fresh model of the target's sizes instead of a resized source. preset to untie: see `anysize resize`.
-    source: another source than the comparison's, and source_cost what its training took. distill, recipe: see training.
-    training: TrainingArguments of this arm alone, such as weight_decay, or fewer max_steps with a schedule of their
-    own. learning_rates: another grid.
+    random: a fresh model of the target's sizes instead of a resized source. preset to stream_scale: see `anysize
+    resize`. source: another source than the comparison's, and source_cost what its training took. distill, recipe: see
+    training. training: TrainingArguments of this arm alone, such as weight_decay, or fewer max_steps with a schedule of
+    their own. learning_rates: another grid.
     """
 
     random: bool = False
@@ -60,6 +60,7 @@ class ArmConfig(Section):
     layers: str = "auto"
     noise_db: float = 10.0
     untie: bool = False
+    stream_scale: float = 1.0
     distill: Distill | None = None
     recipe: Recipe = Field(default_factory=Recipe)
     training: dict[str, Any] = Field(default_factory=dict)
@@ -68,7 +69,8 @@ class ArmConfig(Section):
     @model_validator(mode="after")
     def _sound(self) -> ArmConfig:
         if self.random and (
-            given := self.model_fields_set & {"preset", "select", "readers", "layers", "source", "untie", "noise_db"}
+            given := self.model_fields_set
+            & {"preset", "select", "readers", "layers", "source", "untie", "noise_db", "stream_scale"}
         ):
             raise ValueError(f"a random start takes no {joined(sorted(given))}")
         if self.random and self.recipe.optimizer_state == "carried":
@@ -171,7 +173,8 @@ class CompareConfig(Section):
         asked = self.arms[arm]
         return Resize(
             source=asked.source or self.source, **self.target.model_dump(), preset=asked.preset, select=asked.select,
-            readers=asked.readers, layers=asked.layers, noise_db=asked.noise_db, untie=asked.untie, seed=seed,
+            readers=asked.readers, layers=asked.layers, noise_db=asked.noise_db, untie=asked.untie,
+            stream_scale=asked.stream_scale, seed=seed,
         )  # fmt: skip
 
     def models_of(self, arm: str) -> tuple[str, ...]:

@@ -165,10 +165,11 @@ def _dense_errors(
 ) -> tuple[float, float]:
     """Return the same for a tensor that went through matrices: sampled entries against sums written out one by one."""
     got = target(recipe.name, 0, recipe.shape[0]).double().reshape(recipe.shape)
+    offset = 1.0 if recipe.stored_as == "1+w" else 0.0
     if recipe.silent:
-        return _largest(got + (1.0 if recipe.stored_as == "1+w" else 0.0)), float("nan")
+        return _largest(got + offset), float("nan")
     if recipe.value:
-        wanted = torch.from_numpy(maps.dense[recipe.value]).double()
+        wanted = (torch.from_numpy(maps.dense[recipe.value]).double() + offset) * recipe.factor - offset
         scale = float(wanted.abs().max().clamp(min=1e-30))
         return _largest(got - wanted) / scale, _largest(got - wanted.flip(0)) / scale
     values = source(recipe.source, 0, recipe.source_shape[0]).double().reshape(recipe.source_shape).numpy()

@@ -208,12 +208,14 @@ class Resize(Sizes):
     noise_db: float = 10.0
     seed: int = 0
     untie: bool = False
+    stream_scale: float = 1.0
 
     def sizes_alone(self) -> Resize:
         """Return the resize that makes the same sizes by choices that need no data."""
         by_data = self.layers in (*SCORED, EVOLUTIONARY)
         kept = {name: getattr(self, name) for name in Sizes.model_fields}
-        return Resize(source=self.source, layers="auto" if by_data else self.layers, untie=self.untie, **kept)
+        return Resize(source=self.source, layers="auto" if by_data else self.layers, untie=self.untie,
+                      stream_scale=self.stream_scale, **kept)  # fmt: skip
 
 
 class TrainConfig(Section):

@@ -102,7 +102,7 @@ def plan_of(resize: Resize, scores: Callable[[], Scores] | None, progress: Progr
         num_params=None if params is None else parse_count(str(params)), like=resize.like, preset=resize.preset,
         calibration=scores, select=resize.select, readers=resize.readers, layers=resize.layers,
         search_tokens=resize.search_tokens, noise_db=resize.noise_db, seed=resize.seed,
-        untie=resize.untie, progress=progress,
+        untie=resize.untie, stream_scale=resize.stream_scale, progress=progress,
     )  # fmt: skip
 
 

@@ -1,0 +1,87 @@
+"""A louder or quieter residual stream that computes the same: an optimizer moves what writes it less or more.
+
+Under RMSNorm and LayerNorm only the direction of the stream counts, so everything that writes it may be multiplied by
+s, with eps by s^2. A head that is tied to the embedding is multiplied with it, and the final gain divided. Where
+queries and keys have norms, those share eps, and what they read is multiplied as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from anysize.arch.schema import Norm
+from anysize.config import SourceConfig, default_of
+from anysize.errors import SizeError
+from anysize.recipe import Recipe
+from anysize.tensors import Expected, expected_tensors
+
+
+def why_no_stream_scale(config: SourceConfig) -> str:
+    """Return why the residual stream cannot be multiplied without changing what is computed, or an empty string."""
+    architecture = config.architecture
+    if not architecture.stream_eps:
+        return "no config key holds the eps of its norms"
+    for norm in architecture.norms.values():
+        if not config.holds(norm.when):
+            continue
+        if norm.writes == "hidden":
+            return "a norm ends each branch, whose eps is that of the stream's norms"
+        if config.holds(norm.after_sum):
+            return "a norm stands on the residual stream itself"
+    for expected in expected_tensors(config).values():
+        if any(str(dim) == "hidden" for dim in expected.arrow.reads):
+            return f"{expected.name} reads the stream without a norm before it"
+    final = architecture.norms[architecture.final_norm]
+    if config.tied and not config.holds(final.stored):
+        return "the head is tied and there is no final gain to divide"
+    return ""
+
+
+def require_stream_scale(config: SourceConfig, scale: float) -> None:
+    """Raise SizeError with the reason where the stream of a model cannot be `scale` times as large."""
+    if scale != 1 and (why := why_no_stream_scale(config)):
+        raise SizeError(f"stream_scale={scale:g}: {config.architecture.model_type} cannot have it, because {why}")
+
+
+def _eps(config: SourceConfig) -> float:
+    key = config.architecture.stream_eps
+    eps = config.full[key] if key in config.full else default_of(config.architecture, key)
+    if not isinstance(eps, float | int) or isinstance(eps, bool):
+        raise SizeError(f"stream_scale: {key} of the config is {eps!r}, wanted a number")
+    return eps
+
+
+def _has_head_norms(config: SourceConfig) -> bool:
+    return any("hidden" not in norm.reads and config.holds(norm.when) for norm in config.architecture.norms.values())
+
+
+def _factor(config: SourceConfig, expected: Expected, scale: float) -> float:
+    """Return what one tensor of a model is multiplied by, so that its stream is `scale` times as large."""
+    if isinstance(expected.origin, Norm):
+        final = expected.name.rpartition(".")[0] == config.architecture.final_norm
+        return 1 / scale if final and config.tied else 1.0
+    factors = [f for dim in expected.arrow.writes for block in dim.blocks for f in block.factors]
+    if any(f.axis == "hidden" for f in factors):
+        return scale
+    compared = any(f.role in ("query", "key") for f in factors)
+    return scale if compared and _has_head_norms(config) else 1.0
+
+
+def scaled(
+    recipes: Sequence[Recipe], config: SourceConfig, raw: dict[str, Any], scale: float
+) -> tuple[tuple[Recipe, ...], dict[str, Any], tuple[str, ...]]:
+    """Return the recipes and the raw config of a target whose stream is `scale` times as large, and notes on it.
+
+    config: of the target, which `require_stream_scale` has let pass. Raises SizeError where its eps is no number.
+    """
+    if scale == 1:
+        return tuple(recipes), raw, ()
+    expected = expected_tensors(config)
+    made = tuple(
+        recipe.model_copy(update={"factor": recipe.factor * _factor(config, expected[recipe.name], scale)})
+        for recipe in recipes
+    )
+    key, eps = config.architecture.stream_eps, _eps(config)
+    note = f"the residual stream is {scale:g} times as large, with {key} {eps:g} -> {eps * scale**2:g}"
+    return made, raw | {key: eps * scale**2}, (note,)

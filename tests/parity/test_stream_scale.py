@@ -1,0 +1,140 @@
+"""A stream that is written louder or quieter computes the same, in every family that can have it, and only there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests import tiny
+from tests.shrink.test_families import request, scores_for
+
+import anysize
+from anysize.calibration.scores import Scores
+from anysize.config import understand
+from anysize.errors import ProofError, SizeError
+from anysize.executor import target_tensors
+from anysize.io.models import NamedTensors
+from anysize.io.reader import Checkpoint
+from anysize.planner import make_plan
+from anysize.proof.algebra import check_rows, rows_of
+from anysize.proof.distance import logit_error
+from anysize.recipe import Options, Plan
+from anysize.training.stream import stream_writer
+
+TOLERANCE = 1e-5
+REFUSED = {
+    "gemma2": "a norm ends each branch",
+    "gemma3_text": "a norm ends each branch",
+    "olmo2": "a norm ends each branch",
+    "olmo-": "no config key holds the eps",
+    "opt": "no config key holds the eps",
+}
+
+
+def why(variant: tiny.Variant) -> str:
+    return next((text for name, text in REFUSED.items() if str(variant).startswith(name)), "")
+
+
+def loud_eps(variant: tiny.Variant) -> NamedTensors:
+    """A source whose eps counts: what forgets to scale it shows."""
+    source = tiny.source(variant)
+    key = understand(source.config).architecture.stream_eps
+    return NamedTensors({**source.config, key: 0.3}, {name: source.read(name) for name in source.tensors})
+
+
+def error(plan: Plan, source: NamedTensors, variant: tiny.Variant, **changes: Any) -> float:
+    given = tiny.inputs(variant)
+    wanted = tiny.logits(source.config, {name: source.read(name) for name in source.tensors}, given)
+    return logit_error(wanted, tiny.logits({**plan.target_config, **changes}, target_tensors(plan, source), given))
+
+
+@pytest.mark.parametrize("scale", [0.5])
+@pytest.mark.parametrize("variant", tiny.VARIANTS, ids=str)
+def test_what_is_computed_stays(variant: tiny.Variant, scale: float) -> None:
+    if reason := why(variant):
+        with pytest.raises(SizeError, match=f"stream_scale={scale:g}: {variant.family} .*{reason}"):
+            make_plan(tiny.source(variant), {"num_hidden_layers": 3}, Options(stream_scale=scale))
+        return
+    source = loud_eps(variant)
+    sizes = {"intermediate_size": understand(source.config).sizes["ffn"] + 8, "num_hidden_layers": 3}
+    plan = make_plan(source, sizes, Options(stream_scale=scale))
+    assert plan.exact
+    assert error(plan, source, variant) < TOLERANCE
+    key = understand(source.config).architecture.stream_eps
+    assert plan.target_config[key] == pytest.approx(0.3 * scale**2)
+    assert error(plan, source, variant, **{key: 0.3}) > 100 * TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["llama-GQA-tied", "qwen3-GQA-tied", "gemma-MHA-tied", "gpt2-tied", "vit-bias"])
+def test_it_goes_with_a_wider_stream(name: str) -> None:
+    variant = next(v for v in tiny.VARIANTS if str(v) == name)
+    source = loud_eps(variant)
+    # Without a head width of its own, a wider stream has more heads.
+    sizes = {} if "head" in understand(source.config).architecture.keys else {"num_attention_heads": 6}
+    plan = make_plan(source, {"hidden_size": 48, **sizes}, Options(stream_scale=3.0))
+    assert error(plan, source, variant) < TOLERANCE
+
+
+@pytest.mark.parametrize("readers", ["least-squares", "sequential"])
+def test_a_cut_model_computes_what_it_did_before(
+    tied_llama: Path, tied_scores: Scores, readers: str, tmp_path: Path
+) -> None:
+    plain, loud = (
+        anysize.plan(
+            tied_llama, calibration=tied_scores, hidden_size=16, intermediate_size=24, preset="subspace",
+            readers=readers, stream_scale=scale,
+        )
+        for scale in (1.0, 2.0)
+    )  # fmt: skip
+    before, after = (target_tensors(plan, Checkpoint(tied_llama)) for plan in (plain, loud))
+    times = {"embed_tokens": 2.0, "o_proj": 2.0, "down_proj": 2.0, "model.norm": 0.5}
+    for name, values in before.items():
+        wanted = next((factor for part, factor in times.items() if part in name), 1.0)
+        assert torch.equal(after[name], values * wanted), name
+    ids = {"input_ids": torch.arange(16)[None]}
+    one, other = (
+        tiny.logits({**plan.target_config, "architectures": [plan.model_class]}, tensors, ids)
+        for plan, tensors in ((plain, before), (loud, after))
+    )
+    assert logit_error(one, other) < TOLERANCE
+    anysize.apply(loud, tmp_path / "out", verify="full")
+
+
+@pytest.mark.parametrize("variant", [v for v in tiny.VARIANTS if not why(v)], ids=str)
+def test_every_family_is_cut_with_it(variant: tiny.Variant) -> None:
+    source, scores = tiny.source(variant), scores_for(variant)
+    made: list[torch.Tensor] = []
+    for scale in (1.0, 2.0):
+        options = Options(preset="subspace", readers="least-squares", layers="first", stream_scale=scale)
+        plan = make_plan(source, request(variant), options, lambda: scores)
+        tensors = target_tensors(plan, source)
+        made.append(tiny.logits(plan.target_config, tensors, tiny.inputs(variant)))
+        written = rows_of(NamedTensors(plan.target_config, tensors))
+        assert check_rows(plan, rows_of(source), written).passed
+    assert logit_error(*made) < TOLERANCE
+    # The control: written as large as before, it is not what the plan says.
+    plain = make_plan(source, request(variant), options.model_copy(update={"stream_scale": 1.0}), lambda: scores)
+    assert not check_rows(plain, rows_of(source), written).passed
+
+
+def test_a_plan_with_it_is_saved_replayed_and_proved(tied_llama: Path, tmp_path: Path) -> None:
+    plan = anysize.plan(tied_llama, hidden_size=64, stream_scale=0.5)
+    assert "the residual stream is 0.5 times as large, with rms_norm_eps 1e-06 -> 2.5e-07" in plan.notes
+    plan.save(tmp_path / "plan.json")
+    anysize.apply(Plan.load(tmp_path / "plan.json"), tmp_path / "out", verify="full")
+    edited = plan.model_copy(update={"options": plan.options.model_copy(update={"stream_scale": 1.0})})
+    with pytest.raises(ProofError, match=r"target_config\.rms_norm_eps is 2\.5e-07, planned 1e-06"):
+        anysize.apply(edited, tmp_path / "edited")
+
+
+def test_the_map_of_the_stream_has_it(tied_llama: Path) -> None:
+    plain, quiet = (stream_writer(anysize.plan(tied_llama, hidden_size=64, stream_scale=s)) for s in (1.0, 0.5))
+    assert torch.equal(quiet, 0.5 * plain)
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), float("inf")])
+def test_no_factor_is_refused(tied_llama: Path, scale: float) -> None:
+    with pytest.raises(SizeError, match="stream_scale="):
+        anysize.plan(tied_llama, hidden_size=64, stream_scale=scale)
