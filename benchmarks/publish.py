@@ -142,6 +142,7 @@ PAGES = {suite: "docs/shrinking.md" if suite == _ABLATIONS else "docs/training.m
 _COMPARED: tuple[tuple[str, str, str, str, float], ...] = (
     (_ABLATIONS, "subspace", "random", "steps", 1 / 8),
     (_ABLATIONS, "subspace", "subcloning", "steps", 1 / 2),
+    (_ABLATIONS, "subspace, least squares, stream x2, half the steps", "subcloning", "steps", 1 / 2),
     ("shrink-depth", "subspace", "random", "steps", 1 / 8),
     ("shrink-depth", "subspace", "subcloning", "steps", 1 / 2),
     ("shrink-vision", "subspace", "random", "steps", 1 / 8),
