@@ -70,8 +70,11 @@ def _request(
     chosen |= {name: size for name, size in sizes.items() if size is not None}
     if not chosen and not options.untie and options.dtype == "keep" and options.stream_scale == 1:
         raise SizeError(
-            f"no size was asked for: give at least one of {', '.join(PUBLIC_SIZES)}, scale, num_params, like"
+            f"no size was asked for: give at least one of {', '.join(PUBLIC_SIZES)}, scale, num_params, like; or "
+            "untie, stream_scale or a dtype"
         )
+    if not chosen and options.preset != "auto":
+        raise SizeError(f"preset '{options.preset}': no size was asked for, so there is nothing that it could do")
     return chosen
 
 

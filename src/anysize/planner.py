@@ -79,10 +79,10 @@ def recipes_with_maps(plan: Plan, tensors: TensorSource) -> tuple[tuple[Recipe, 
     """Return the recipes, and what is dropped, that a plan's own maps and fitted tensors stand for."""
     config, target = understand(tensors.config), understand(plan.target_config)
     names, dropped = check_source(config, tensors)
-    fields = ("reader", "writer", "value", "factor")
+    fields = ("reader", "writer", "value")
     fitted = Fitted(
         fields={
-            recipe.name: {name: getattr(recipe, name) for name in fields}
+            recipe.name: {name: getattr(recipe, name) for name in fields} | ({"factor": 1.0} if recipe.value else {})
             for recipe in plan.recipes
             if recipe.reader or recipe.writer or recipe.value
         }

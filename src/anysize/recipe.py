@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from math import prod
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -21,6 +21,8 @@ Pad = Literal["zero", "mean", "one"]
 Select = Literal["auto", "activation", "rms", "minitron", "weight", "random", "first", "stride", "refit", "principal"]
 Readers = Literal["auto", "none", "fan-in", "measured", "least-squares", "sequential"]
 Dtype = Literal["F64", "F32", "BF16", "F16"]
+# Beyond these, half precision has no room for what is multiplied, nor a gain that is stored less one.
+StreamScale = Annotated[float, Field(ge=1 / 8, le=8, strict=True)]
 BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
 
 
@@ -87,7 +89,7 @@ class Options(BaseModel):
     noise_db: float = Field(default=10.0, ge=-100, le=300)
     dtype: Literal["keep", "float32", "bfloat16", "float16"] = "keep"
     untie: bool = False
-    stream_scale: float = Field(default=1.0, ge=2**-10, le=2**10)
+    stream_scale: StreamScale = 1.0
 
     def with_layers(self, layers: str) -> Options:
         """Return the same with another layer plan, which no search comes before."""

@@ -16,6 +16,9 @@ from anysize.errors import SizeError
 from anysize.recipe import Recipe
 from anysize.tensors import Expected, expected_tensors
 
+# Gains that are stored less one come close to -1 where they are divided, and half precision is coarse there.
+_MOST_OF_A_GAIN = 4.0
+
 
 def why_no_stream_scale(config: SourceConfig) -> str:
     """Return why the residual stream cannot be multiplied without changing what is computed, or an empty string."""
@@ -32,24 +35,33 @@ def why_no_stream_scale(config: SourceConfig) -> str:
     for expected in expected_tensors(config).values():
         if any(str(dim) == "hidden" for dim in expected.arrow.reads):
             return f"{expected.name} reads the stream without a norm before it"
-    final = architecture.norms[architecture.final_norm]
-    if config.tied and not config.holds(final.stored):
+    if config.tied and not config.holds(architecture.norms[architecture.final_norm].stored):
         return "the head is tied and there is no final gain to divide"
     return ""
 
 
 def require_stream_scale(config: SourceConfig, scale: float) -> None:
     """Raise SizeError with the reason where the stream of a model cannot be `scale` times as large."""
-    if scale != 1 and (why := why_no_stream_scale(config)):
+    if scale == 1:
+        return
+    why = why_no_stream_scale(config)
+    if not why:
+        eps = _eps(config)
+        if not isinstance(eps, float | int) or isinstance(eps, bool) or not 0 <= eps < 1:
+            why = f"its {config.architecture.stream_eps} is {eps!r}, wanted a number from 0 to 1"
+    if why:
         raise SizeError(f"stream_scale={scale:g}: {config.architecture.model_type} cannot have it, because {why}")
+    final = config.architecture.norms[config.architecture.final_norm]
+    if scale > _MOST_OF_A_GAIN and config.tied and final.gain == "1+w":
+        raise SizeError(
+            f"stream_scale={scale:g}: the head is tied and the final gain, which is stored less one, would be divided "
+            f"by more than {_MOST_OF_A_GAIN:g}, too coarse for half precision: use a smaller one, or --untie"
+        )
 
 
-def _eps(config: SourceConfig) -> float:
+def _eps(config: SourceConfig) -> Any:
     key = config.architecture.stream_eps
-    eps = config.full[key] if key in config.full else default_of(config.architecture, key)
-    if not isinstance(eps, float | int) or isinstance(eps, bool):
-        raise SizeError(f"stream_scale: {key} of the config is {eps!r}, wanted a number")
-    return eps
+    return config.full[key] if key in config.full else default_of(config.architecture, key)
 
 
 def _has_head_norms(config: SourceConfig) -> bool:
@@ -64,8 +76,10 @@ def _factor(config: SourceConfig, expected: Expected, scale: float) -> float:
     factors = [f for dim in expected.arrow.writes for block in dim.blocks for f in block.factors]
     if any(f.axis == "hidden" for f in factors):
         return scale
-    compared = any(f.role in ("query", "key") for f in factors)
-    return scale if compared and _has_head_norms(config) else 1.0
+    if not _has_head_norms(config) or not any(f.role in ("query", "key") for f in factors):
+        return 1.0
+    assert all(len(dim.blocks) == 1 for dim in expected.arrow.writes), "values would be multiplied as well"
+    return scale
 
 
 def scaled(
@@ -73,7 +87,7 @@ def scaled(
 ) -> tuple[tuple[Recipe, ...], dict[str, Any], tuple[str, ...]]:
     """Return the recipes and the raw config of a target whose stream is `scale` times as large, and notes on it.
 
-    config: of the target, which `require_stream_scale` has let pass. Raises SizeError where its eps is no number.
+    config: of the target, which `require_stream_scale` has let pass.
     """
     if scale == 1:
         return tuple(recipes), raw, ()
@@ -84,4 +98,9 @@ def scaled(
     )
     key, eps = config.architecture.stream_eps, _eps(config)
     note = f"the residual stream is {scale:g} times as large, with {key} {eps:g} -> {eps * scale**2:g}"
-    return made, raw | {key: eps * scale**2}, (note,)
+    notes = [note]
+    if scale > 1 and any(recipe.dtype == "F16" for recipe in made):
+        notes.append(
+            "float16 ends at 65,504, and what goes along the stream is larger now: look for infinities, or use bfloat16"
+        )
+    return made, raw | {key: eps * scale**2}, tuple(notes)

@@ -25,7 +25,7 @@ from anysize.comparison.flops import conversion_flops, forward_flops
 from anysize.comparison.folder import Place, claimed
 from anysize.comparison.job import Job, arguments_of, in_small
 from anysize.config import understand
-from anysize.errors import InputError, OutputError
+from anysize.errors import InputError, OutputError, SizeError
 from anysize.io.lock import FolderLock
 from anysize.io.reader import Checkpoint
 from anysize.report.schema import Results
@@ -481,3 +481,27 @@ def test_processes_end_with_the_one_that_began_them(tmp_path: Path) -> None:
     began.wait()
     began.stdout.close()
     worker.wait(timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("arm", "sentence"),
+    [
+        ({"stream_scale": 2.0}, "arm 'loud': stream_scale=2: llama cannot have it, because its rms_norm_eps is 2.0"),
+        ({"untie": True}, "arm 'loud': untie: the head of this model is not tied"),
+    ],
+)
+def test_what_an_arm_cannot_have_is_told_before_calibration(
+    new_llama: Any, story: Path, tmp_path: Path, arm: dict[str, Any], sentence: str
+) -> None:
+    source = new_llama(tmp_path / "source", rms_norm_eps=2.0)
+    config = config_of(source, story, tmp_path / "out", arms={"random": {"random": True}, "loud": arm})
+    with pytest.raises(SizeError, match=sentence):
+        carried_out(config)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("scale", [0, 9, True, "2"])
+def test_a_factor_out_of_range_is_refused_with_its_key(llama: Path, story: Path, tmp_path: Path, scale: object) -> None:
+    config = config_of(llama, story, tmp_path / "out", arms={"loud": {"stream_scale": scale}}, goals=["loud"])
+    with pytest.raises(InputError, match=r"arms\.loud\.stream_scale"):
+        compare_config(config, "c.yaml")

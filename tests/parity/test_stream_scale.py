@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from anysize.io.reader import Checkpoint
 from anysize.planner import make_plan
 from anysize.proof.algebra import check_rows, rows_of
 from anysize.proof.distance import logit_error
+from anysize.proof.replan import differences
 from anysize.recipe import Options, Plan
 from anysize.training.stream import stream_writer
 
@@ -113,10 +115,86 @@ def test_every_family_is_cut_with_it(variant: tiny.Variant) -> None:
         made.append(tiny.logits(plan.target_config, tensors, tiny.inputs(variant)))
         written = rows_of(NamedTensors(plan.target_config, tensors))
         assert check_rows(plan, rows_of(source), written).passed
+        assert not differences(plan, source)
     assert logit_error(*made) < TOLERANCE
     # The control: written as large as before, it is not what the plan says.
     plain = make_plan(source, request(variant), options.model_copy(update={"stream_scale": 1.0}), lambda: scores)
     assert not check_rows(plain, rows_of(source), written).passed
+
+
+@pytest.mark.parametrize("options", [{"preset": "weight-selection"}, {"preset": "subspace", "readers": "sequential"}])
+def test_a_cut_plan_with_another_factor_is_refused(
+    tied_llama: Path, tied_scores: Scores, options: dict[str, str]
+) -> None:
+    scores = tied_scores if options["preset"] == "subspace" else None
+    plan = anysize.plan(
+        tied_llama, calibration=scores, hidden_size=16, intermediate_size=24, stream_scale=2.0, **options
+    )
+    source = Checkpoint(tied_llama)
+    assert not differences(plan, source)
+    silent = plan.model_copy(
+        update={"options": plan.options.model_copy(update={"stream_scale": 1.0}),
+                "target_config": {**plan.target_config, "rms_norm_eps": 1e-6}}
+    )  # fmt: skip
+    assert any(text.startswith("factor of model.embed_tokens.weight is 2.0") for text in differences(silent, source))
+    names = ["model.layers.0.self_attn.o_proj.weight", "model.norm.weight"]
+    for name in names:
+        recipes = tuple(r.model_copy(update={"factor": 1.0}) if r.name == name else r for r in plan.recipes)
+        found = differences(plan.model_copy(update={"recipes": recipes}), source)
+        assert [text.partition(" is ")[0] for text in found] == [f"factor of {name}"]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_is_proved_and_float16_is_warned_of(
+    new_llama: Callable[..., Path], tmp_path: Path, dtype: str
+) -> None:
+    source = new_llama(tmp_path / "half", dtype=dtype, tie_word_embeddings=True)
+    plan = anysize.plan(source, hidden_size=48, stream_scale=2.0)
+    anysize.apply(plan, tmp_path / "out", verify="full")
+    warned = any("float16 ends at 65,504" in note for note in plan.notes)
+    assert warned == (dtype == "float16")
+
+
+def test_an_untied_head_keeps_its_gain(tied_llama: Path, tmp_path: Path) -> None:
+    plan = anysize.plan(tied_llama, untie=True, stream_scale=2.0)
+    factors = {recipe.name: recipe.factor for recipe in plan.recipes}
+    assert factors["model.norm.weight"] == factors["lm_head.weight"] == 1.0
+    assert factors["model.embed_tokens.weight"] == 2.0
+    anysize.apply(plan, tmp_path / "out", verify="full")
+
+
+def test_a_model_in_memory_and_its_saved_plan(tmp_path: Path) -> None:
+    variant = next(v for v in tiny.VARIANTS if str(v) == "vit-bias")
+    model = tiny.model(variant, dtype=torch.float32)
+    plan = anysize.plan(model, stream_scale=0.5)
+    plan.save(tmp_path / "plan.json")
+    made = anysize.apply(Plan.load(tmp_path / "plan.json"), source=model)
+    given = {name: values.float() for name, values in tiny.inputs(variant).items()}
+    with torch.no_grad():
+        assert logit_error(model(**given).logits, made(**given).logits) < TOLERANCE
+
+
+def test_gains_stored_less_one_are_not_divided_by_much() -> None:
+    variant = next(v for v in tiny.VARIANTS if str(v) == "gemma-MHA-tied")
+    with pytest.raises(SizeError, match=r"stream_scale=5: the head is tied and the final gain.*or --untie"):
+        make_plan(tiny.source(variant), {}, Options(stream_scale=5.0))
+    make_plan(tiny.source(variant), {}, Options(stream_scale=4.0))
+    make_plan(tiny.source(variant), {}, Options(stream_scale=5.0, untie=True))
+
+
+@pytest.mark.parametrize("eps", ["1e-6", True, -1e-6, None])
+def test_an_eps_that_is_no_number_is_refused(eps: object) -> None:
+    source = tiny.source(tiny.VARIANTS[0])
+    wrong = NamedTensors({**source.config, "rms_norm_eps": eps}, {name: source.read(name) for name in source.tensors})
+    with pytest.raises(SizeError, match=r"because its rms_norm_eps is .*wanted a number from 0 to 1"):
+        make_plan(wrong, {}, Options(stream_scale=2.0))
+
+
+def test_a_config_without_an_eps_has_that_of_transformers() -> None:
+    source = tiny.source(tiny.VARIANTS[0])
+    raw = {key: value for key, value in source.config.items() if key != "rms_norm_eps"}
+    bare = NamedTensors(raw, {name: source.read(name) for name in source.tensors})
+    assert make_plan(bare, {}, Options(stream_scale=2.0)).target_config["rms_norm_eps"] == pytest.approx(4e-6)
 
 
 def test_a_plan_with_it_is_saved_replayed_and_proved(tied_llama: Path, tmp_path: Path) -> None:
@@ -134,7 +212,13 @@ def test_the_map_of_the_stream_has_it(tied_llama: Path) -> None:
     assert torch.equal(quiet, 0.5 * plain)
 
 
-@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), float("inf")])
-def test_no_factor_is_refused(tied_llama: Path, scale: float) -> None:
+@pytest.mark.parametrize("scale", [0.0, -1.0, 0.1, 9.0, float("nan"), float("inf"), True, "2"])
+def test_what_is_no_factor_is_refused(tied_llama: Path, scale: Any) -> None:
     with pytest.raises(SizeError, match="stream_scale="):
         anysize.plan(tied_llama, hidden_size=64, stream_scale=scale)
+
+
+@pytest.mark.parametrize("options", [{"preset": "subspace"}, {"preset": "hypercloning-noisy", "noise_db": 20.0}])
+def test_alone_it_has_no_use_for_a_preset(tied_llama: Path, options: dict[str, Any]) -> None:
+    with pytest.raises(SizeError, match=f"preset '{options['preset']}': no size was asked for"):
+        anysize.plan(tied_llama, stream_scale=2.0, **options)

@@ -61,7 +61,7 @@ ARCHITECTURE = Architecture(
     fixed_score_scale="not scale_attn_weights",
     kept={
         "activation_function": "acts on each ffn neuron alone",
-        "layer_norm_epsilon": "statistics of hidden are unchanged",
+        "layer_norm_epsilon": "statistics of hidden are unchanged, or it is changed with them (stream_scale)",
         "resid_pdrop": "training only",
         "embd_pdrop": "training only",
         "attn_pdrop": "training only",

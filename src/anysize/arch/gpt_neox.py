@@ -48,7 +48,7 @@ ARCHITECTURE = Architecture(
     defaults={"tie_word_embeddings": False, "attention_bias": True, "initializer_range": 0.02},
     kept={
         "hidden_act": "acts on each ffn neuron alone",
-        "layer_norm_eps": "statistics of hidden are unchanged",
+        "layer_norm_eps": "statistics of hidden are unchanged, or it is changed with them (stream_scale)",
         "use_parallel_residual": "both orders of the residual sum keep every axis",
         "rope_parameters": "rotates within a head, whose width is unchanged",
         "rope_scaling": "rotates within a head, whose width is unchanged",

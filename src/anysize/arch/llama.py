@@ -66,7 +66,7 @@ ARCHITECTURE = Architecture(
     },
     kept={
         "hidden_act": "acts on each ffn neuron alone",
-        "rms_norm_eps": "statistics of hidden are unchanged",
+        "rms_norm_eps": "statistics of hidden are unchanged, or it is changed with them (stream_scale)",
         "rope_parameters": "rotates within a head, whose width is unchanged",
         "rope_theta": "rotates within a head, whose width is unchanged",
         "rope_scaling": "rotates within a head, whose width is unchanged",

@@ -60,7 +60,7 @@ ARCHITECTURE = Architecture(
     defaults={"qkv_bias": True, "num_channels": 3, "initializer_range": 0.02},
     kept={
         "hidden_act": "acts on each ffn neuron alone",
-        "layer_norm_eps": "statistics of hidden are unchanged",
+        "layer_norm_eps": "statistics of hidden are unchanged, or it is changed with them (stream_scale)",
         "hidden_dropout_prob": "training only",
         "attention_probs_dropout_prob": "training only",
         "encoder_stride": "read by masked image modelling only",

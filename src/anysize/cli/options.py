@@ -118,8 +118,8 @@ Untie = Annotated[bool, typer.Option("--untie", help="Give a tied head a matrix 
 StreamScale = Annotated[
     float,
     typer.Option(
-        help="Multiply what writes the residual stream by so much. The function stays, and with it what an optimizer "
-        "does to it changes: 2 for a cut model, 0.5 for a grown one trained better in our comparisons."
+        help="Multiply what writes the residual stream by so much, 1/8 to 8: the function stays, how it trains changes "
+        "(docs/training.md)."
     ),
 ]
 LowMemory = Annotated[

@@ -24,7 +24,7 @@ from anysize.comparison.records import machine, plan_record, resize_command, ver
 from anysize.comparison.search import ladder, search
 from anysize.comparison.summary import rows_of
 from anysize.config import SourceConfig, understand
-from anysize.errors import AnysizeError, InputError
+from anysize.errors import AnysizeError, InputError, SizeError
 from anysize.io.hub import open_checkpoint
 from anysize.io.image_processor import identity_of, image_processor_of, require_same_images
 from anysize.io.lock import FolderLock
@@ -174,21 +174,27 @@ class Comparison:
         if self.config.target.vocab_size not in (None, self.source.sizes.get("vocab")):
             raise InputError("target.vocab_size: all arms and the teacher share the source's vocabulary")
 
-        def made_of(source: str, layers: str) -> SourceConfig:
-            plain = Resize(source=source, **self.config.target.model_dump(), layers=layers).sizes_alone()
-            return understand(plan_of(plain, None, self.progress).target_config)
+        def made_of(source: str, layers: str, stream_scale: float = 1.0, *, untie: bool = False) -> SourceConfig:
+            sizes = self.config.target.model_dump()
+            resize = Resize(source=source, **sizes, layers=layers, stream_scale=stream_scale, untie=untie)
+            return understand(plan_of(resize.sizes_alone(), None, self.progress).target_config)
 
         first = next(iter(self.config.arms.values()))
         target = made_of(self.config.source, first.layers)
         for name, arm in self.config.arms.items():
-            if not arm.random and (arm.source, arm.layers) != ("", first.layers):
-                made = made_of(arm.source or self.config.source, arm.layers)
-                if made.sizes != target.sizes:
-                    listed = "" if arm.layers == "auto" else f" with layers '{arm.layers}'"
-                    raise InputError(
-                        f"arm '{name}': target makes {_told(made)} of '{arm.source or self.config.source}'{listed} and "
-                        f"{_told(target)} of '{self.config.source}', and all arms have the same sizes: name each size"
-                    )
+            own = (arm.source or self.config.source, arm.layers, arm.stream_scale)
+            if arm.random or (own, arm.untie) == ((self.config.source, first.layers, 1.0), False):
+                continue
+            try:
+                made = made_of(*own, untie=arm.untie)
+            except SizeError as error:
+                raise SizeError(f"arm '{name}': {error}") from error
+            if made.sizes != target.sizes:
+                listed = "" if arm.layers == "auto" else f" with layers '{arm.layers}'"
+                raise InputError(
+                    f"arm '{name}': target makes {_told(made)} of '{own[0]}'{listed} and "
+                    f"{_told(target)} of '{self.config.source}', and all arms have the same sizes: name each size"
+                )
         return target
 
     def _data(self) -> Datasets:

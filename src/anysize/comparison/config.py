@@ -9,6 +9,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from anysize.errors import did_you_mean, joined
 from anysize.layers import LEAVE_ONE_OUT
+from anysize.recipe import StreamScale
 from anysize.training.config import (
     Calibration,
     Data,
@@ -60,7 +61,7 @@ class ArmConfig(Section):
     layers: str = "auto"
     noise_db: float = 10.0
     untie: bool = False
-    stream_scale: float = 1.0
+    stream_scale: StreamScale = 1.0
     distill: Distill | None = None
     recipe: Recipe = Field(default_factory=Recipe)
     training: dict[str, Any] = Field(default_factory=dict)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import uuid
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -196,7 +197,9 @@ class LoadedModel:
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         self.location = model.name_or_path or type(model).__name__
-        self.config: Mapping[str, Any] = {**model.config.to_dict(), "architectures": [type(model).__name__]}
+        raw = {**model.config.to_dict(), "architectures": [type(model).__name__]}
+        # As a file would have it: a plan that was saved has names of labels under strings.
+        self.config: Mapping[str, Any] = json.loads(json.dumps(raw))
         self._state = disk_tensors(model)
         self.identity = uuid.uuid4().hex
         self.tensors = {

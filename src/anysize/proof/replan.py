@@ -10,26 +10,35 @@ from collections.abc import Iterator
 from typing import Any
 
 from anysize import target as targets
+from anysize.arch.schema import Norm, Parameter
 from anysize.axis import AxisMap
 from anysize.config import understand
 from anysize.errors import AnysizeError, ProofError, joined
 from anysize.io.reader import TensorSource
 from anysize.planner import make_plan, recipes_with_maps
 from anysize.recipe import Plan, Recipe
-from anysize.shrink import SHRINK_PRESETS
+from anysize.shrink import FITTED, SHRINK_PRESETS
+from anysize.tensors import expected_tensors
 from anysize.vocabulary.keep import kept_again
 
 _SHOWN = 3
-_FITTED = ("reader", "writer", "value", "factor")
+_DENSE = ("reader", "writer", "value")
 
 
 def _differs(what: str, got: object, wanted: object) -> str:
     return f"{what} is {got!r:.80}, planned {wanted!r:.80}"
 
 
-def _recipe_differences(got: Recipe, wanted: Recipe, *, fitted: bool) -> Iterator[str]:
+def _measures_factor(plan: Plan, recipe: Recipe, origin: Parameter | Norm) -> bool:
+    """Whether the factor of a tensor comes from data: a reader's, or that of a gain whose norm spans what was cut."""
+    if isinstance(origin, Norm):
+        return plan.options.readers in FITTED and not recipe.value
+    return plan.options.readers == "measured"
+
+
+def _recipe_differences(got: Recipe, wanted: Recipe, *, fitted: bool, measured: bool) -> Iterator[str]:
     for name in Recipe.model_fields:
-        if fitted and name in _FITTED and (got.reader or got.writer or got.value or name == "factor"):
+        if fitted and ((name in _DENSE and (got.reader or got.writer or got.value)) or (name == "factor" and measured)):
             continue
         one, other = getattr(got, name), getattr(wanted, name)
         if one != other:
@@ -93,8 +102,10 @@ def differences(plan: Plan, tensors: TensorSource) -> list[str]:
         found.append(_differs("the number of tensors", len(plan.recipes), len(recipes)))
     # What reads behind a gap may be fitted though nothing is cut inside of the layers.
     fitted = cut or (drops_layers and plan.options.readers == "sequential")
+    expected = expected_tensors(target)
     for got, planned in zip(plan.recipes, recipes, strict=False):
-        found += _recipe_differences(got, planned, fitted=fitted)
+        measured = got.name in expected and _measures_factor(plan, got, expected[got.name].origin)
+        found += _recipe_differences(got, planned, fitted=fitted, measured=measured)
     return found
 
 

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from anysize.errors import InputError, did_you_mean, joined
 from anysize.layers import EVOLUTIONARY, SCORED
+from anysize.recipe import StreamScale
 from anysize.training.arguments import check_training_arguments
 from anysize.training.config_file import refusals
 
@@ -208,7 +209,7 @@ class Resize(Sizes):
     noise_db: float = 10.0
     seed: int = 0
     untie: bool = False
-    stream_scale: float = 1.0
+    stream_scale: StreamScale = 1.0
 
     def sizes_alone(self) -> Resize:
         """Return the resize that makes the same sizes by choices that need no data."""
