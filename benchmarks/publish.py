@@ -145,6 +145,7 @@ _COMPARED: tuple[tuple[str, str, str, str, float], ...] = (
     (_ABLATIONS, "subspace, least squares, stream x2, half the steps", "subcloning", "steps", 1 / 2),
     ("shrink-depth", "subspace", "random", "steps", 1 / 8),
     ("shrink-depth", "subspace", "subcloning", "steps", 1 / 2),
+    ("shrink-depth", "subspace, least squares, stream x2, half the steps", "subcloning", "steps", 1 / 2),
     ("shrink-vision", "subspace", "random", "steps", 1 / 8),
     ("shrink-vision", "subspace", "subcloning", "steps", 1 / 2),
     ("shrink", "subspace + distillation", "random", "steps", 1 / 18),

@@ -262,8 +262,8 @@ class TensorJob:
 
     @property
     def _one(self) -> float:
-        """What the file holds where the gain is 1."""
-        return 0.0 if self.recipe.stored_as == "1+w" else 1.0
+        """What the file holds where a gain is new."""
+        return self.recipe.new_gain - (1.0 if self.recipe.stored_as == "1+w" else 0.0)
 
     def _fill_rows(self, out: torch.Tensor, lo: int, hi: int, generator: np.random.Generator) -> None:
         """Overwrite the rows of new capacity; where a column is silent as well, zero wins."""

@@ -30,13 +30,13 @@ class Recipe(BaseModel):
     """How one target tensor is made from one source tensor.
 
     arrow: what it reads and writes; the axis maps of the plan do the rest. factor: multiplies every copied value.
-    stored_as: "1+w" where the file holds the gain minus one. share: how reader columns divide over copies. noise_db:
-    signal-to-noise ratio of the +-noise in the null space of the copies. pad: what new coordinates of `hidden` hold.
-    fresh_scale: standard deviation of new values over the root mean square of the source's, scaled by factor;
-    fresh_std: the same as such, where that gives 0. score_power: see `dims`. silent: the tensor ends a branch of an
-    identity layer and is zero. layer, expert: whose own axis maps ("ffn.3", "ffn.3.5") apply, in target numbers.
-    reader, writer: names of the dense maps that stand for the axis maps of what is read or written. value: name of
-    the fitted array that is the target tensor.
+    stored_as: "1+w" where the file holds the gain minus one. share: how reader columns divide over copies.
+    noise_db: signal-to-noise ratio of the +-noise in the null space of the copies. pad: what new coordinates of
+    `hidden` hold. fresh_scale: standard deviation of new values over the root mean square of the source's, scaled
+    by factor; fresh_std: the same as such, where that gives 0. score_power: see `dims`. new_gain: what pad "one"
+    holds. silent: the tensor ends a branch of an identity layer and is zero. layer, expert: whose own axis maps
+    ("ffn.3", "ffn.3.5") apply, in target numbers. reader, writer: names of the dense maps that stand for the axis
+    maps of what is read or written. value: name of the fitted array that is the target tensor.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -56,6 +56,7 @@ class Recipe(BaseModel):
     fresh_scale: float = 0.0
     fresh_std: float = 0.0
     score_power: float = 0.25
+    new_gain: float = 1.0
     silent: bool = False
     layer: int | None = None
     expert: int | None = None

@@ -92,10 +92,14 @@ def scaled(
     if scale == 1:
         return tuple(recipes), raw, ()
     expected = expected_tensors(config)
-    made = tuple(
-        recipe.model_copy(update={"factor": recipe.factor * _factor(config, expected[recipe.name], scale)})
-        for recipe in recipes
-    )
+
+    def changed(recipe: Recipe) -> Recipe:
+        factor = _factor(config, expected[recipe.name], scale)
+        # New coordinates speak to a tied head as loudly as the others.
+        gains = {"new_gain": recipe.new_gain * factor} if recipe.pad == "one" else {}
+        return recipe.model_copy(update={"factor": recipe.factor * factor, **gains})
+
+    made = tuple(changed(recipe) for recipe in recipes)
     key, eps = config.architecture.stream_eps, _eps(config)
     note = f"the residual stream is {scale:g} times as large, with {key} {eps:g} -> {eps * scale**2:g}"
     notes = [note]

@@ -207,6 +207,19 @@ def test_a_plan_with_it_is_saved_replayed_and_proved(tied_llama: Path, tmp_path:
         anysize.apply(edited, tmp_path / "edited")
 
 
+def test_new_gains_before_a_tied_head_follow(tied_llama: Path) -> None:
+    plan = anysize.plan(tied_llama, hidden_size=64, stream_scale=0.5)
+    gains = target_tensors(plan, Checkpoint(tied_llama))
+    assert (gains["model.norm.weight"][32:] == 2.0).all()
+    assert (gains["model.layers.0.input_layernorm.weight"][32:] == 1.0).all()
+    # The control: gains that do not follow are not what the plan says.
+    wrong = {name: values.clone() for name, values in gains.items()}
+    wrong["model.norm.weight"][32:] = 1.0
+    source = rows_of(Checkpoint(tied_llama))
+    assert check_rows(plan, source, rows_of(NamedTensors(plan.target_config, gains))).passed
+    assert not check_rows(plan, source, rows_of(NamedTensors(plan.target_config, wrong))).passed
+
+
 def test_the_map_of_the_stream_has_it(tied_llama: Path) -> None:
     plain, quiet = (stream_writer(anysize.plan(tied_llama, hidden_size=64, stream_scale=s)) for s in (1.0, 0.5))
     assert torch.equal(quiet, 0.5 * plain)

@@ -113,10 +113,8 @@ def _errors(
     )
     if _largest(silent_rows) or _largest(got[:, torch.from_numpy(columns.fill == Fill.ZERO)]):
         error = max(error, 1.0)
-    one = 0.0 if recipe.stored_as == "1+w" else 1.0
     new_rows = read(target, recipe.name, recipe.shape, _sample(rows, columns, Fill.ONE, generator), rows.target_size)
-    if new_rows.numel() and _largest(new_rows - one):
-        error = max(error, 1.0)
+    error = max(error, _largest(new_rows + offset - recipe.new_gain) / recipe.new_gain)
     error = max(error, _mean_error(recipe, rows, columns, got, wanted, scale, read, source, target, generator))
     return error, _largest((folded - wanted.roll(1, dims=1)) / scale) if wanted.shape[1] > 1 else float("nan")
 
