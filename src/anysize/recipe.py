@@ -56,7 +56,7 @@ class Recipe(BaseModel):
     fresh_scale: float = 0.0
     fresh_std: float = 0.0
     score_power: float = 0.25
-    new_gain: float = 1.0
+    new_gain: float = Field(default=1.0, gt=0)
     silent: bool = False
     layer: int | None = None
     expert: int | None = None
