@@ -20,8 +20,8 @@ from anysize.shrink import (
     CHOSEN_PER_LAYER,
     SHRINK_PRESETS,
     ShrinkPreset,
-    why_no_directions,
     why_not_sequential,
+    why_stream_is_bound,
 )
 from anysize.target import Target
 from anysize.tensors import expected_tensors
@@ -172,7 +172,7 @@ def possible_directions(
     config: SourceConfig, shrink: ShrinkPreset, *, cut_hidden: bool
 ) -> tuple[ShrinkPreset, list[str]]:
     """Return the preset as far as this family allows it, and what was replaced."""
-    why = why_no_directions(config) if shrink.select == "principal" and cut_hidden else ""
+    why = why_stream_is_bound(config) if shrink.select == "principal" and cut_hidden else ""
     if not why:
         return shrink, []
     return replace(shrink, select="refit"), [f"hidden is selected by activation, not by directions: {why}"]

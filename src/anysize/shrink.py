@@ -81,14 +81,14 @@ def reads_scores(preset: str, select: str, readers: str, layers: str, cut: Seque
     return chosen or readers in FITTED or ("layer" in cut and layers in (*SCORED, EVOLUTIONARY))
 
 
-def why_no_directions(config: SourceConfig) -> str:
-    """Return why the residual stream cannot be turned into principal directions, or an empty string."""
+def why_stream_is_bound(config: SourceConfig) -> str:
+    """Return why the residual stream can be neither turned nor multiplied, or an empty string."""
     architecture = config.architecture
     for norm in architecture.norms.values():
         if not config.holds(norm.when):
             continue
         if norm.writes == "hidden":
-            return "a norm ends each branch, and a rotation cannot cross its gain"
+            return "a norm ends each branch, and has its gain and eps there"
         if norm.writes == "norm(hidden)" and config.holds(norm.after_sum):
             return "a norm stands on the residual stream itself"
     for expected in expected_tensors(config).values():
@@ -96,7 +96,7 @@ def why_no_directions(config: SourceConfig) -> str:
             return f"{expected.name} reads the stream without a norm before it"
     final = architecture.norms.get(architecture.final_norm)
     if config.tied and (final is None or not config.holds(final.stored)):
-        return "the head is tied and no final gain can be fitted to it"
+        return "the head is tied and there is no final gain to make up for it"
     return ""
 
 
@@ -113,4 +113,4 @@ def why_not_sequential(
         return "each expert reads only the tokens that are routed to it"
     if not fits_in_memory:
         return "a layer of each model and the activations do not fit into half of the free memory"
-    return why_no_directions(config)
+    return why_stream_is_bound(config)

@@ -14,37 +14,18 @@ from anysize.arch.schema import Norm
 from anysize.config import SourceConfig, default_of
 from anysize.errors import SizeError
 from anysize.recipe import Recipe
+from anysize.shrink import why_stream_is_bound
 from anysize.tensors import Expected, expected_tensors
 
 # Gains that are stored less one come close to -1 where they are divided, and half precision is coarse there.
 _MOST_OF_A_GAIN = 4.0
 
 
-def why_no_stream_scale(config: SourceConfig) -> str:
-    """Return why the residual stream cannot be multiplied without changing what is computed, or an empty string."""
-    architecture = config.architecture
-    if not architecture.stream_eps:
-        return "no config key holds the eps of its norms"
-    for norm in architecture.norms.values():
-        if not config.holds(norm.when):
-            continue
-        if norm.writes == "hidden":
-            return "a norm ends each branch, whose eps is that of the stream's norms"
-        if config.holds(norm.after_sum):
-            return "a norm stands on the residual stream itself"
-    for expected in expected_tensors(config).values():
-        if any(str(dim) == "hidden" for dim in expected.arrow.reads):
-            return f"{expected.name} reads the stream without a norm before it"
-    if config.tied and not config.holds(architecture.norms[architecture.final_norm].stored):
-        return "the head is tied and there is no final gain to divide"
-    return ""
-
-
 def require_stream_scale(config: SourceConfig, scale: float) -> None:
     """Raise SizeError with the reason where the stream of a model cannot be `scale` times as large."""
     if scale == 1:
         return
-    why = why_no_stream_scale(config)
+    why = why_stream_is_bound(config) if config.architecture.stream_eps else "no config key holds the eps of its norms"
     if not why:
         eps = _eps(config)
         if not isinstance(eps, float | int) or isinstance(eps, bool) or not 0 <= eps < 1:

@@ -25,11 +25,12 @@ from anysize.comparison.flops import conversion_flops, forward_flops
 from anysize.comparison.folder import Place, claimed
 from anysize.comparison.job import Job, arguments_of, in_small
 from anysize.config import understand
-from anysize.errors import InputError, OutputError, SizeError
+from anysize.errors import InputError, OutputError
 from anysize.io.lock import FolderLock
 from anysize.io.reader import Checkpoint
 from anysize.report.schema import Results
 from tests import tiny
+from tests.comparison.runs import carried_out, config_of
 from tests.conftest import Ran
 
 Run = Callable[..., Ran]
@@ -59,25 +60,6 @@ class InThisProcess:
         except Exception as error:
             future.set_exception(error)
         return future
-
-
-def config_of(llama: Path, story: Path, output: Path, **changes: Any) -> dict[str, Any]:
-    data = {"train": str(story), "validation": str(story), "test": str(story), "sequence_length": 32,
-            "evaluation_tokens": 512}  # fmt: skip
-    return {
-        "output": str(output), "source": str(llama), "data": data, "evaluations": 4, "seeds": [0, 1],
-        "target": {"hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1},
-        "calibration": {"tokens": 4096, "sequence_length": 64}, "learning_rates": [1e-3, 4e-3],
-        "training": {"max_steps": 8, "per_device_train_batch_size": 4},
-        "arms": {"random": {"random": True}, "subspace": {"preset": "subspace", "distill": {"weight": 0.5}}},
-        **changes,
-    }  # fmt: skip
-
-
-def carried_out(config: dict[str, Any]) -> Results:
-    return compare(
-        compare_config(config, "c.yaml"), text="text", command="anysize compare c.yaml", progress=lambda *_: None
-    )
 
 
 @pytest.fixture
@@ -230,34 +212,6 @@ def test_a_comparison_that_shows_nothing_about_growing_says_so(llama: Path, stor
     assert found.arm("fresh").calibration_s == 0
 
 
-def test_arms_of_other_sizes_are_refused(
-    llama: Path, new_llama: Callable[..., Path], story: Path, tmp_path: Path, cli: Run
-) -> None:
-    other = new_llama(tmp_path / "other", intermediate_size=40)
-    arms = {"random": {"random": True}, "theirs": {"source": str(other)}}
-    config = config_of(llama, story, tmp_path / "out", arms=arms, target={"scale": 0.5})
-    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
-    done = cli("compare", tmp_path / "c.yaml")
-    assert done.code == 2
-    assert "arm 'theirs': target makes" in done.err
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("first", [{"random": True}, {"preset": "subspace"}])
-def test_an_arm_whose_listed_layers_make_another_depth_is_refused(
-    llama: Path, story: Path, tmp_path: Path, cli: Run, first: dict[str, Any]
-) -> None:
-    arms = {"first": first, "listed": {"layers": "1"}}
-    config = config_of(llama, story, tmp_path / "out", arms=arms, target={"intermediate_size": 24}, goals=["first"])
-    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
-    done = cli("compare", tmp_path / "c.yaml")
-    assert done.code == 2
-    told = done.err.replace("\n", " ")
-    assert "arm 'listed': target makes" in told
-    assert "with layers '1'" in told
-    assert not (tmp_path / "out").exists()
-
-
 @pytest.mark.usefixtures("_no_processes")
 def test_an_arm_whose_own_source_has_changed_is_trained_again(
     llama: Path, new_llama: Callable[..., Path], story: Path, tmp_path: Path
@@ -299,42 +253,6 @@ def test_each_arm_pays_for_its_own_source() -> None:
     }  # fmt: skip
     with pytest.raises(InputError, match="without a source of its own"):
         compare_config({**config_of(Path("s"), Path("t"), Path("o")), "arms": {"a": {"source_cost": {}}}}, "c.yaml")
-
-
-@pytest.mark.parametrize(
-    ("changes", "told"),
-    [
-        ({"target": {"hidden_size": 17}}, "hidden_size"),
-        ({"target": {"scale": 1.0, "hidden_size": 16, "num_params": 5}}, "both choose the sizes"),
-        ({"target": {"vocab_size": 70}}, "target.vocab_size"),
-        ({"source": "nowhere/at/all/x"}, "nowhere"),
-        ({"arms": {"random": {"random": True}, "far": {"source": "OTHER"}}}, "has 47 tokens"),
-        ({"training": {"max_steps": 8, "per_device_train_batch_size": 4000}}, "one batch"),
-        ({"arms": {"random": {"random": True, "training": {"lr_scheduler_type": "cosin"}}}}, "refuses training"),
-        (
-            {"arms": {"random": {"random": True, "training": {"lr_scheduler_kwargs": {"min_lr_ratio": 0.1}}}}},
-            "cannot make the optimizer or the schedule",
-        ),
-    ],
-)
-def test_what_is_refused_before_any_training(
-    llama: Path,
-    story: Path,
-    tmp_path: Path,
-    cli: Run,
-    new_llama: Callable[..., Path],
-    changes: dict[str, Any],
-    told: str,
-) -> None:
-    text = yaml.safe_dump(config_of(llama, story, tmp_path / "out", **changes))
-    if "OTHER" in text:
-        text = text.replace("OTHER", str(new_llama(tmp_path / "other", vocab_size=47)))
-    (tmp_path / "c.yaml").write_text(text)
-    done = cli("compare", tmp_path / "c.yaml")
-    assert done.code == 2
-    assert told in done.err
-    assert "Traceback" not in done.err
-    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.usefixtures("_no_processes")
@@ -394,19 +312,6 @@ def test_a_trial_is_taught_like_the_run_in_small(
     assert trial is not None
     shares = [whole.share(step, 80) for step in range(80)]
     assert [trial.share(step, 20) for step in range(20)] == pytest.approx(shares[::4])
-
-
-def test_the_folder_of_another_comparison_is_refused_and_stays(
-    llama: Path, story: Path, tmp_path: Path, cli: Run
-) -> None:
-    output = tmp_path / "out"
-    output.mkdir()
-    (output / "comparison.json").write_text('{"source": "another"}')
-    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config_of(llama, story, output)))
-    done = cli("compare", tmp_path / "c.yaml")
-    assert done.code == 2
-    assert "holds another comparison" in done.err
-    assert [p.name for p in output.iterdir()] == ["comparison.json"]
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral", "vit"])
@@ -481,27 +386,3 @@ def test_processes_end_with_the_one_that_began_them(tmp_path: Path) -> None:
     began.wait()
     began.stdout.close()
     worker.wait(timeout=60)
-
-
-@pytest.mark.parametrize(
-    ("arm", "sentence"),
-    [
-        ({"stream_scale": 2.0}, "arm 'loud': stream_scale=2: llama cannot have it, because its rms_norm_eps is 2.0"),
-        ({"untie": True}, "arm 'loud': untie: the head of this model is not tied"),
-    ],
-)
-def test_what_an_arm_cannot_have_is_told_before_calibration(
-    new_llama: Any, story: Path, tmp_path: Path, arm: dict[str, Any], sentence: str
-) -> None:
-    source = new_llama(tmp_path / "source", rms_norm_eps=2.0)
-    config = config_of(source, story, tmp_path / "out", arms={"random": {"random": True}, "loud": arm})
-    with pytest.raises(SizeError, match=sentence):
-        carried_out(config)
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("scale", [0, 9, True, "2"])
-def test_a_factor_out_of_range_is_refused_with_its_key(llama: Path, story: Path, tmp_path: Path, scale: object) -> None:
-    config = config_of(llama, story, tmp_path / "out", arms={"loud": {"stream_scale": scale}}, goals=["loud"])
-    with pytest.raises(InputError, match=r"arms\.loud\.stream_scale"):
-        compare_config(config, "c.yaml")

@@ -15,7 +15,7 @@ from anysize.planner import make_plan
 from anysize.proof.cuts import miniature_scores
 from anysize.proof.miniature import prove_on_miniature
 from anysize.recipe import Options
-from anysize.shrink import why_no_directions
+from anysize.shrink import why_stream_is_bound
 from tests import tiny
 
 # Where heads make up the width, 16 is a whole number of them, and of kv groups.
@@ -70,7 +70,7 @@ def test_a_cut_plan_is_proved_on_a_miniature(variant: tiny.Variant) -> None:
     names = [check.name for check in proof.checks]
     assert "cut ffn" in names
     assert ("cut expert" in names) == ("permute expert" in names) == ("num_experts" in request(variant))
-    assert ("turn hidden" in names) == (not why_no_directions(understand(source.config)))
+    assert ("turn hidden" in names) == (not why_stream_is_bound(understand(source.config)))
     assert all(check.control is not None for check in proof.checks)
     notes = [note for note in plan.notes if "not by directions" in note]
     assert bool(notes) == ("turn hidden" not in names)

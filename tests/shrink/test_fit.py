@@ -24,11 +24,11 @@ from anysize.proof.cuts import check_cuts, check_turn
 from anysize.proof.miniature import source_tensors
 from anysize.proof.precision import DoubleThroughout
 from anysize.recipe import Plan
-from anysize.shrink import why_no_directions
+from anysize.shrink import why_stream_is_bound
 from tests import tiny
 
 HALF = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "num_key_value_heads": 1}
-TURNED = [v for v in tiny.VARIANTS if not why_no_directions(understand(tiny.config(v)))]
+TURNED = [v for v in tiny.VARIANTS if not why_stream_is_bound(understand(tiny.config(v)))]
 NOT_TURNED = [v for v in tiny.VARIANTS if v not in TURNED]
 
 
