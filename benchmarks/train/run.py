@@ -67,7 +67,7 @@ SUITES = {
 }  # fmt: skip
 # A quick run has this part of the steps, of sources and of arms, and measures so often.
 _QUICK_PART, _QUICK_EVALUATIONS = 4, 8
-_COUNTS_STEPS = ("max_steps", "until_step", "warmup_steps", "old_warmup_steps")
+_COUNTS_STEPS = ("max_steps", "until_step", "fade_steps", "warmup_steps", "old_warmup_steps")
 
 
 def _in_part(raw: Any) -> Any:
@@ -78,6 +78,12 @@ def _in_part(raw: Any) -> Any:
         key: value // _QUICK_PART if key in _COUNTS_STEPS and isinstance(value, int) else _in_part(value)
         for key, value in raw.items()
     }
+
+
+def in_short(raw: dict[str, Any]) -> dict[str, Any]:
+    """Return the config of a suite's quick run: one seed, two rates, a part of the steps."""
+    less = {"learning_rates": raw["learning_rates"][:2], "seeds": [0], "evaluations": _QUICK_EVALUATIONS}
+    return _in_part(raw | less | {"output": f"{raw['output']}-quick"})
 
 
 def _with_costs(raw: dict[str, Any], costs: Mapping[str, Cost]) -> dict[str, Any]:
@@ -106,10 +112,7 @@ def run(name: str, *, quick: bool, workers: int | None) -> Results:
         next(iter(suite.sources.values())).write_data(place / suite.data)
         os.chdir(place)
         raw = _with_costs(raw, costs)
-        if quick:
-            rates = raw["learning_rates"][:2]
-            less = {"learning_rates": rates, "seeds": [0], "evaluations": _QUICK_EVALUATIONS}
-            raw = _in_part(raw | less | {"output": f"{name}-quick"})
+        raw = in_short(raw) if quick else raw
         command = f"python -m benchmarks.train.run {name}{' --quick' if quick else ''}"
         config = compare_config({**raw, "workers": workers}, f"{name}.yaml")
         results = compare(config, text=spelled(raw), command=command, progress=progress)
