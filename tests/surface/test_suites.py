@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from benchmarks.train.run import HERE, SUITES, in_short
 
 from anysize.comparison.config import compare_config
 from anysize.training.config_file import read_yaml
-from benchmarks.train.run import HERE, SUITES, in_short
 
 SHORT = 4
 
