@@ -84,7 +84,7 @@ def test_training_hands_out_what_the_model_reads_and_keeps_each_way_apart(deit: 
 
     def made() -> torch.Tensor:
         processor = image_processor_of(str(deit), config_beside(deit))
-        images = Images(str(data), "label", 7, processor, None, quiet, least=1)
+        images = Images(str(data), ("", "label"), 7, processor, None, quiet, least=1)
         return torch.stack([images[i]["pixel_values"] for i in range(len(images))])
 
     assert torch.equal(made(), shown(deit, data)[0])
@@ -102,7 +102,7 @@ def test_images_are_decoded_once_for_all_ways_to_scale_them(deit: Path, tmp_path
         prepared(deit, {**DEIT, **settings})
         processor = image_processor_of(str(deit), config_beside(deit))
         decoded.clear()
-        images = Images(str(data), "label", 7, processor, None, lambda *_: decoded.append(1), least=1)
+        images = Images(str(data), ("", "label"), 7, processor, None, lambda *_: decoded.append(1), least=1)
         assert torch.equal(torch.stack([image["pixel_values"] for image in images]), shown(deit, data)[0])
         return len(decoded)
 

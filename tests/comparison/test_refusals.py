@@ -53,7 +53,7 @@ def test_an_arm_whose_listed_layers_make_another_depth_is_refused(
         ({"target": {"vocab_size": 70}}, "target.vocab_size"),
         ({"source": "nowhere/at/all/x"}, "nowhere"),
         ({"arms": {"random": {"random": True}, "far": {"source": "OTHER"}}}, "has 47 tokens"),
-        ({"training": {"max_steps": 8, "per_device_train_batch_size": 4000}}, "one batch"),
+        ({"training": {"max_steps": 8, "per_device_train_batch_size": 4000}}, "one step"),
         ({"arms": {"random": {"random": True, "training": {"lr_scheduler_type": "cosin"}}}}, "refuses training"),
         (
             {"arms": {"random": {"random": True, "training": {"lr_scheduler_kwargs": {"min_lr_ratio": 0.1}}}}},

@@ -106,7 +106,7 @@ def test_a_foreign_tokenizer_is_refused_even_where_its_tokens_are_kept(llama: Pa
     ("changes", "told"),
     [
         ({"sequence_length": 129}, "sequence_length is 129, and the model has positions for 128"),
-        ({"max_tokens": 300, "sequence_length": 128}, "2 sequences of 128; wanted at least 8, one batch"),
+        ({"max_tokens": 300, "sequence_length": 128}, "2 sequences of 128; wanted at least 8, one step"),
         ({"train": "nowhere.txt"}, "do not exist"),
         ({"validation": "nowhere.txt"}, "do not exist"),
         ({"column": "none"}, "no text column 'none'"),
@@ -134,7 +134,7 @@ def vit() -> Any:
 
 def test_images_are_pixels_with_their_labels(tmp_path: Path) -> None:
     data = pictures(tmp_path / "a.parquet", [0, 1, 2, 3])
-    made = Images(data, "label", 7, image_processor_of("", vit()), None, quiet, least=1)
+    made = Images(data, ("", "label"), 7, image_processor_of("", vit()), None, quiet, least=1)
     assert len(made) == 4
     for i in range(4):
         example = made[i]
@@ -153,7 +153,7 @@ def test_images_are_pixels_with_their_labels(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_images_that_cannot_be_used(tmp_path: Path, labels: list[Any], column: str, told: str) -> None:
     with pytest.raises(InputError, match=told):
-        Images(pictures(tmp_path / "a.parquet", labels), column, 7, image_processor_of("", vit()), None, quiet, least=2)
+        Images(pictures(tmp_path / "a.parquet", labels), ("", column), 7, image_processor_of("", vit()), None, quiet, least=2)
 
 
 def test_text_for_an_image_model_is_refused(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from anysize.io.whole import write_json
 from anysize.progress import quiet
 from anysize.report.schema import Run
 from anysize.shrink import reads_scores
-from anysize.training.arguments import fixed_arguments, training_arguments, with_defaults
+from anysize.training.arguments import examples_a_step, fixed_arguments, training_arguments, with_defaults
 from anysize.training.clock import clock_of, device_of_run
 from anysize.training.config import in_steps
 from anysize.training.data import datasets_of
@@ -168,7 +168,7 @@ def carry_out(job: Job) -> Run:
 
     arm, args = in_small(job), arguments_of(job)
     start = _start(job)
-    data = datasets_of(job.config.data, start.config, start.tokenizer, args.train_batch_size, quiet)
+    data = datasets_of(job.config.data, start.config, start.tokenizer, examples_a_step(args), quiet)
     source = job.config.source
     teacher = None if arm.distill is None else make_teacher(arm.distill, source, data, start, args)
     outcome = run(start, data, args, teacher=teacher, recipe=arm.recipe, flip=job.config.data.flip, progress=quiet)

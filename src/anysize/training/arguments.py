@@ -89,6 +89,11 @@ def require_buildable(args: Any, origin: str) -> None:
         ) from error
 
 
+def examples_a_step(args: Any) -> int:
+    """Return how many sequences (or images) one step of all processes sees."""
+    return args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+
+
 def fixed_arguments(output: str) -> dict[str, Any]:
     """Return what every run of ours needs: its folder, no bars of transformers, and batches as we make them."""
     import torch  # noqa: PLC0415

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from anysize.config import SourceConfig
-from anysize.errors import InputError
+from anysize.errors import InputError, joined
 from anysize.io.image_processor import image_processor_of
 from anysize.io.models import tokenizer_of
 from anysize.progress import Progress
@@ -17,6 +17,13 @@ from anysize.training.tokens import Sequences, StreamedSequences, packed, stacke
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
+
+
+# What says nothing about data of a kind.
+_IDLE: dict[str, tuple[str, ...]] = {
+    "image": ("sequence_length", "streaming", "tokenizer"),
+    "text": ("label_column", "flip"),
+}
 
 
 @dataclass
@@ -37,20 +44,23 @@ class Datasets:
     collate: Callable[[list[Any]], dict[str, Any]] = stacked
 
 
-def datasets_of(data: Data, config: SourceConfig, tokenizer: str, batch: int, progress: Progress) -> Datasets:
+def datasets_of(data: Data, config: SourceConfig, tokenizer: str, least: int, progress: Progress) -> Datasets:
     """Return the data of a run for a model of this config; `tokenizer` is where that, or its image processor, lies.
 
-    Raises InputError for data that are not there, of another modality, or too few for one batch.
+    least: how many examples one step sees. Raises InputError for data that are not there, of another modality, or too
+    few for one step, and for options that such data have no use for.
     """
     names = {name: path for name in ("validation", "test") if (path := getattr(data, name))}
-    if config.architecture.modality == "image":
-        if data.streaming:
-            raise InputError("data.streaming: images are decoded once and kept; leave it out")
+    modality = config.architecture.modality
+    if idle := [f"data.{name}" for name in _IDLE[modality] if name in data.model_fields_set]:
+        raise InputError(f"{joined(idle)}: of no use where a model reads {modality}s; leave it out")
+    if modality == "image":
         processor, classes = image_processor_of(tokenizer, config), config.full["num_labels"]
-        train = Images(data.train, data.label_column, classes, processor, data.max_tokens, progress, least=batch)
+        columns = data.column, data.label_column
+        train = Images(data.train, columns, classes, processor, data.max_tokens, progress, least=least)
         held_out: dict[str, Dataset[Any]] = {
             name: Images(
-                path, data.label_column, classes, processor, data.evaluation_tokens, progress, least=1, split=name
+                path, columns, classes, processor, data.evaluation_tokens, progress, least=1, split=name
             )
             for name, path in names.items()
         }
@@ -71,5 +81,5 @@ def datasets_of(data: Data, config: SourceConfig, tokenizer: str, batch: int, pr
         streamed = StreamedSequences(data.train, data.column, made, vocab, length)
         return Datasets(streamed, held_out, length, None, bits)
     tokens = packed(data.train, data.column, made, vocab, data.max_tokens, progress)
-    train = Sequences(tokens, length, least=batch, data=data.train)
+    train = Sequences(tokens, length, least=least, data=data.train)
     return Datasets(train, held_out, length, len(train), bits, tokens.path.parent.name)

@@ -25,28 +25,32 @@ Example = dict[str, torch.Tensor]
 class Images(Dataset[Example]):
     """Labelled images: {pixel_values: float32 [channels, size, size], labels: int64}, and their number.
 
-    The pixels are as `processor` prepares them, for a model of `num_classes` classes. Raises InputError
-    where there are no images or labels, labels that the model does not have, or fewer than `least`.
+    columns: of the image, "" for the first one that holds any, and of its class. The pixels are as `processor` prepares
+    them, for a model of `num_classes` classes. Raises InputError where there are no images or labels, labels that the
+    model does not have, or fewer than `least`.
     """
 
     def __init__(
-        self, data: str, label_column: str, num_classes: int, processor: ImageProcessor, max_images: int | None,
+        self, data: str, columns: tuple[str, str], num_classes: int, processor: ImageProcessor, max_images: int | None,
         progress: Progress, *, least: int, split: str = "train",
     ) -> None:  # fmt: skip
         self._processor = processor
-        key = json.dumps([data_identity(data), split, label_column, processor.settings_of_stored, max_images, 4])
+        key = json.dumps([data_identity(data), split, columns, processor.settings_of_stored, max_images, 5])
         self._home = cache_folder() / "images" / hashlib.sha256(key.encode()).hexdigest()[:24]
         if not (self._home / "labels.npy").is_file():
-            self._decode(data, split, label_column, max_images, progress)
+            self._decode(data, split, columns, max_images, progress)
         self._labels = np.load(self._home / "labels.npy")
         shape = (len(self._labels), processor.num_channels, processor.image_size, processor.image_size)
         self._pixels = np.memmap(self._home / "pixels.uint8", np.uint8, "r", shape=shape)
         if len(self) < least:
-            raise InputError(f"the data '{data}' hold {len(self)} images, wanted at least {least}, one batch")
+            raise InputError(f"the data '{data}' hold {len(self)} images, wanted at least {least}, one step")
         if (worst := int(self._labels.max())) >= num_classes or int(self._labels.min()) < 0:
             raise InputError(f"the data '{data}' have the label {worst}, the model has {num_classes} classes")
 
-    def _decode(self, data: str, split: str, label_column: str, max_images: int | None, progress: Progress) -> None:
+    def _decode(
+        self, data: str, split: str, columns: tuple[str, str], max_images: int | None, progress: Progress
+    ) -> None:
+        column, label_column = columns
         self._home.mkdir(parents=True, exist_ok=True)
         labels: list[int] = []
         writing = self._home / f"writing.{os.getpid()}"
@@ -54,7 +58,7 @@ class Images(Dataset[Example]):
             with writing.open("wb") as file:
                 for row in rows(data, split=split, images=True):
                     labels.append(label_of(row, data, label_column, "data.label_column"))
-                    file.write(self._processor.stored(picture(row, data), data).tobytes())
+                    file.write(self._processor.stored(picture(row, data, column), data).tobytes())
                     progress("images", len(labels), max_images or 0)
                     if len(labels) == max_images:
                         break

@@ -18,6 +18,7 @@ from anysize.errors import InputError
 from anysize.io.hub import open_checkpoint
 from anysize.io.models import quiet_transformers
 from anysize.progress import Progress
+from anysize.training.arguments import examples_a_step
 from anysize.training.config import Distill, Recipe
 from anysize.training.data import Datasets
 from anysize.training.self_data import Continuations
@@ -174,8 +175,7 @@ def run(
 ) -> Outcome:
     """Train a start to its last step, going on from the newest whole checkpoint in its output folder."""
     image = start.config.architecture.modality == "image"
-    watch = _Watch(args.train_batch_size * args.gradient_accumulation_steps * args.world_size * data.tokens_each,
-                   progress)  # fmt: skip
+    watch = _Watch(examples_a_step(args) * data.tokens_each, progress)
     require_trainable(data, args)
     try:
         trainer = AnysizeTrainer(
@@ -204,7 +204,7 @@ def run(
     diverged = not all(map(_is_finite, trainer.state.log_history))
     status = "diverged" if diverged else "finished"
     if step < wanted and not diverged:
-        raise InputError(f"the training data ended after {step} of {wanted} steps: they hold less than one batch")
+        raise InputError(f"the training data ended after {step} of {wanted} steps: they hold less than one step")
     curve = curve_of(trainer.state.log_history, list(data.held_out), image=image)
     train_s, teacher_s = trainer.account.of_all(args.device)
     return Outcome(trainer, status, step, curve, train_s, teacher_s)

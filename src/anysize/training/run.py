@@ -25,7 +25,13 @@ from anysize.processes import first_process_first, rank_and_world, wait_for_all
 from anysize.progress import Progress, quiet
 from anysize.target import public_sizes
 from anysize.tensors import num_parameters
-from anysize.training.arguments import fixed_arguments, require_buildable, training_arguments, with_defaults
+from anysize.training.arguments import (
+    examples_a_step,
+    fixed_arguments,
+    require_buildable,
+    training_arguments,
+    with_defaults,
+)
 from anysize.training.card import training_card
 from anysize.training.clock import clock_of, seconds_of
 from anysize.training.config import Calibration, TrainConfig
@@ -308,7 +314,7 @@ def _trained(
         target, tokenizer = _target(config)
         _taught_by(config, target, tokenizer)
         with first_process_first():
-            data = datasets_of(config.data, target, tokenizer, args.train_batch_size, progress)
+            data = datasets_of(config.data, target, tokenizer, examples_a_step(args), progress)
         require_trainable(data, args)
         start = _start(config, target, tokenizer, state, args.seed, progress, command)
         outcome = run(
@@ -333,9 +339,8 @@ def _found(outcome: Outcome, start: Start, data: Datasets) -> dict[str, Any]:
     history = outcome.trainer.state.log_history
     last = next((entry for entry in reversed(history) if "train_runtime" in entry), {})
     args = outcome.trainer.args
-    tokens = outcome.step * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     return {
-        "status": outcome.status, "steps": outcome.step, "tokens": tokens * data.tokens_each,
+        "status": outcome.status, "steps": outcome.step, "tokens": outcome.step * examples_a_step(args) * data.tokens_each,
         "curve": {str(step): losses for step, losses in outcome.curve.items()}, "bits_per_byte": data.bits_per_byte,
         "calibration_s": start.calibration_s, "conversion_s": start.conversion_s, "train_s": outcome.train_s,
         "teacher_s": outcome.teacher_s, "wall_s": last.get("train_runtime"),

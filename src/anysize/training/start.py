@@ -13,12 +13,13 @@ import torch
 
 from anysize import api
 from anysize.config import SourceConfig, understand
-from anysize.errors import InputError
+from anysize.errors import CheckpointError, InputError
 from anysize.io.hub import open_checkpoint
 from anysize.io.models import model_class, new_model, other_ids, quiet_transformers
 from anysize.io.reader import TensorSource
 from anysize.io.whole import write_json
 from anysize.progress import Progress
+from anysize.proof.coverage import check_source
 from anysize.recipe import Plan
 from anysize.target import parse_count
 from anysize.training.clock import Clock
@@ -59,7 +60,35 @@ def load(location: str, dtype: torch.dtype) -> PreTrainedModel:
         made: Any = model_class(config.model_class).from_pretrained(
             folder_of(tensors), dtype=dtype, use_safetensors=True, local_files_only=True
         )
-    return made
+    return _with_experts_at_once(made, config)
+
+
+def _with_experts_at_once(model: Any, config: SourceConfig) -> PreTrainedModel:
+    """Return a model whose experts run together where the fused kernels take them, one by one elsewhere.
+
+    The same for every start, so that seconds can be compared. The kernels want rows of a multiple of 16 bytes, in
+    whatever precision a run computes.
+    """
+    if "expert" in config.sizes:
+        fits = all(config.sizes[axis] % 8 == 0 for axis in ("hidden", "ffn"))
+        model.set_experts_implementation("grouped_mm" if fits else "eager")
+    return model
+
+
+def taken_up(model: Any, checkpoint: str) -> None:
+    """Put the weights of a checkpoint of the same model into it, every one, in place.
+
+    Read as any checkpoint is: on disk tensors may have other names, and be others (experts), than in memory. Raises
+    CheckpointError where the checkpoint does not hold the model's weights.
+    """
+    tensors = open_checkpoint(checkpoint)
+    # transformers makes up what is missing.
+    check_source(understand(tensors.config), tensors)
+    try:
+        model.load_state_dict(load(checkpoint, next(model.parameters()).dtype).state_dict())
+    except (OSError, RuntimeError, ValueError) as error:
+        why = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"'{checkpoint}' does not hold the weights of this model: {why}") from error
 
 
 def scores_from(
@@ -172,7 +201,8 @@ class StartFolder:
 def at_random(config: SourceConfig, tokenizer: str, seed: int, dtype: torch.dtype) -> Start:
     """Return a model of a config as transformers initializes it under a seed."""
     torch.manual_seed(seed)
-    return Start(new_model(config.model_class, config.full, dtype), config, tokenizer)
+    made = new_model(config.model_class, config.full, dtype)
+    return Start(_with_experts_at_once(made, config), config, tokenizer)
 
 
 def require_same_vocabulary(student: SourceConfig, teacher: SourceConfig, name: str) -> None:

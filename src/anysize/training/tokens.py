@@ -184,7 +184,7 @@ class Sequences(Dataset[Example]):
         if len(self) < least:
             raise InputError(
                 f"the data '{data}' hold {tokens.num_tokens:,} tokens, {len(self)} sequences of {length}; wanted at "
-                f"least {least}, one batch: give more data, shorter sequences or a smaller batch"
+                f"least {least}, one step: give more data, shorter sequences or a smaller batch"
             )
 
     def __len__(self) -> int:

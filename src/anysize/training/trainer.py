@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.utils.data import RandomSampler
 from transformers import Trainer, TrainerCallback
 
 from anysize.config import SourceConfig
 from anysize.errors import InputError
 from anysize.io.hub import open_checkpoint
 from anysize.processes import add_up, rank_and_world
+from anysize.training.arguments import examples_a_step
 from anysize.training.clock import clock_of
 from anysize.training.config import Distill, Recipe
 from anysize.training.distill import distilled, kl_divergence, kl_of_top, stream_distance, top_targets
@@ -23,7 +25,7 @@ from anysize.training.groups import ElementwiseAdamW, grouped, new_elements, rol
 from anysize.training.images import flipped
 from anysize.training.optimizer_state import carried_state, require_recipe, require_state, set_state
 from anysize.training.self_data import Continuations
-from anysize.training.start import folder_of
+from anysize.training.start import folder_of, taken_up
 from anysize.training.targets import TargetCache
 
 if TYPE_CHECKING:
@@ -149,6 +151,31 @@ class AnysizeTrainer(Trainer):
             tied = getattr(model, "all_tied_weights_keys", {})
             state_dict = {name: tensor for name, tensor in state_dict.items() if name not in tied}
         super()._save(output_dir, state_dict)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            taken_up(self.model if model is None else model, resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        if self.is_fsdp_enabled:
+            super()._load_best_model()
+        else:
+            taken_up(self.model, str(self.state.best_model_checkpoint))
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """Return a sampler whose epochs end with a whole step, so that every step sees as much.
+
+        What is left over is another part of the data in each epoch, where their order is random.
+        """
+        dataset: Any = self.train_dataset if train_dataset is None else train_dataset
+        sampler = super()._get_train_sampler(dataset)
+        if sampler is None:
+            return None
+        each = examples_a_step(self.args)
+        whole = len(dataset) // each * each
+        return RandomSampler(dataset, num_samples=whole) if isinstance(sampler, RandomSampler) else range(whole)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
         """Return the batches of the next step; none where a run was killed after its last one."""
