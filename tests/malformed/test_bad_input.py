@@ -7,6 +7,8 @@ import json
 import os
 import shutil
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -331,6 +333,44 @@ def test_remote_code_is_not_asked_for_by_the_target(new_llama: Callable[..., Pat
     source = new_llama(tmp_path / "source", auto_map={"AutoConfig": "configuration_x.XConfig"})
     made = anysize.resize(source, tmp_path / "out", intermediate_size=61, verify="off")
     assert "auto_map" not in json.loads((Path(str(made)) / "config.json").read_text())
+
+
+def with_code(source: Path) -> Path:
+    """Give a source a tokenizer with code of its own, which leaves a file behind where it runs."""
+    place = source / "tokenizer_config.json"
+    own = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", "own.Own"]}}
+    place.write_text(json.dumps({**json.loads(place.read_text()), **own}))
+    (source / "own.py").write_text(
+        "from pathlib import Path\nfrom transformers import PreTrainedTokenizerFast\n"
+        "Path(__file__).with_name('ran').touch()\nclass Own(PreTrainedTokenizerFast): pass\n"
+    )
+    return source
+
+
+def test_code_of_a_tokenizer_is_not_run_whatever_is_typed(
+    new_llama: Callable[..., Path], text: Path, tmp_path: Path
+) -> None:
+    source = with_code(new_llama(tmp_path / "source"))
+    command = [sys.executable, "-m", "anysize", "calibrate", str(source), str(text), "-o", "s.safetensors"]
+    done = subprocess.run(command, cwd=tmp_path, input="y\n" * 9, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "is a class of its own, whose code is never run" in done.stderr
+    assert not list(tmp_path.rglob("ran"))
+    assert not (tmp_path / "s.safetensors").exists()
+
+
+def test_a_target_asks_for_no_code_and_its_tokenizer_loads(new_llama: Callable[..., Path], tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    source = with_code(new_llama(tmp_path / "source"))
+    made = Path(str(anysize.resize(source, tmp_path / "out", intermediate_size=61, verify="off")))
+    assert "auto_map" not in json.loads((made / "tokenizer_config.json").read_text())
+    assert AutoTokenizer.from_pretrained(made, trust_remote_code=False)("w3 w4").input_ids == [3, 4]
+    # To cut its tokens both tokenizers are run, to see that they agree.
+    with pytest.raises(InputError, match="whose code is never run"):
+        anysize.resize(source, tmp_path / "cut", keep_tokens=list(range(40)))
+    assert not (tmp_path / "cut").exists()
+    assert not list(tmp_path.rglob("ran"))
 
 
 def test_a_context_of_few_positions_has_a_miniature(new_llama: Callable[..., Path], tmp_path: Path) -> None:

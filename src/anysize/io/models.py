@@ -46,9 +46,15 @@ def tokenizer_of(source: str) -> PreTrainedTokenizerBase:
 
     try:
         with quiet_transformers():
-            return AutoTokenizer.from_pretrained(source)
+            # Told, because where nothing is told, transformers asks on the terminal, and runs code after a "y".
+            return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except Exception as error:  # whatever a damaged tokenizer makes transformers raise
         why = " ".join(str(error).split())[:200]
+        if "custom code" in why:
+            raise InputError(
+                f"the tokenizer of '{source}' is a class of its own, whose code is never run: delete auto_map and "
+                "tokenizer_class from its tokenizer_config.json, and tokenizer.json alone is read"
+            ) from error
         raise InputError(
             f"'{source}' has no tokenizer that transformers can read, and text needs one: {why}"
         ) from error

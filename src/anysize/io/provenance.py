@@ -32,14 +32,31 @@ _COPIED = (
 
 
 def companions(folder: Path) -> Iterator[tuple[str, bytes]]:
-    """Yield (name, content) of the files that travel with a checkpoint; links that leave the folder are left out."""
+    """Yield (name, content) of the files that travel with a checkpoint, none of which asks for code.
+
+    Links that leave the folder are left out.
+    """
     seen: set[str] = set()
     for pattern in _COPIED:
         for path in sorted(folder.glob(pattern)):
             name = path.relative_to(folder).as_posix()
             if path.is_file() and name not in seen and stays_inside(folder, path):
                 seen.add(name)
-                yield name, path.read_bytes()
+                yield name, _without_code(path.read_bytes())
+
+
+def _without_code(data: bytes) -> bytes:
+    """Return the content of a file without the classes of its own that it names: their code does not travel."""
+    if b'"auto_map"' not in data:
+        return data
+    try:
+        found = json.loads(data)
+    except ValueError:
+        return data
+    if not isinstance(found, dict) or "auto_map" not in found:
+        return data
+    kept = {key: value for key, value in found.items() if key != "auto_map"}
+    return (json.dumps(kept, ensure_ascii=False, indent=2) + "\n").encode()
 
 
 def generation_of(plan: Plan, source: PreTrainedModel) -> Any:

@@ -28,6 +28,8 @@ def _text(found: Mapping[str, Any]) -> bytes:
 def _settings(settings: dict[str, Any], new: Mapping[int, int]) -> dict[str, Any]:
     """Return tokenizer_config.json under new ids."""
     found = renumbered(settings, new)
+    # Code does not travel.
+    found.pop("auto_map", None)
     if isinstance(table := settings.get(_DECODER), dict):
         if odd := [i for i in table if not str(i).isdecimal()]:
             raise CheckpointError(f"tokenizer_config.json: {_DECODER} names {odd[0]!r}, wanted the id of a token")
