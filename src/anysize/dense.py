@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from anysize.errors import CheckpointError, OutputError
+from anysize.errors import CheckpointError
 from anysize.io.tensor_file import save_one_by_one
 from anysize.stored import Matrix, Place, ScratchArrays, StoredArrays
 
@@ -75,13 +75,10 @@ class DenseMaps(Mapping[str, Matrix]):
         return max(sizes, default=0) if isinstance(self._arrays, StoredArrays) else sum(sizes)
 
     def save(self, path: Path) -> None:
-        """Write the arrays as a safetensors file, at once under its name; raise OutputError where that fails."""
+        """Write the arrays as a safetensors file, at once under its name; raise OSError where that fails."""
         places = {name: self.place(name) for name in self}
         entries = ((name, _NAMES[at.dtype], at.shape, at.num_bytes) for name, at in places.items())
-        try:
-            save_one_by_one(path, entries, lambda name: self[name].data)
-        except OSError as error:
-            raise OutputError(f"cannot save the plan's matrices as '{path}': {error.strerror or error}") from error
+        save_one_by_one(path, entries, lambda name: self[name].data)
 
     @classmethod
     def load(cls, path: Path, sha256: str) -> DenseMaps:

@@ -10,10 +10,12 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from anysize.axis import AxisMap
+from anysize.config import understand
 from anysize.dense import DenseMaps, beside
 from anysize.errors import CheckpointError, OutputError
 from anysize.io.whole import write_whole
 from anysize.layers import LayerStep
+from anysize.tensors import num_parameters
 
 FORMAT = 1
 Share = Literal["none", "equal", "diagonal", "random"]
@@ -170,11 +172,15 @@ class Plan(BaseModel):
 
     @property
     def source_num_parameters(self) -> int:
-        return sum({recipe.source: prod(recipe.source_shape) for recipe in self.recipes}.values())
+        """Of the whole source, layers and experts that go included."""
+        return num_parameters(understand(self.source_config))
 
     @property
     def source_num_bytes(self) -> int:
-        return sum({r.source: prod(r.source_shape) * BYTES[r.source_dtype] for r in self.recipes}.values())
+        """Of the whole source; what no recipe reads counts as wide as what is read."""
+        read = {r.source: (prod(r.source_shape), BYTES[r.source_dtype]) for r in self.recipes}.values()
+        count = sum(items for items, _ in read)
+        return sum(items * width for items, width in read) * self.source_num_parameters // max(1, count)
 
     @property
     def peak_bytes(self) -> int:
@@ -200,14 +206,21 @@ class Plan(BaseModel):
             raise CheckpointError(f"'{origin}' is not a plan: {fields}") from error
 
     def save(self, path: Path) -> None:
-        """Write the plan as JSON and its matrices, where it has any, beside it; raise OutputError where that fails."""
+        """Write the plan as JSON and its matrices, where it has any, beside it.
+
+        Raises OutputError where that fails; then an earlier plan of that name is as it was.
+        """
         require_place(path, with_matrices=bool(self.dense))
+        waiting = beside(path).with_name(f".{beside(path).name}.whole")
         try:
+            if self.dense:
+                self.dense.save(waiting)
             write_whole({path: self.to_json().encode()})
+            if self.dense:
+                waiting.replace(beside(path))
         except OSError as error:
-            raise OutputError(f"cannot save the plan as '{path}': {error.strerror}") from error
-        if self.dense:
-            self.dense.save(beside(path))
+            waiting.unlink(missing_ok=True)
+            raise OutputError(f"cannot save the plan as '{path}': {error.strerror or error}") from error
 
     @classmethod
     def load(cls, path: Path) -> Plan:

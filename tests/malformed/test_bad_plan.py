@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
 import anysize
-from anysize.errors import ArchitectureError, CheckpointError, ProofError
+from anysize.errors import ArchitectureError, CheckpointError, OutputError, ProofError
 from anysize.recipe import Plan
 
 Run = Callable[..., Any]
@@ -116,3 +118,35 @@ def test_a_plan_that_does_not_account_for_every_tensor_is_refused(
         anysize.apply(wrong, tmp_path / "out")
     assert why in str(refusal.value)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("failing", ["plan", "matrices"])
+def test_an_earlier_plan_stays_whole_where_another_cannot_be_saved(
+    llama: Path, scores: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    first, second = (anysize.plan(llama, hidden_size=size, calibration=scores) for size in (16, 24))
+    first.save(tmp_path / "plan.json")
+    write = Path.write_bytes
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if failing == "plan":
+        monkeypatch.setattr(Path, "write_bytes", full)
+    else:
+        monkeypatch.setattr("anysize.dense.save_one_by_one", full)
+    with pytest.raises(OutputError, match="cannot save the plan as '.*plan.json': No space left on device"):
+        second.save(tmp_path / "plan.json")
+    monkeypatch.setattr(Path, "write_bytes", write)
+    assert sorted(place.name for place in tmp_path.iterdir()) == ["plan.json", "plan.safetensors"]
+    assert Plan.load(tmp_path / "plan.json").to_json() == first.to_json()
+    assert first.to_json() != second.to_json()
+
+
+def test_the_size_of_a_source_counts_what_goes(llama: Path) -> None:
+    plan = anysize.plan(llama, num_hidden_layers=1, layers="0")
+    source = sum(tensor.numel() for tensor in load_file(llama / "model.safetensors").values())
+    assert plan.source_num_parameters == source > 1.3 * plan.num_parameters
+    assert plan.source_num_bytes == 4 * source
+    half = anysize.plan(llama, keep_tokens=list(range(40)))
+    assert half.source_num_parameters == source
