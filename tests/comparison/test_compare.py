@@ -256,7 +256,7 @@ def test_each_arm_pays_for_its_own_source() -> None:
 
 
 @pytest.mark.usefixtures("_no_processes")
-@pytest.mark.parametrize("changed", ["calibration", "like"])
+@pytest.mark.parametrize("changed", ["calibration", "like", "config", "tokenizer"])
 def test_what_else_starts_are_made_of_may_not_change(
     llama: Path, story: Path, tmp_path: Path, changed: str, new_llama: Callable[..., Path]
 ) -> None:
@@ -265,12 +265,19 @@ def test_what_else_starts_are_made_of_may_not_change(
     changes: dict[str, Any] = {"seeds": [0], "learning_rates": [1e-3], "training": {"max_steps": 2}}
     if changed == "calibration":
         changes["calibration"] = {"data": str(own), "tokens": 2048, "sequence_length": 64}
-    else:
+    elif changed == "like":
         new_llama(tmp_path / "like", num_hidden_layers=1)
         changes["target"] = {"like": str(tmp_path / "like")}
-    config = config_of(llama, story, tmp_path / "out", **changes)
+    source = shutil.copytree(llama, tmp_path / "source")
+    config = config_of(source, story, tmp_path / "out", **changes)
     carried_out(config)
-    if changed == "calibration":
+    if changed == "config":
+        told = json.loads((source / "config.json").read_text())
+        (source / "config.json").write_text(json.dumps({**told, "rope_theta": 77.0}))
+    elif changed == "tokenizer":
+        told = (source / "tokenizer.json").read_text()
+        (source / "tokenizer.json").write_text(told.replace('"w3"', '"was3"'))
+    elif changed == "calibration":
         own.write_text(story.read_text() + " w3")
     else:
         shutil.rmtree(tmp_path / "like")

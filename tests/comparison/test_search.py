@@ -127,3 +127,7 @@ def test_rates_are_chosen_on_validation_data_of_the_first_seed() -> None:
     runs = [run("a", 1e-3, [8.0, 3.0]), better_on_test, run("a", 4e-3, [8.0, 2.0], status="trial"),
             run("a", 1e-3, [8.0, 9.0], seed=1)]  # fmt: skip
     assert best_rates(runs) == {"a": 1e-3}
+    # Where a search is done, a run that another one left in the folder has no say, and no seeds.
+    assert [(r.learning_rate, r.num_seeds) for r in rows_of(runs, {"a": arm("a")}, [], 1)] == [(1e-3, 2)]
+    rows = rows_of(runs, {"a": arm("a")}, [], 1, {"a": 2e-3})
+    assert [(r.learning_rate, r.num_seeds) for r in rows] == [(2e-3, 1)]

@@ -153,7 +153,15 @@ def test_images_are_pixels_with_their_labels(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_images_that_cannot_be_used(tmp_path: Path, labels: list[Any], column: str, told: str) -> None:
     with pytest.raises(InputError, match=told):
-        Images(pictures(tmp_path / "a.parquet", labels), ("", column), 7, image_processor_of("", vit()), None, quiet, least=2)
+        Images(
+            pictures(tmp_path / "a.parquet", labels),
+            ("", column),
+            7,
+            image_processor_of("", vit()),
+            None,
+            quiet,
+            least=2,
+        )
 
 
 def test_text_for_an_image_model_is_refused(tmp_path: Path) -> None:

@@ -125,6 +125,18 @@ def test_a_run_goes_on_with_its_own_files_only(llama: Path, story: Path, tmp_pat
     refused = cli("train", path)
     assert refused.code == 2
     assert "made of other files (data.train, data.validation changed since)" in refused.err
+    shutil.copy(story, text)
+    assert cli("train", path).code == 0
+    for name, change in {"config.json": ('"vocab_size"', '"rope_theta": 77.0, "vocab_size"'),
+                         "tokenizer.json": ('"w3"', '"was3"')}.items():  # fmt: skip
+        place = source / name
+        kept = place.read_text()
+        place.write_text(kept.replace(*change))
+        changed = cli("train", path)
+        assert changed.code == 2
+        assert "config or tokenizer of model" in changed.err
+        place.write_text(kept)
+    assert cli("train", path).code == 0
 
 
 def test_a_run_that_diverged_at_its_end_is_refused_again(llama: Path, story: Path, tmp_path: Path, cli: Run) -> None:

@@ -20,13 +20,14 @@ from anysize.comparison.config import CompareConfig
 from anysize.comparison.flops import conversion_flops, forward_flops, leave_one_out_flops, training_flops
 from anysize.comparison.folder import RECORD, claimed
 from anysize.comparison.job import Job, carry_out, conversion_s, known, prepare, takes_scores
+from anysize.comparison.legal import models_of_arms, require_plannable, require_trainable, target_of
 from anysize.comparison.records import machine, plan_record, resize_command, versions
 from anysize.comparison.search import ladder, search
 from anysize.comparison.summary import rows_of
-from anysize.config import SourceConfig, understand
-from anysize.errors import AnysizeError, InputError, SizeError
+from anysize.config import understand
+from anysize.errors import AnysizeError, InputError
 from anysize.io.hub import open_checkpoint
-from anysize.io.image_processor import identity_of, image_processor_of, require_same_images
+from anysize.io.image_processor import identity_of
 from anysize.io.lock import FolderLock
 from anysize.io.whole import write_json
 from anysize.processes import rank_and_world
@@ -34,13 +35,13 @@ from anysize.progress import Progress
 from anysize.report.schema import Arm, Metric, Results, Row, Run, SourceRecord
 from anysize.target import public_sizes
 from anysize.tensors import num_parameters
-from anysize.training.arguments import fixed_arguments, require_buildable, training_arguments, with_defaults
 from anysize.training.clock import clock_of, device_of_run
-from anysize.training.config import Resize
 from anysize.training.data import Datasets, datasets_of
-from anysize.training.optimizer_state import require_recipe, require_state
-from anysize.training.start import folder_of, plan_of, require_same_vocabulary, scores_from
-from anysize.vocabulary.tokenizer_file import TOKENIZER
+from anysize.training.start import (
+    beside_weights,
+    folder_of,
+    scores_from,
+)
 
 if TYPE_CHECKING:
     from anysize.io.reader import TensorSource
@@ -100,22 +101,24 @@ class Comparison:
     def __init__(self, config: CompareConfig, text: str, command: str, progress: Progress) -> None:
         self.config, self.text, self.command, self.progress = config, text, command, progress
         self._arms: dict[str, Arm] = {}
+        self._chosen: dict[str, float] = {}
         if (world := rank_and_world()[1]) > 1:
             raise InputError(f"{world} processes were started, and a comparison starts its own: start it once")
         self.device = device_of_run(config.training)
         self.clock = clock_of(self.device)
         self.tensors = open_checkpoint(config.source)
         self.source = understand(self.tensors.config)
-        others = self._others()
-        self.target = self._target()
+        others = models_of_arms(config, self.tensors)
+        self.target = target_of(config, self.source)
+        require_trainable(config)
+        require_plannable(config, self.target)
         self.data = self._data()
-        self._check_training()
         self.lock = FolderLock.of_runs(Path(config.output).expanduser(), RECORD, "comparison")
         try:
             self.place = claimed(
                 config,
-                self.tensors.identity + identity_of(folder_of(self.tensors), self.source),
-                {name: other.identity for name, other in others.items()},
+                _identity_of(config.source, self.tensors) + identity_of(folder_of(self.tensors), self.source),
+                {name: _identity_of(name, other) for name, other in others.items()},
                 public_sizes(self.target),
             )
         except AnysizeError:
@@ -124,78 +127,11 @@ class Comparison:
         write_json(self.place.target, {**self.target.raw, "architectures": [self.target.model_class]})
         try:
             self.calibration_s = {arm: self._calibrate(arm) for arm in config.arms
-                                  if takes_scores(self.place, config, arm)}  # fmt: skip
+                                  if takes_scores(config, arm, self.target)}  # fmt: skip
         except AnysizeError:
             self.place.withdraw()
             self.lock.release()
             raise
-
-    def _others(self) -> dict[str, TensorSource]:
-        """Return sources and teachers of single arms by name; refuse those with another vocabulary."""
-        mine = _tokenizer_of(self.tensors)
-        others: dict[str, TensorSource] = {}
-        for name in self.config.arms:
-            for other in self.config.models_of(name):
-                others[other] = tensors = others.get(other) or open_checkpoint(other)
-                require_same_vocabulary(self.source, understand(tensors.config), other)
-                if _tokenizer_of(tensors) != mine:
-                    raise InputError(
-                        f"arm '{name}': the tokenizer of '{other}' is not that of '{self.config.source}', so the arms "
-                        "would not see the same tokens"
-                    )
-                if self.source.architecture.modality == "image":
-                    ours, theirs = (
-                        image_processor_of(folder_of(t), understand(t.config)) for t in (self.tensors, tensors)
-                    )
-                    require_same_images(ours, theirs, f"'{self.config.source}' and '{other}' of arm '{name}'")
-        return others
-
-    def _check_training(self) -> None:
-        """Refuse arguments that no run could have, and optimizers that are to go on with what no source has left."""
-        from anysize.training.loop import require_shards  # noqa: PLC0415 - it needs transformers' trainer
-
-        for name, arm in self.config.arms.items():
-            given = with_defaults(self.config.training_of(name))
-            given |= {**fixed_arguments(""), "eval_strategy": "steps", "eval_steps": 1}
-            made = [
-                training_arguments({**given, "learning_rate": r}, f"arm {name}") for r in self.config.rates_of(name)
-            ]
-            for args in made:
-                require_buildable(args, f"arm {name}")
-                require_recipe(arm.recipe, args)
-                require_shards(args)
-            if arm.distill is not None:
-                arm.distill.require_room(self.config.steps_of(name))
-            if arm.recipe.optimizer_state == "carried":
-                require_state(Path(folder_of(open_checkpoint(arm.source or self.config.source))), made[0], arm.recipe)
-
-    def _target(self) -> SourceConfig:
-        """Return the config that all arms have: that of a plan which needs no data."""
-        if self.config.target.vocab_size not in (None, self.source.sizes.get("vocab")):
-            raise InputError("target.vocab_size: all arms and the teacher share the source's vocabulary")
-
-        def made_of(source: str, layers: str, stream_scale: float = 1.0, *, untie: bool = False) -> SourceConfig:
-            sizes = self.config.target.model_dump()
-            resize = Resize(source=source, **sizes, layers=layers, stream_scale=stream_scale, untie=untie)
-            return understand(plan_of(resize.sizes_alone(), None, self.progress).target_config)
-
-        first = next(iter(self.config.arms.values()))
-        target = made_of(self.config.source, first.layers)
-        for name, arm in self.config.arms.items():
-            own = (arm.source or self.config.source, arm.layers, arm.stream_scale)
-            if arm.random or (own, arm.untie) == ((self.config.source, first.layers, 1.0), False):
-                continue
-            try:
-                made = made_of(*own, untie=arm.untie)
-            except SizeError as error:
-                raise SizeError(f"arm '{name}': {error}") from error
-            if made.sizes != target.sizes:
-                listed = "" if arm.layers == "auto" else f" with layers '{arm.layers}'"
-                raise InputError(
-                    f"arm '{name}': target makes {_told(made)} of '{own[0]}'{listed} and "
-                    f"{_told(target)} of '{self.config.source}', and all arms have the same sizes: name each size"
-                )
-        return target
 
     def _data(self) -> Datasets:
         batch = int(self.config.training.get("per_device_train_batch_size", 8))
@@ -249,7 +185,8 @@ class Comparison:
 
             rates = {arm: config.rates_of(arm) for arm in config.arms}
             steps = {arm: config.steps_of(arm) for arm in config.arms}
-            best = search(rates, steps, halving=config.halving, train=train)
+            # Older runs in the folder, of rates that are not tried now or of another search, have no say.
+            best = self._chosen = search(rates, steps, halving=config.halving, train=train)
             others = [self.job(arm, best[arm], seed) for seed in config.seeds[1:] for arm in config.arms]
             self._carry_out(pool, others)
         return self.write(complete=True)
@@ -315,7 +252,7 @@ class Comparison:
         image = self.source.architecture.modality == "image"
         metric = Metric(name="error rate", unit="share of images") if image else Metric(
             name="loss", unit="nats/token", bits_per_byte=self.data.bits_per_byte[config.split])  # fmt: skip
-        rows = rows_of(runs, arms, config.goals, tokens_a_step)
+        rows = rows_of(runs, arms, config.goals, tokens_a_step, self._chosen)
         return Results(
             title=config.title or f"{Path(config.source).name}: {', '.join(config.arms)}", complete=complete,
             modality="image" if image else "text", metric=metric,
@@ -337,10 +274,11 @@ class Comparison:
         for source in dict.fromkeys([self.config.source, *(arm.source for arm in self.config.arms.values())]):
             if source:
                 tensors = open_checkpoint(source)
-                if tensors.identity not in known:
-                    known[tensors.identity] = held_out(folder_of(tensors), self.data.held_out[self.config.split])
+                identity = _identity_of(source, tensors)
+                if identity not in known:
+                    known[identity] = held_out(folder_of(tensors), self.data.held_out[self.config.split])
                     write_json(place, known)
-                found[source] = num_parameters(understand(tensors.config)), known[tensors.identity]
+                found[source] = num_parameters(understand(tensors.config)), known[identity]
         return found
 
     def _source_record(self) -> SourceRecord:
@@ -439,13 +377,9 @@ class Comparison:
             yield f"{len(lost)} run{'s' * (len(lost) > 1)} of '{arm}' diverged (at {rates}): losses were not finite"
 
 
-def _tokenizer_of(tensors: TensorSource) -> bytes:
-    place = Path(folder_of(tensors)) / TOKENIZER
-    return place.read_bytes() if place.is_file() else b""
-
-
-def _told(config: SourceConfig) -> str:
-    return ", ".join(f"{name} {size}" for name, size in public_sizes(config).items())
+def _identity_of(name: str, tensors: TensorSource) -> str:
+    """Return what tells a model from what may lie in its place another time, config and tokenizer included."""
+    return f"{tensors.identity} {beside_weights(name)}"
 
 
 def _num_gpus() -> int:

@@ -157,6 +157,8 @@ class CompareConfig(Section):
             raise ValueError("data.validation is missing: learning rates are chosen on it")
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError("seeds: one stands twice")
+        if odd := [seed for seed in self.seeds if not 0 <= seed < 2**32]:
+            raise ValueError(f"seeds: {odd[0]}, wanted 0 to {2**32 - 1}")
         if self.data.streaming:
             raise ValueError("data.streaming: every arm has to see the same tokens, so they are kept; leave it out")
         _refuse_ours(self.training)

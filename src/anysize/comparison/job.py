@@ -12,7 +12,7 @@ from typing import Any
 
 from anysize.comparison.config import ArmConfig, CompareConfig
 from anysize.comparison.folder import Place
-from anysize.config import understand
+from anysize.config import SourceConfig, understand
 from anysize.io.hub import open_checkpoint
 from anysize.io.whole import write_json
 from anysize.progress import quiet
@@ -117,14 +117,13 @@ def in_small(job: Job) -> ArmConfig:
     return arm.model_copy(update={"distill": distill, "recipe": recipe})
 
 
-def takes_scores(place: Place, config: CompareConfig, arm: str) -> bool:
-    """Whether what an arm starts from is chosen or fitted by what calibration found."""
+def takes_scores(config: CompareConfig, arm: str, target: SourceConfig) -> bool:
+    """Whether what an arm starts from is chosen or fitted by what calibration found; all arms have this target."""
     if config.arms[arm].random:
         return False
     asked = config.resize_of(arm, 0)
     before = understand(open_checkpoint(asked.source).config).sizes
-    after = understand(json.loads(place.target.read_text(encoding="utf-8"))).sizes
-    cut = [axis for axis, size in before.items() if axis != "vocab" and after.get(axis, size) < size]
+    cut = [axis for axis, size in before.items() if axis != "vocab" and target.sizes.get(axis, size) < size]
     return bool(cut) and reads_scores(asked.preset, asked.select, asked.readers, asked.layers, cut)
 
 
@@ -135,7 +134,8 @@ def prepare(job: Job) -> None:
     resize = job.config.resize_of(job.arm, job.seed)
     if job.config.arms[job.arm].random or job.start.is_whole:
         return
-    scored = takes_scores(job.place, job.config, job.arm)
+    target = understand(json.loads(job.place.target.read_text(encoding="utf-8")))
+    scored = takes_scores(job.config, job.arm, target)
     # They serve all arms, so the comparison knows what they took.
     found = partial(Scores.load, job.place.scores(job.config, job.arm)) if scored else None
     clock = clock_of(device_of_run(job.config.training))

@@ -66,13 +66,20 @@ def _seconds(arm: Arm, runs: Sequence[Run], steps: float) -> float:
     return arm.calibration_s + arm.conversion_s + own + taught
 
 
-def rows_of(runs: Sequence[Run], arms: Mapping[str, Arm], goals: Sequence[str], tokens_a_step: int) -> tuple[Row, ...]:
-    """Return a row an arm at its best rate: medians over seeds. Arms without a finished run have none."""
-    best = best_rates(runs)
+def rows_of(
+    runs: Sequence[Run], arms: Mapping[str, Arm], goals: Sequence[str], tokens_a_step: int,
+    chosen: Mapping[str, float] | None = None,
+) -> tuple[Row, ...]:  # fmt: skip
+    """Return a row an arm at its best rate: medians over seeds. Arms without a finished run have none.
+
+    chosen: the rates that the search found best, at which all seeds ran; without it, of the runs that there are.
+    """
+    best = {arm: (chosen or {}).get(arm, rate) for arm, rate in best_rates(runs).items()}
     finished = {
         arm: [r for r in runs if r.arm == arm and r.learning_rate == rate and r.status == "finished"]
         for arm, rate in best.items()
     }
+    finished = {arm: found for arm, found in finished.items() if found}
     made: list[Row] = []
     for arm, found in finished.items():
         lost = [r for r in runs if r.arm == arm and r.learning_rate == best[arm] and r.status == "diverged"]

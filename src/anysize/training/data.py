@@ -59,9 +59,7 @@ def datasets_of(data: Data, config: SourceConfig, tokenizer: str, least: int, pr
         columns = data.column, data.label_column
         train = Images(data.train, columns, classes, processor, data.max_tokens, progress, least=least)
         held_out: dict[str, Dataset[Any]] = {
-            name: Images(
-                path, columns, classes, processor, data.evaluation_tokens, progress, least=1, split=name
-            )
+            name: Images(path, columns, classes, processor, data.evaluation_tokens, progress, least=1, split=name)
             for name, path in names.items()
         }
         return Datasets(train, held_out, 1, len(train))

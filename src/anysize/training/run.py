@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,12 +51,14 @@ from anysize.training.start import (
     Start,
     StartFolder,
     at_random,
+    beside_weights,
     folder_of,
     load,
     plan_of,
     require_same_tokens,
     require_same_vocabulary,
     scores_from,
+    tokenizer_bytes,
 )
 from anysize.training.tokens import data_contents, same_data
 
@@ -87,8 +90,11 @@ def _made_of(config: TrainConfig) -> dict[str, str]:
     return (
         {name: data_contents(path) for name, path in data.items() if path}
         | {name: model_sha256(open_checkpoint(model)) for name, model in models.items() if model}
+        | {f"config or tokenizer of {name}": beside_weights(place)
+           for name, place in {**models, "random": config.random}.items() if place}
+        | ({"data.tokenizer": sha256(tokenizer_bytes(own)).hexdigest()} if (own := config.data.tokenizer) else {})
         | _image_processors({**models, "random": config.random})
-    )
+    )  # fmt: skip
 
 
 def _image_processors(models: Mapping[str, str]) -> dict[str, str]:
@@ -339,8 +345,9 @@ def _found(outcome: Outcome, start: Start, data: Datasets) -> dict[str, Any]:
     history = outcome.trainer.state.log_history
     last = next((entry for entry in reversed(history) if "train_runtime" in entry), {})
     args = outcome.trainer.args
+    examples = outcome.step * examples_a_step(args)
     return {
-        "status": outcome.status, "steps": outcome.step, "tokens": outcome.step * examples_a_step(args) * data.tokens_each,
+        "status": outcome.status, "steps": outcome.step, "tokens": examples * data.tokens_each,
         "curve": {str(step): losses for step, losses in outcome.curve.items()}, "bits_per_byte": data.bits_per_byte,
         "calibration_s": start.calibration_s, "conversion_s": start.conversion_s, "train_s": outcome.train_s,
         "teacher_s": outcome.teacher_s, "wall_s": last.get("train_runtime"),

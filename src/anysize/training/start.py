@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from anysize import api
-from anysize.config import SourceConfig, understand
+from anysize.config import SourceConfig, read_config, understand
 from anysize.errors import CheckpointError, InputError
-from anysize.io.hub import open_checkpoint
+from anysize.io.hub import local_folder, open_checkpoint
 from anysize.io.models import model_class, new_model, other_ids, quiet_transformers
 from anysize.io.reader import TensorSource
 from anysize.io.whole import write_json
@@ -73,6 +74,18 @@ def _with_experts_at_once(model: Any, config: SourceConfig) -> PreTrainedModel:
         fits = all(config.sizes[axis] % 8 == 0 for axis in ("hidden", "ffn"))
         model.set_experts_implementation("grouped_mm" if fits else "eager")
     return model
+
+
+def beside_weights(location: str) -> str:
+    """Return a hash of a model's config and tokenizer, wherever it lies: other ones make another run of its weights."""
+    config = read_config(local_folder(location, without_weights=True))
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode() + tokenizer_bytes(location)).hexdigest()
+
+
+def tokenizer_bytes(location: str) -> bytes:
+    """Return the tokenizer of a folder or Hub id as it lies there; nothing where there is none of this form."""
+    place = local_folder(location, without_weights=True) / TOKENIZER
+    return place.read_bytes() if place.is_file() else b""
 
 
 def taken_up(model: Any, checkpoint: str) -> None:
