@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from anysize.arch.schema import is_per_expert
 from anysize.axis import AxesAt, AxisMap
 from anysize.config import SourceConfig
-from anysize.errors import SizeError
+from anysize.errors import InputError, SizeError
+from anysize.io.rows import is_absent
 from anysize.layers import EVOLUTIONARY, PATTERNS, LayerStep
 from anysize.memory import free_bytes
 from anysize.presets import PRESETS, has_norm_after_sum
@@ -198,6 +199,13 @@ def sequential_if_possible(
     fits = working_bytes(config, target.config, scores.record) <= free_bytes() / 2
     why = why_not_sequential(config, steps, maps, fits_in_memory=fits)
     why = why if speaks else "tokens are cut of a model without a tokenizer"
+    if not why and is_absent(data := scores.record.data):
+        if asked:
+            raise InputError(
+                f"sequential readers read the data of the scores again, and '{data}' do not exist: put them there, or "
+                "use least-squares"
+            )
+        why = f"they read the data of the scores again, and '{data}' do not exist"
     if not why:
         return shrink, []
     if asked:

@@ -135,7 +135,7 @@ def test_an_earlier_plan_stays_whole_where_another_cannot_be_saved(
         monkeypatch.setattr(Path, "write_bytes", full)
     else:
         monkeypatch.setattr("anysize.dense.save_one_by_one", full)
-    with pytest.raises(OutputError, match="cannot save the plan as '.*plan.json': No space left on device"):
+    with pytest.raises(OutputError, match=r"cannot save the plan as '.*plan\.json': No space left on device"):
         second.save(tmp_path / "plan.json")
     monkeypatch.setattr(Path, "write_bytes", write)
     assert sorted(place.name for place in tmp_path.iterdir()) == ["plan.json", "plan.safetensors"]

@@ -90,13 +90,18 @@ def test_where_it_cannot_be_the_default_says_so_and_a_wish_is_refused(llama: Pat
         anysize.plan(llama, calibration=scores, readers="sequential", hidden_size=16, layers="1,0")
 
 
-def test_data_that_are_gone_are_named(llama: Path, scores: Scores, tmp_path: Path) -> None:
+def test_where_the_data_are_gone_the_default_says_so_and_a_wish_is_refused(
+    llama: Path, scores: Scores, tmp_path: Path
+) -> None:
     from dataclasses import replace
 
     gone = replace(scores, record=scores.record.model_copy(update={"data": str(tmp_path / "gone.txt")}))
-    with pytest.raises(InputError, match=r"gone\.txt' do not exist"):
-        anysize.plan(llama, calibration=gone, hidden_size=16)
-    assert anysize.plan(llama, calibration=gone, readers="least-squares", hidden_size=16).recipes
+    with pytest.raises(InputError, match=r"gone\.txt' do not exist: put them there, or use least-squares"):
+        anysize.plan(llama, calibration=gone, readers="sequential", hidden_size=16)
+    plan = anysize.plan(llama, calibration=gone, hidden_size=16)
+    assert plan.options.readers == "least-squares"
+    told = f"readers are least-squares, not sequential: they read the data of the scores again, and '{tmp_path}/gone.txt'"
+    assert f"{told} do not exist" in plan.notes
 
 
 FAMILIES = [

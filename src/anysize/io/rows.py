@@ -33,6 +33,13 @@ _WINDOW_CHARACTERS, _FILE_CHARACTERS = 1 << 28, 1 << 26
 _MOST_GROUPS, _GROUP_BYTES = 64, 1 << 28
 
 
+def is_absent(data: str) -> bool:
+    """Whether data that can only be files are not there; what may be a Hub data set is not looked for."""
+    path = Path(data).expanduser()
+    local = data.count("/") > 1 or data.startswith((".", "~")) or path.suffix in (*_TEXT, *_IMAGES)
+    return local and not path.exists()
+
+
 def rows(data: str, *, ordered: bool = False, split: str = "train", images: bool = False) -> Iterator[Row]:
     """Return the rows of a file, folder or Hub data set, streamed: shuffled, always alike, or `ordered` as they lie.
 
@@ -50,7 +57,7 @@ def rows(data: str, *, ordered: bool = False, split: str = "train", images: bool
             return map(_image_row, files)
         found = itertools.chain.from_iterable(_file_rows(file, ordered=ordered) for file in files)
         return found if ordered else _shuffled(found)
-    if data.count("/") > 1 or data.startswith((".", "~")) or path.suffix in (*_TEXT, *_IMAGES):
+    if is_absent(data):
         raise InputError(f"the data '{data}' do not exist")
     return _hub_rows(data, split, ordered=ordered)
 
