@@ -74,3 +74,28 @@ def test_a_cut_plan_is_proved_on_a_miniature(variant: tiny.Variant) -> None:
     assert all(check.control is not None for check in proof.checks)
     notes = [note for note in plan.notes if "not by directions" in note]
     assert bool(notes) == ("turn hidden" not in names)
+
+
+@pytest.mark.parametrize(
+    ("family", "asked", "grown"),
+    [
+        ("qwen2", {"num_attention_heads": 6, "num_key_value_heads": 1}, "group 2 -> 6"),
+        ("phi3", {"num_attention_heads": 6, "num_key_value_heads": 1}, "group 2 -> 6"),
+        ("olmo2", {"num_attention_heads": 6, "num_key_value_heads": 1}, "group 2 -> 6"),
+        ("gpt2", {"hidden_size": 20, "num_attention_heads": 2}, "head"),
+        ("vit", {"hidden_size": 20, "num_attention_heads": 2}, "head"),
+    ],
+)
+def test_where_heads_make_up_the_width_fewer_of_them_may_be_larger(
+    family: str, asked: dict[str, int], grown: str
+) -> None:
+    variant = next(v for v in tiny.VARIANTS if v.family == family and not v.tied and "MHA" not in v.name)
+    config = understand(tiny.config(variant))
+    if "kv" in config.architecture.keys:
+        assert (config.sizes["kv"], config.sizes["group"]) == (3, 2)
+    scores = scores_for(variant)
+    asked = {"intermediate_size": 13, **asked}
+    options = Options.model_validate({"preset": "minitron"})
+    proof = prove_on_miniature(make_plan(tiny.source(variant), asked, options, lambda: scores))
+    assert proof.passed, proof.failures
+    assert grown in proof.checks[0].what

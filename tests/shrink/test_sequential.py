@@ -100,8 +100,8 @@ def test_where_the_data_are_gone_the_default_says_so_and_a_wish_is_refused(
         anysize.plan(llama, calibration=gone, readers="sequential", hidden_size=16)
     plan = anysize.plan(llama, calibration=gone, hidden_size=16)
     assert plan.options.readers == "least-squares"
-    told = f"readers are least-squares, not sequential: they read the data of the scores again, and '{tmp_path}/gone.txt'"
-    assert f"{told} do not exist" in plan.notes
+    told = f"they read the data of the scores again, and '{tmp_path}/gone.txt' do not exist"
+    assert f"readers are least-squares, not sequential: {told}" in plan.notes
 
 
 FAMILIES = [

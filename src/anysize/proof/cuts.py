@@ -203,6 +203,13 @@ def check_turn(source: NamedTensors, logits: Logits) -> Check:
     )
 
 
-def kept_sizes(source: dict[str, int], target: dict[str, int]) -> dict[str, int]:
-    """Return the target's sizes with every cut axis as it was: what growth alone has to reproduce."""
-    return {axis: max(size, target[axis]) for axis, size in source.items()}
+def kept_sizes(config: SourceConfig, target: SourceConfig) -> dict[str, int]:
+    """Return the target's sizes with every cut axis as it was: what growth alone has to reproduce.
+
+    Where heads are as wide together as the stream, that is as wide as they become: fewer kv heads with all of their
+    query heads grow the group, and fewer but wider heads their width.
+    """
+    sizes = {axis: max(size, target.sizes[axis]) for axis, size in config.sizes.items()}
+    if "head" not in config.architecture.keys:
+        sizes["hidden"] = max(sizes["hidden"], sizes["kv"] * sizes["group"] * sizes["head"])
+    return sizes

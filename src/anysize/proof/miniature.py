@@ -210,7 +210,7 @@ def prove_on_miniature(plan: Plan) -> Verification:
     ProofError where no miniature exists; a failed check is returned, not raised.
     """
     config, target = understand(plan.source_config), understand(plan.target_config)
-    sizes = smallest_sizes(config, kept_sizes(config.sizes, target.sizes))
+    sizes = smallest_sizes(config, kept_sizes(config, target))
     layers = _num_layers(config)
     grows = target.sizes["layer"] > config.sizes["layer"] and plan.options.layers in ("auto", "identity")
     small = MiniatureSizes(
