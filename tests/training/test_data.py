@@ -25,7 +25,7 @@ from anysize.training.config import Data
 from anysize.training.data import datasets_of
 from anysize.training.images import Images, flipped
 from anysize.training.tokens import Packed, Sequences, StreamedSequences, packed, stacked
-from tests import tiny
+from tests import image_files, tiny
 
 
 def words(path: Path, *documents: str) -> str:
@@ -182,3 +182,37 @@ def test_flips_are_decided_by_the_seed() -> None:
     mirrored = (one == pixels.flip(-1)).flatten(1).all(1)
     assert bool((as_it_was | mirrored).all())
     assert 16 < int(mirrored.sum()) < 48
+
+
+@pytest.mark.parametrize("idle", [{"sequence_length": 64}, {"streaming": False}, {"tokenizer": "t"}], ids=str)
+def test_what_says_nothing_about_images_is_refused(tmp_path: Path, idle: dict[str, Any]) -> None:
+    data = Data(train=pictures(tmp_path / "a.parquet", [0, 1]), **idle)
+    with pytest.raises(InputError, match=f"data.{next(iter(idle))}: of no use where a model reads images"):
+        datasets_of(data, vit(), "", 1, quiet)
+
+
+@pytest.mark.parametrize("idle", [{"label_column": "n"}, {"flip": True}], ids=str)
+def test_what_says_nothing_about_text_is_refused(llama: Path, story: Path, idle: dict[str, Any]) -> None:
+    data = Data(train=str(story), **idle)
+    with pytest.raises(InputError, match=f"data.{next(iter(idle))}: of no use where a model reads texts"):
+        datasets_of(data, understand(Checkpoint(llama).config), str(llama), 1, quiet)
+
+
+def test_images_come_from_the_column_that_is_named(tmp_path: Path) -> None:
+    first, second = (image_files.table(tmp_path / f"{name}.parquet", 3, label=[0, 1, 2]) for name in "ab")
+    images = [parquet.read_table(place)["image"] for place in (first, second)]
+    both = pa.table({"left": images[0], "right": images[1].take([2, 1, 0]), "label": [0, 1, 2]})
+    parquet.write_table(both, tmp_path / "both.parquet")
+    processor = image_processor_of("", vit())
+
+    def read(column: str) -> list[torch.Tensor]:
+        found = Images(str(tmp_path / "both.parquet"), (column, "label"), 7, processor, None, quiet, least=1)
+        by_label = {int(found[i]["labels"]): found[i]["pixel_values"] for i in range(3)}
+        return [by_label[label] for label in range(3)]
+
+    left, right = read("left"), read("right")
+    assert left[0].equal(right[2])
+    assert not left[0].equal(right[0])
+    assert read("")[0].equal(left[0])
+    with pytest.raises(InputError, match="have no column 'middle'"):
+        read("middle")
