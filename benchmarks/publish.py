@@ -152,7 +152,9 @@ _COMPARED: tuple[tuple[str, str, str, str, float], ...] = (
     ("shrink", "subspace + distillation", "random", "seconds", 1 / 9),
     ("shrink", "subspace + distillation, 3/10 of the steps", "subcloning", "steps", 3 / 10),
     ("grow", "fresh, half the steps", "random", "steps", 1 / 2),
+    ("grow", "fresh, eased in, half the steps", "random", "steps", 1 / 2),
     ("grow", "fresh", "hypercloning", "steps", 2 / 5),
+    ("grow", "fresh, recipes, half the steps", "hypercloning", "steps", 2 / 5),
     ("grow-by-half", "fresh, half the steps", "random", "steps", 1 / 2),
     ("grow-by-half", "fresh", "hypercloning", "steps", 2 / 5),
     ("shrink-vision", "subspace + distillation, 1/5 of the steps", "random", "steps", 1 / 5),
@@ -161,6 +163,7 @@ _COMPARED: tuple[tuple[str, str, str, str, float], ...] = (
 _NO_DIP = (
     ("grow", "fresh"),
     ("grow", "fresh, eased in"),
+    ("grow", "fresh, eased in, half the steps"),
     ("grow-by-half", "fresh"),
     ("grow-by-half", "fresh, eased in"),
 )

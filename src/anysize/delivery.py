@@ -62,8 +62,9 @@ def carry_out(
     """Return what `anysize.apply` returns, and the proof; raise as it does."""
     from anysize.io import provenance, writer  # noqa: PLC0415
     from anysize.proof import coverage, replan  # noqa: PLC0415
-    from anysize.proof.algebra import rows_of  # noqa: PLC0415
+    from anysize.proof.algebra import rows_from_files, rows_of  # noqa: PLC0415
     from anysize.proof.miniature import prove_on_miniature  # noqa: PLC0415
+    from anysize.proof.written import digests_of  # noqa: PLC0415
 
     if verify not in get_args(VerifyMode):
         raise InputError(f"verify '{verify}' is unknown: wanted {', '.join(get_args(VerifyMode))}")
@@ -92,7 +93,8 @@ def carry_out(
     fingerprint = _fingerprint(plan, tensors, allow_nonfinite=allow_nonfinite)
     with writer.CheckpointWriter(path, plan.recipes, fingerprint, max_shard_bytes) as made:
         proof += _to_disk(plan, tensors, made, verify, allow_nonfinite, progress)
-        for name, data in provenance.files_beside(plan, tensors, proof, command):
+        digests = digests_of(plan, rows_from_files(made.places))
+        for name, data in provenance.files_beside(plan, tensors, proof, command, digests):
             made.add(name, data)
         made.finish()
     return path, proof

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import anysize
 from anysize.calibration.data import DataOptions, token_batches, tokenizer_of
@@ -102,6 +104,24 @@ def test_where_the_data_are_gone_the_default_says_so_and_a_wish_is_refused(
     assert plan.options.readers == "least-squares"
     told = f"they read the data of the scores again, and '{tmp_path}/gone.txt' do not exist"
     assert f"readers are least-squares, not sequential: {told}" in plan.notes
+
+
+def test_a_fitted_model_that_was_changed_since_is_told(llama: Path, scores: Scores, tmp_path: Path) -> None:
+    made = Path(str(anysize.resize(llama, tmp_path / "out", calibration=scores, hidden_size=16, verify="off")))
+    proof = anysize.verify(llama, made, full=False)
+    assert proof.passed
+    place = made / "model.safetensors"
+    tensors = load_file(place)
+    assert next(check for check in proof.checks if check.name == "written").control == len(tensors)
+    tensors["model.layers.1.mlp.down_proj.weight"][-1, 0] += 1e-3
+    save_file(tensors, place, metadata={"format": "pt"})
+    proof = anysize.verify(llama, made, full=False)
+    assert [check.measured for check in proof.checks if not check.passed and check.required] == [1]
+    # As an earlier version has left it.
+    record = json.loads((made / "anysize.json").read_text())
+    del record["rows"]
+    (made / "anysize.json").write_text(json.dumps(record))
+    assert any("rows are not checked" in note for note in anysize.verify(llama, made, full=False).notes)
 
 
 FAMILIES = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,10 +82,12 @@ def target_companions(plan: Plan, tensors: TensorSource) -> Iterator[tuple[str, 
         yield "generation_config.json", config.to_json_string().encode()
 
 
-def files_beside(plan: Plan, tensors: TensorSource, proof: Verification, command: str) -> Iterator[tuple[str, bytes]]:
-    """Yield (name, content) of everything that stands beside the target's weights."""
+def files_beside(
+    plan: Plan, tensors: TensorSource, proof: Verification, command: str, digests: Mapping[str, str]
+) -> Iterator[tuple[str, bytes]]:
+    """Yield (name, content) of everything that stands beside the target's weights, whose rows have these digests."""
     yield from target_companions(plan, tensors)
-    yield RECORD, record_json(plan, proof, command)
+    yield RECORD, record_json(plan, proof, command, digests)
     yield "README.md", model_card(plan, proof, command)
     yield "config.json", config_json(plan)
 
@@ -96,8 +98,8 @@ def config_json(plan: Plan) -> bytes:
     return (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
 
 
-def record_json(plan: Plan, proof: Verification, command: str) -> bytes:
-    """Return anysize.json: command, versions, plan and proof."""
+def record_json(plan: Plan, proof: Verification, command: str, digests: Mapping[str, str]) -> bytes:
+    """Return anysize.json: command, versions, plan and proof, and digests of what was written."""
     record: dict[str, Any] = {
         "anysize": __version__,
         "command": command,
@@ -107,6 +109,7 @@ def record_json(plan: Plan, proof: Verification, command: str) -> bytes:
         "inexact_because": list(plan.inexact),
         "proof": json.loads(proof.model_dump_json()),
         "plan": plan.model_dump(mode="json"),
+        "rows": dict(digests),
     }
     return (json.dumps(record, indent=1, sort_keys=True) + "\n").encode()
 
@@ -118,7 +121,8 @@ def read_record(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        shown = {"command": str(record["command"]), "exact": bool(record["exact"]), "plan": record["plan"]}
+        shown = {"command": str(record["command"]), "exact": bool(record["exact"]), "plan": record["plan"],
+                 "rows": dict(record.get("rows", {}))}  # fmt: skip
     except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
         raise CheckpointError(f"'{path}' is not a record of anysize ({error!r}): mend or remove it") from error
     return shown

@@ -23,6 +23,7 @@ from anysize.proof.coverage import check_source, check_written
 from anysize.proof.parity import Comparison, load
 from anysize.proof.tokens import speak_target_ids
 from anysize.proof.verdict import Verification
+from anysize.proof.written import check_digests
 from anysize.recipe import Plan
 from anysize.tensors import num_parameters
 
@@ -128,9 +129,15 @@ def _against_plan(plan: Plan, source: TensorSource, target: Checkpoint) -> Verif
     if not _made_from(plan, source):
         return Verification(checks=(), notes=("the target was made from another source: its plan is not checked",))
     if plan.dense_sha256:
+        known = (read_record(target.folder) or {}).get("rows")
+        if not known:
+            return Verification(
+                checks=(check_written(plan, target.folder),),
+                notes=("neither its matrices nor digests of its rows lie in the folder: rows are not checked",),
+            )
         return Verification(
-            checks=(check_written(plan, target.folder),),
-            notes=("its matrices lie beside the saved plan, not in the folder: rows are not checked",),
+            checks=(check_written(plan, target.folder), check_digests(plan, rows_of(target), known)),
+            notes=("its matrices are not in the folder: rows are held against what was written, not the source",),
         )
     rows = check_rows(plan, rows_of(source), rows_of(target))
     return Verification(checks=(check_written(plan, target.folder), rows))
