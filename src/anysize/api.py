@@ -184,15 +184,17 @@ def _scores_of(
 
     def scores() -> Scores:
         from anysize.calibration.calibrate import CalibrationOptions, calibrated  # noqa: PLC0415
-        from anysize.calibration.data import DataOptions  # noqa: PLC0415
+        from anysize.calibration.data import DataOptions, default_items, default_length  # noqa: PLC0415
         from anysize.calibration.scores import Scores  # noqa: PLC0415
 
         if isinstance(calibration, Scores):
             return calibration
         if not _are_data(calibration):
             return Scores.load(Path(calibration).expanduser(), low_memory=low_memory)
+        config = understand(tensors.config)
+        data = DataOptions(default_items(config), default_length(config), column=column)
         how = CalibrationOptions(
-            DataOptions(column=column), leave_one_out=options.layers == LEAVE_ONE_OUT, low_memory=low_memory,
+            data, leave_one_out=options.layers == LEAVE_ONE_OUT, low_memory=low_memory,
             # Where several processes are at work, one may be alone in making a plan.
             shared=False,
         )  # fmt: skip
@@ -206,8 +208,8 @@ def calibrate(
     data: str | Path,
     *,
     output: str | Path | None = None,
-    tokens: int = 131_072,
-    sequence_length: int = 256,
+    tokens: int | None = None,
+    sequence_length: int | None = None,
     batch_size: int = 8,
     column: str = "",
     label_column: str = "label",
@@ -221,8 +223,9 @@ def calibrate(
     """Run a source on data and return what its activations say about every axis and layer, for any target size.
 
     `data` is a text file, a folder of them, parquet or jsonl with a text column (`column` where there are several), a
-    Hub data set, or images for an image model (`tokens` then counts images). `second_moments` are what least-squares
-    readers and principal directions need; `leave_one_out` also measures the loss without each layer (for an image model
+    Hub data set, or images for an image model (`tokens` then counts images). Where nothing else is said, 131,072 tokens
+    in sequences of 256, shorter where the model has fewer positions, or 2,048 images. `second_moments` are what
+    least-squares readers and principal directions need; `leave_one_out` also measures the loss without each layer (for an image model
     against the integers in `label_column`). `low_memory` runs layer by layer, with one layer and its sums in memory,
     for the same scores, which stay on disk; where the model or the sums of all layers do not fit that is done anyway.
     Under torchrun every process takes a share of the data and waits for the others, so every process has to call this.
@@ -230,13 +233,17 @@ def calibrate(
     used.
     """
     from anysize.calibration.calibrate import CalibrationOptions, calibrated  # noqa: PLC0415
-    from anysize.calibration.data import DataOptions  # noqa: PLC0415
+    from anysize.calibration.data import DataOptions, default_items, default_length  # noqa: PLC0415
 
+    opened = open_source(source)
+    config = understand(opened.config)
+    tokens = default_items(config) if tokens is None else tokens
+    sequence_length = default_length(config) if sequence_length is None else sequence_length
     counts = {"tokens": tokens, "sequence_length": sequence_length, "batch_size": batch_size}
     if wrong := [f"{name}={value}" for name, value in counts.items() if value < 1]:
         raise InputError(f"{joined(wrong)}: wanted at least 1")
     return calibrated(
-        open_source(source),
+        opened,
         str(data),
         CalibrationOptions(
             data=DataOptions(tokens, sequence_length, batch_size, column, label_column),

@@ -50,6 +50,12 @@ class SourceConfig:
         return {axis: int(evaluate(text, self.full)) for axis, text in self.architecture.axes.items()}
 
     @property
+    def num_positions(self) -> int | None:
+        """Most tokens of a sequence that the config gives positions to; None where it does not say."""
+        found = self.full.get("max_position_embeddings") or self.full.get("n_positions")
+        return found if isinstance(found, int) else None
+
+    @property
     def tied(self) -> bool:
         return bool(self.architecture.tied) and self.holds(self.architecture.tied_when)
 

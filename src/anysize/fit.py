@@ -37,7 +37,12 @@ WRITE_HIDDEN = "hidden"
 
 
 def least_squares(cross: torch.Tensor, moments: torch.Tensor, ridge: float = RIDGE) -> torch.Tensor:
-    """Return S = cross (moments + ridge * mean diagonal)^-1, float64 [n, m], from E[x z^T] and E[z z^T]."""
+    """Return S = cross (moments + ridge * mean diagonal)^-1, float64 [n, m], from E[x z^T] and E[z z^T].
+
+    Where z is always zero, nothing can be read from it: S is zero.
+    """
+    if not moments.any():
+        return torch.zeros_like(cross)
     damped = moments + ridge * moments.diagonal().mean() * torch.eye(len(moments), dtype=moments.dtype)
     there = device_for_algebra(len(moments))
     return torch.linalg.solve(damped.to(there), cross.T.to(there)).T.to(moments.device)
@@ -181,7 +186,7 @@ class Fit:
         moments = self.scores.of(f"{site}:norm", "second")
         kept = self.offered @ moments @ self.offered.T
         # What is kept is smaller than the whole, and the target's norm makes up for it; all of it is as large.
-        scale = float(kept.diagonal().mean().sqrt()) if len(kept) < len(moments) else 1.0
+        scale = float(kept.diagonal().mean().sqrt()) or 1.0 if len(kept) < len(moments) else 1.0
         unit = kept / scale**2
         size = len(self.write)
         one, zero = torch.ones(size, dtype=torch.float64), torch.zeros(size, dtype=torch.float64)
@@ -402,6 +407,9 @@ class Fit:
         site = self._site_of(expected)
         moments, samples = self.scores.of(site, "second"), float(self.scores.of(site, "samples"))
         index = torch.from_numpy(kept.index)
+        if not moments.any():
+            # Nothing ever came there: nothing is known, so what is kept is read as it was.
+            return
         if self.measures and samples:
             self._measure(name, moments, moments[index][:, index], index)
             return

@@ -172,7 +172,7 @@ def test_leave_one_out_is_the_loss_without_the_layer(llama: Path, text: Path) ->
 def test_leave_one_out_is_measured_where_layers_are_dropped_by_it(llama: Path, text: Path, scores: Scores) -> None:
     kept = [
         [step.source for step in anysize.plan(llama, calibration=c, num_hidden_layers=1, layers="leave-one-out").layers]
-        for c in (text, anysize.calibrate(llama, text, leave_one_out=True))
+        for c in (text, anysize.calibrate(llama, text, sequence_length=128, leave_one_out=True))
     ]
     assert kept[0] == kept[1]
     with pytest.raises(SizeError, match="needs the layers' scores: calibrate with --leave-one-out, or choose middle"):
@@ -188,9 +188,48 @@ def test_what_has_no_loss_is_not_scored_by_it(llama: Path, text: Path, monkeypat
 def test_a_loss_that_is_no_number_is_no_score(llama: Path, text: Path) -> None:
     model = load(llama, "LlamaForCausalLM")
     with torch.no_grad():
-        model.get_submodule("model.layers.1.mlp.up_proj").weight[0, 0] = torch.inf
+        # After all that is scored by itself.
+        model.get_submodule("lm_head").weight[0, 0] = torch.inf
     with pytest.raises(InputError, match="the loss of the source is nan on these data"):
         anysize.calibrate(model, text, sequence_length=64, tokens=64, leave_one_out=True, tokenizer=str(llama))
+
+
+@pytest.mark.parametrize("low_memory", [False, True])
+def test_activations_that_are_no_numbers_score_nothing(
+    new_llama: Callable[..., Path], text: Path, tmp_path: Path, low_memory: bool
+) -> None:
+    weights = new_llama(tmp_path / "source") / "model.safetensors"
+    tensors = load_file(weights)
+    tensors["model.layers.1.mlp.up_proj.weight"][0, 0] = torch.nan
+    save_file(tensors, weights, {"format": "pt"})
+    (tmp_path / "out").mkdir()
+    with pytest.raises(InputError, match=r"computes at 'model.layers.1.mlp.down_proj:in' holds NaN or infinity"):
+        anysize.calibrate(
+            tmp_path / "source", text, sequence_length=64, tokens=512, low_memory=low_memory,
+            output=tmp_path / "out" / "scores.safetensors",
+        )  # fmt: skip
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("batch_size", [3, 8, 100])
+def test_leave_one_out_sees_as_many_sequences_in_batches_of_any_size(
+    llama: Path, text: Path, batch_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from anysize.calibration import leave_one_out
+
+    seen: list[int] = []
+    run = leave_one_out._loss
+
+    def loss(model: Any, batch: dict[str, torch.Tensor]) -> float:
+        seen.append(len(batch["input_ids"]))
+        return run(model, batch)
+
+    monkeypatch.setattr(leave_one_out, "_loss", loss)
+    options = {"sequence_length": 32, "tokens": 100 * 32, "second_moments": False, "leave_one_out": True}
+    found = anysize.calibrate(llama, text, batch_size=batch_size, **options)
+    assert sum(seen) == 3 * 64, "with both layers, and without each"
+    expected = anysize.calibrate(llama, text, **options)
+    assert found.block("leave-one-out").allclose(expected.block("leave-one-out"), atol=1e-5)
 
 
 def test_a_model_in_memory_stays_in_its_mode(

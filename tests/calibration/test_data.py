@@ -188,3 +188,22 @@ def test_as_many_tokens_are_read_as_are_asked_for(
 def test_fewer_tokens_than_one_sequence_are_refused_by_their_number(llama: Path, text: Path) -> None:
     with pytest.raises(InputError, match="16 tokens are less than one sequence of 64: give more --tokens or a smaller"):
         list(token_batches(str(text), tokenizer_of(str(llama)), 61, DataOptions(tokens=16, sequence_length=64)))
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "json"])
+@pytest.mark.parametrize("place", ["b[1].{}", "d [1]/x.{}", "b*.{}", "b?.{}"])
+def test_a_name_that_reads_as_a_pattern_is_the_name_of_one_file(tmp_path: Path, place: str, ending: str) -> None:
+    data = tmp_path / place.format(ending)
+    data.parent.mkdir(exist_ok=True)
+    (tmp_path / f"b1.{ending}").write_text('{"text": "another"}\n')
+    data.write_text('{"text": "this one"}\n')
+    assert list(documents(str(data))) == ["this one"]
+
+
+def test_an_empty_shard_has_no_rows(tmp_path: Path) -> None:
+    _jsonl(tmp_path, ["one", "two"])
+    for name in ("empty.jsonl", "another.json"):
+        (tmp_path / name).write_bytes(b"")
+    assert sorted(documents(str(tmp_path))) == ["one", "two"]
+    with pytest.raises(InputError, match="are empty"):
+        list(pieces(str(tmp_path / "empty.jsonl"), SHORT))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from anysize.calibration.calibrate import CalibrationOptions, calibrated
 from anysize.calibration.data import DataOptions
@@ -129,10 +132,12 @@ def test_what_is_no_work_of_ours_is_not_taken_up(llama: Path, text: Path, tmp_pa
     assert names_in(tmp_path) == [NAME]
 
 
-@pytest.mark.parametrize("what", ["data", "tokenizer"])
+@pytest.mark.parametrize("what", ["data", "tokenizer", "the rest of the data", "the format of scores"])
 def test_work_on_data_or_a_tokenizer_that_have_changed_is_not_taken_up(
-    llama: Path, text: Path, tmp_path: Path, what: str
+    llama: Path, text: Path, tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # What comes after this is not looked at before it is run.
+    monkeypatch.setattr("anysize.calibration.data._SAMPLE_TOKENS", 256)
     data, spoken, mute = tmp_path / "data.txt", tmp_path / "spoken", tmp_path / "mute"
     data.write_text(text.read_text())
     shutil.copytree(llama, spoken)
@@ -149,6 +154,11 @@ def test_work_on_data_or_a_tokenizer_that_have_changed_is_not_taken_up(
         run(killed_in("calibrate", 4))
     if what == "data":
         data.write_text(" ".join(reversed(text.read_text().split())))
+    elif what == "the rest of the data":
+        with data.open("a") as file:
+            file.write(" w3" * 1000)
+    elif what == "the format of scores":
+        monkeypatch.setattr("anysize.calibration.share.FORMAT", 99)
     else:
         tokenizer = spoken / "tokenizer.json"
         ids = {'"w3"': '"other"', '"w4"': '"w3"', '"other"': '"w4"'}
@@ -181,10 +191,37 @@ def test_a_refusal_on_the_way_leaves_nothing(
 def test_an_output_that_cannot_be_is_refused_before_anything_is_loaded(
     llama: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr("anysize.calibration.calibrate.loaded_source", lambda *_: pytest.fail("it was loaded"))
+    monkeypatch.setattr("anysize.calibration.calibrate.loaded_source", lambda *_, **__: pytest.fail("it was loaded"))
     (tmp_path / "folder").mkdir()
     with pytest.raises(OutputError, match=r"cannot save the scores as '.*': (its folder does not|it is a folder)"):
         calibrated(Checkpoint(llama), str(text), CalibrationOptions(), output=tmp_path / name, progress=quiet)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "data.txt", "scores", "plan.safetensors"])
+def test_an_output_that_would_take_the_place_of_something_else_is_refused(
+    llama: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr("anysize.calibration.calibrate.loaded_source", lambda *_, **__: pytest.fail("it was loaded"))
+    source = shutil.copytree(llama, tmp_path / "source")
+    shutil.copy(text, source / "data.txt")
+    # What anysize itself wrote, a plan's matrices, is no scores file either.
+    save_file({"map": torch.zeros(1)}, source / "plan.safetensors", {"anysize": "[]"})
+    before = {path.name: path.read_bytes() for path in source.iterdir()}
+    with pytest.raises(OutputError, match=r"cannot save the scores as '.*': (they would take|called like that)"):
+        calibrated(
+            Checkpoint(source), str(source / "data.txt"), CalibrationOptions(SHAPE), output=source / name,
+            progress=quiet,
+        )  # fmt: skip
+    assert {path.name: path.read_bytes() for path in source.iterdir()} == before
+
+
+def test_scores_take_the_place_of_scores_of_any_format(llama: Path, text: Path, tmp_path: Path) -> None:
+    output = tmp_path / NAME
+    save_file({"old": torch.zeros(1)}, output, {"anysize": json.dumps({"format": 1, "model_sha256": ""})})
+    for _ in range(2):
+        calibrated(Checkpoint(llama), str(text), CalibrationOptions(SHAPE), output=output, progress=quiet)
+        assert Scores.load(output).record.tokens
+    assert names_in(tmp_path) == [NAME]
 
 
 @pytest.mark.parametrize("when", ["meanwhile", "at the end"])

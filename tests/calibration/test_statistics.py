@@ -7,7 +7,7 @@ import torch
 
 from anysize.calibration.run import Collector, normalized
 from anysize.calibration.sites import sites
-from anysize.calibration.statistics import SiteSums, averages
+from anysize.calibration.statistics import BlockSums, SiteSums, averages
 from anysize.config import understand
 from tests import tiny
 
@@ -75,3 +75,18 @@ def test_sequences_are_told_apart_by_modules_that_see_all_tokens_in_one(name: st
     for site in compared:
         assert (together[site].tokens, together[site].sequences) == (78, 6), site
         assert together[site].sums["minitron"].allclose(one_by_one[site].sums["minitron"], rtol=1e-5), site
+
+
+def test_layers_are_scored_in_single_precision_whatever_a_model_runs_in() -> None:
+    generator = torch.Generator().manual_seed(0)
+    half = [torch.randn(3, 40, 64, generator=generator).bfloat16()]
+    # So small a change that its cosine is 1 in half precision.
+    half.append(half[0] * 1.01)
+    whole = [values.double() for values in half]
+    found = BlockSums(1)
+    for _ in range(4):
+        found.add(half)
+    cosine = torch.nn.functional.cosine_similarity(*whole, dim=-1)
+    sizes = (whole[1] - whole[0]).norm(dim=-1) / whole[1].norm(dim=-1)
+    assert float(found.influence[0]) == pytest.approx(4 * float((1 - cosine).sum()), rel=1e-2)
+    assert float(found.magnitude[0]) == pytest.approx(4 * float(sizes.sum()), rel=1e-5)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 import anysize
 from anysize.calibration.scores import Scores
@@ -184,3 +185,24 @@ def test_dense_maps_are_equal_when_their_bytes_are() -> None:
     assert one != two
     assert not DenseMaps()
     assert DenseMaps().sha256 == ""
+
+
+@pytest.mark.parametrize("readers", ["least-squares", "measured", "sequential"])
+def test_a_layer_that_nothing_comes_through_is_cut_all_the_same(
+    new_llama: Callable[..., Path], text: Path, tmp_path: Path, readers: str
+) -> None:
+    source = new_llama(tmp_path / "source")
+    tensors = load_file(source / "model.safetensors")
+    for name in ("gate_proj", "up_proj"):
+        tensors[f"model.layers.1.mlp.{name}.weight"].zero_()
+    save_file(tensors, source / "model.safetensors", {"format": "pt"})
+    found = anysize.calibrate(source, text, sequence_length=64, tokens=4096)
+    plan = anysize.plan(source, calibration=found, intermediate_size=24, select="activation", readers=readers)
+    made = target_tensors(plan, Checkpoint(source))
+    assert all(bool(values.isfinite().all()) for values in made.values())
+    # What is kept is read as it was, so that training can make use of it.
+    assert made["model.layers.1.mlp.down_proj.weight"].any()
+
+
+def test_nothing_is_read_from_what_is_always_zero() -> None:
+    assert not least_squares(torch.zeros(3, 2).double(), torch.zeros(2, 2).double()).any()

@@ -477,6 +477,8 @@ def test_settings_whose_ids_cannot_follow_are_named() -> None:
     assert renumbered({"suppress_tokens": [5, 6], "bad_words_ids": [[5, 6], [5]]}, {5: 0}) == {
         "suppress_tokens": [0], "bad_words_ids": [[0]]
     }  # fmt: skip
+    # transformers refuses to generate without any of an empty list.
+    assert renumbered({"suppress_tokens": [6], "bad_words_ids": [[5, 6]]}, {5: 0}) == {"suppress_tokens": []}
 
 
 def test_pairs_of_a_bert_processor_follow() -> None:

@@ -23,7 +23,7 @@ from anysize.calibration.run import Collector
 from anysize.calibration.scores import Scores, check_output
 from anysize.calibration.share import CalibrationOptions, Share, check_options
 from anysize.calibration.sites import widest_site
-from anysize.calibration.statistics import BlockSums, SiteSums, averages, block_averages
+from anysize.calibration.statistics import BlockSums, SiteSums, averages, block_averages, require_finite
 from anysize.config import SourceConfig, understand
 from anysize.devices import CPU, chosen_device, device_with
 from anysize.errors import AnysizeError, InputError, OutputError
@@ -236,6 +236,7 @@ def collect(
         sums = run.sums()
         if options.shared:
             add_up(sums[name] for name in sorted(sums))
+        require_finite(_by_site(sums))
         blocks: dict[str, torch.Tensor] = {}
         if options.leave_one_out:
             blocks = _without_layers(model, share, progress)

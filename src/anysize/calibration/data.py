@@ -35,6 +35,7 @@ __all__ = [
     "batches",
     "batches_again",
     "batches_of_labels",
+    "default_length",
     "documents",
     "image_batches",
     "labelled_batches",
@@ -53,6 +54,10 @@ _LONGEST = 1 << 16
 _SEQUENCES_A_PIECE, _CHARACTERS_A_TOKEN, _SHORTEST = 4, 4, 4096
 # What tells data apart: so many of the first tokens, or images. Whoever reads data again reads more.
 _SAMPLE_TOKENS, _SAMPLE_IMAGES = 16_384, 64
+
+
+# Of an image model that nobody says a number for.
+IMAGES = 2_048
 
 
 @dataclass(frozen=True)
@@ -202,6 +207,19 @@ def num_places(config: SourceConfig, sequence_length: int) -> int:
     if config.architecture.modality == "image":
         return 1 + (config.full["image_size"] // config.full["patch_size"]) ** 2
     return sequence_length
+
+
+def default_items(config: SourceConfig) -> int:
+    """Return how many tokens, or images, are read where nobody says: an image is many samples."""
+    return IMAGES if config.architecture.modality == "image" else DataOptions().tokens
+
+
+def default_length(config: SourceConfig) -> int:
+    """Return how long sequences are where nobody says: as ever, or as long as the model has positions for."""
+    length = DataOptions().sequence_length
+    if config.architecture.modality == "image" or config.num_positions is None:
+        return length
+    return min(length, config.num_positions)
 
 
 def located(place: str) -> str:

@@ -23,7 +23,7 @@ from anysize.calibration.on_disk import BLOCKS, WHAT_IS_KEPT, KindsOnDisk, RowsO
 from anysize.calibration.replay import Layers
 from anysize.calibration.run import Collector, num_items
 from anysize.calibration.share import Share
-from anysize.calibration.statistics import BlockSums, ends
+from anysize.calibration.statistics import BlockSums, ends, require_finite
 from anysize.dense import stored_arrays
 from anysize.devices import CPU
 from anysize.errors import InputError, OutputError
@@ -273,10 +273,10 @@ class LayerByLayer:
 
 
 def _told(collector: Collector) -> dict[str, torch.Tensor]:
-    """Return the sums that a collector holds, by name."""
-    return {
-        f"{site}/{kind}": values for site, sums in collector.sums.items() for kind, values in sums.as_tensors().items()
-    }
+    """Return the sums that a collector holds, by name; raise InputError where some are no numbers."""
+    found = {site: sums.as_tensors() for site, sums in collector.sums.items()}
+    require_finite(found)
+    return {f"{site}/{kind}": values for site, sums in found.items() for kind, values in sums.items()}
 
 
 def _added_up(

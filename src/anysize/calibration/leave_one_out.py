@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,7 +20,8 @@ from anysize.progress import Progress
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-NUM_BATCHES = 8
+# So many sequences, or images, are run without each layer, whatever the batches.
+NUM_SEQUENCES = 64
 
 
 def require_loss(config: SourceConfig, data: str, source: str, options: DataOptions) -> None:
@@ -32,7 +33,7 @@ def require_loss(config: SourceConfig, data: str, source: str, options: DataOpti
                 "use block-influence"
             )
         # Pixels would be made twice, and take most of the time.
-        for _ in itertools.islice(batches_of_labels(data, config, source, options), NUM_BATCHES):
+        for _ in batches_of_labels(data, config, source, _few(config, options)):
             pass
     elif options.sequence_length < 2:
         raise InputError(
@@ -42,9 +43,14 @@ def require_loss(config: SourceConfig, data: str, source: str, options: DataOpti
 
 
 def batches_with_loss(data: str, config: SourceConfig, source: str, options: DataOptions) -> Iterator[Batch]:
-    """Yield the batches that `batches` yields, of images with their labels."""
+    """Yield the first 64 sequences that `batches` yields, or images with their labels."""
     read = labelled_batches if config.architecture.modality == "image" else batches
-    return read(data, config, source, options)
+    return read(data, config, source, _few(config, options))
+
+
+def _few(config: SourceConfig, options: DataOptions) -> DataOptions:
+    most = NUM_SEQUENCES * (1 if config.architecture.modality == "image" else options.sequence_length)
+    return replace(options, tokens=min(options.tokens, most))
 
 
 def _loss(model: PreTrainedModel, batch: Batch) -> float:
@@ -60,14 +66,14 @@ def _loss(model: PreTrainedModel, batch: Batch) -> float:
 def losses_without_layers(
     model: PreTrainedModel, config: SourceConfig, read: Iterator[Batch], progress: Progress
 ) -> torch.Tensor:
-    """Return float64 [layers]: how much the loss rises when each layer is left out, on 8 batches with a loss.
+    """Return float64 [layers]: how much the loss rises when each layer is left out, on batches with a loss.
 
     The loss is that of the next token (nats/token), or of an image's label (nats/image).
 
     Raises InputError where a loss is not a number, which would be sorted like one.
     """
     device = device_of(model)
-    kept = [{n: v.to(device) for n, v in batch.items()} for batch in itertools.islice(read, NUM_BATCHES)]
+    kept = [{n: v.to(device) for n, v in batch.items()} for batch in read]
     sizes = [len(next(iter(batch.values()))) for batch in kept]
 
     def loss(missing: AbstractContextManager[None], what: str) -> float:

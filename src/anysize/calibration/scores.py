@@ -64,6 +64,25 @@ def check_output(path: Path) -> None:
         raise OutputError(f"cannot save the scores as '{path}': it is a folder, name a file in it")
     if not path.absolute().parent.is_dir():
         raise OutputError(f"cannot save the scores as '{path}': its folder does not exist, make it first")
+    if not path.name.endswith(".safetensors"):
+        raise OutputError(
+            f"cannot save the scores as '{path}': called like that they would be read as data, name a .safetensors file"
+        )
+    if path.exists() and not _holds_scores(path):
+        raise OutputError(
+            f"cannot save the scores as '{path}': they would take the place of a file that holds no scores; choose "
+            "another name"
+        )
+
+
+def _holds_scores(path: Path) -> bool:
+    """Whether a file is one of scores, of whatever format."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            told = json.loads((file.metadata() or {}).get(_RECORD, ""))
+    except (OSError, SafetensorError, ValueError):
+        return False
+    return isinstance(told, dict) and "model_sha256" in told
 
 
 @dataclass(frozen=True)

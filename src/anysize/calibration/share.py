@@ -12,12 +12,13 @@ from pathlib import Path
 import torch
 
 from anysize.calibration.data import Batch, DataOptions, batches, located, sampled, tokenizer_place
-from anysize.calibration.scores import Record, model_sha256
+from anysize.calibration.scores import FORMAT, Record, model_sha256
 from anysize.calibration.statistics import COUNT
 from anysize.config import understand
 from anysize.errors import InputError
 from anysize.io.models import other_ids
 from anysize.io.reader import TensorSource
+from anysize.io.rows import identity
 from anysize.processes import rank_and_world
 from anysize.vocabulary.tokenizer_file import TOKENIZER
 
@@ -38,8 +39,12 @@ class CalibrationOptions:
 
 
 def check_options(tensors: TensorSource, tokenizer: str, options: CalibrationOptions) -> None:
-    """Raise InputError for options that would do nothing; neither the weights nor the data are looked at."""
-    images = understand(tensors.config).architecture.modality == "image"
+    """Raise InputError for options that would do nothing, and for sequences longer than the model has positions for.
+
+    Neither the weights nor the data are looked at.
+    """
+    config = understand(tensors.config)
+    images = config.architecture.modality == "image"
     if images and tokenizer:
         raise InputError(f"the tokenizer '{tokenizer}' would do nothing: '{tensors.location}' reads images")
     length, labels = options.data.sequence_length, options.data.label_column
@@ -47,6 +52,11 @@ def check_options(tensors: TensorSource, tokenizer: str, options: CalibrationOpt
         raise InputError(f"a sequence length of {length} would do nothing: '{tensors.location}' reads images")
     if labels != DataOptions().label_column and not (images and options.leave_one_out):
         raise InputError(f"label_column='{labels}' would do nothing: labels are read of images, for leave_one_out")
+    if not images and config.num_positions is not None and length > config.num_positions:
+        raise InputError(
+            f"sequences of {length} tokens are too long: '{tensors.location}' has {config.num_positions} positions; "
+            "give a --sequence-length of at most that"
+        )
 
 
 class Share:
@@ -74,7 +84,10 @@ class Share:
             raise InputError(f"the tokenizer '{tokenizer}' is not that of '{tensors.location}': {differ}")
         self._data_sha256, every = sampled(self.everything(), options.data.tokens)
         self._begun: Iterator[Batch] | None = every
-        told = [self._model_sha256, self.data, self._data_sha256, asdict(options), self.world, self.rank]
+        data_now = identity(self.data, images=self.images)
+        told = [
+            FORMAT, self._model_sha256, self.data, data_now, self._data_sha256, asdict(options), self.world, self.rank
+        ]  # fmt: skip
         self.fingerprint = hashlib.sha256(json.dumps([*told, *([way] if way else [])]).encode()).hexdigest()
 
     def everything(self) -> Iterator[Batch]:

@@ -7,6 +7,8 @@ from collections.abc import Collection, Mapping
 
 import torch
 
+from anysize.errors import InputError
+
 COUNT = "count"
 # Sums over tokens of |x|, x^2, x and x x^T; over sequences of (mean over tokens |x|)^2.
 _PER_TOKEN = ("abs", "square", "mean", "second")
@@ -72,6 +74,16 @@ MADE_OF = {
 }  # fmt: skip
 
 
+def require_finite(sites: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+    """Raise InputError where the sums of a site are no numbers, which would be sorted, and fitted, like some."""
+    for site, sums in sites.items():
+        if not all(bool(values.isfinite().all()) for values in sums.values()):
+            raise InputError(
+                f"what the source computes at '{site}' holds NaN or infinity on these data, so it scores nothing: mend "
+                "the weights there or before it, or take other data"
+            )
+
+
 def kinds_of(sums: Collection[str]) -> list[str]:
     """Return which averages there are of a site with these sums."""
     return [kind for kind in MADE_OF if kind not in ("second", "samples") or "second" in sums]
@@ -127,16 +139,18 @@ class BlockSums:
     @torch.no_grad()
     def add_layer(self, layer: int, before: torch.Tensor, after: torch.Tensor) -> None:
         """Add what one layer does to the stream [sequences, tokens, hidden] of a batch."""
+        # The stream of a model in memory may be in half precision, in which small changes and long sums are lost.
+        before, after = before.float(), after.float()
         cosine = torch.nn.functional.cosine_similarity(before, after, dim=-1)
-        self.influence[layer] += (1 - cosine).sum().cpu()
+        self.influence[layer] += (1 - cosine).cpu().double().sum()
         size = after.norm(dim=-1).clamp(min=1e-12)
-        self.magnitude[layer] += ((after - before).norm(dim=-1) / size).sum().cpu()
+        self.magnitude[layer] += ((after - before).norm(dim=-1) / size).cpu().double().sum()
 
     @torch.no_grad()
     def add_ends(self, last: torch.Tensor, tokens: int) -> None:
         """Add the `ends` [sequences, L + 1, hidden] of a batch with so many tokens a sequence, and count them."""
         cosines = (last @ last.transpose(1, 2)).clamp(-1, 1)
-        self.angular += (cosines.arccos() / torch.pi).sum(0).cpu()
+        self.angular += (cosines.arccos() / torch.pi).cpu().double().sum(0)
         self.tokens += len(last) * tokens
         self.sequences += len(last)
 

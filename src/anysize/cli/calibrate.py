@@ -22,8 +22,14 @@ def calibrate(
     output: Annotated[Path, typer.Option("-o", "--output", help="The scores file to write.")] = Path(
         "scores.safetensors"
     ),
-    tokens: Annotated[int, typer.Option(min=1, help="At most so many tokens (images for an image model).")] = 131_072,
-    sequence_length: Annotated[int, typer.Option(min=1, help="Tokens of one sequence; images have none.")] = 256,
+    tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="At most so many tokens, or images.", show_default="131072 tokens, 2048 images"),
+    ] = None,
+    sequence_length: Annotated[
+        int | None,
+        typer.Option(min=1, help="Tokens of one sequence; images have none.", show_default="256, or all positions"),
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Sequences (or images) of one batch.")] = 8,
     column: Annotated[str, typer.Option(help="The column of the text or of the images, where there are several.")] = "",
     label_column: Annotated[

@@ -37,11 +37,7 @@ from anysize.target import public_sizes
 from anysize.tensors import num_parameters
 from anysize.training.clock import clock_of, device_of_run
 from anysize.training.data import Datasets, datasets_of
-from anysize.training.start import (
-    beside_weights,
-    folder_of,
-    scores_from,
-)
+from anysize.training.start import beside_weights, calibration_of, folder_of, scores_from
 
 if TYPE_CHECKING:
     from anysize.io.reader import TensorSource
@@ -327,7 +323,8 @@ class Comparison:
         )  # fmt: skip
 
     def _calibration_command(self, arm: str) -> tuple[str, ...]:
-        asked, source = self.config.calibration, self.config.resize_of(arm, 0).source
+        source = self.config.resize_of(arm, 0).source
+        asked = calibration_of(self.config.calibration, understand(open_checkpoint(source).config))
         found = ["anysize", "calibrate", source, asked.data or self.config.data.train, "-o", "scores.safetensors"]
         found += ["--tokens", str(asked.tokens), "--sequence-length", str(asked.sequence_length)]
         found += ["--batch-size", str(asked.batch_size)]
@@ -340,17 +337,19 @@ class Comparison:
         return (*found, "--leave-one-out", *(["--label-column", labels] if named else []))
 
     def _calibration_flops(self, arm: str) -> float:
-        asked, source = self.config.calibration, self.config.resize_of(arm, 0).source
-        understood = understand(open_checkpoint(source).config)
-        found = self._calibrated_tokens(arm) * forward_flops(understood, asked.sequence_length)
+        understood = understand(open_checkpoint(self.config.resize_of(arm, 0).source).config)
+        tokens = self._calibrated_tokens(arm)
+        length = calibration_of(self.config.calibration, understood).sequence_length
+        found = tokens * forward_flops(understood, length)
         if self.config.leaves_one_out(arm):
-            found += leave_one_out_flops(understood, asked.batch_size, asked.sequence_length)
+            found += leave_one_out_flops(understood, tokens, length)
         return found
 
     def _conversion_flops(self, arm: str, plan: Plan) -> float:
         tokens = self._calibrated_tokens(arm)
         source, target = understand(plan.source_config), understand(plan.target_config)
-        return conversion_flops(source, target, plan.options, tokens, self.config.calibration.sequence_length)
+        length = calibration_of(self.config.calibration, source).sequence_length
+        return conversion_flops(source, target, plan.options, tokens, length)
 
     def _notes(self, runs: Sequence[Run], rows: Sequence[Row]) -> Iterator[str]:
         if self.config.split == "validation":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from anysize.calibration.leave_one_out import NUM_BATCHES
+from anysize.calibration.leave_one_out import NUM_SEQUENCES
 from anysize.config import SourceConfig
 from anysize.layers import EVOLUTIONARY
 from anysize.recipe import Options
@@ -46,13 +46,13 @@ def conversion_flops(source: SourceConfig, target: SourceConfig, options: Option
     return found
 
 
-def leave_one_out_flops(source: SourceConfig, batch_size: int, length: int) -> float:
+def leave_one_out_flops(source: SourceConfig, tokens: int, length: int) -> float:
     """Return the operations of the loss without each layer, and with all of them.
 
-    batch_size: sequences of so many tokens, or images.
+    tokens: of the calibration (images for an image model), in sequences of so many.
     """
-    tokens = NUM_BATCHES * batch_size * (1 if source.architecture.modality == "image" else length)
-    return (source.sizes["layer"] + 1) * tokens * forward_flops(source, length)
+    most = NUM_SEQUENCES * (1 if source.architecture.modality == "image" else length)
+    return (source.sizes["layer"] + 1) * min(tokens, most) * forward_flops(source, length)
 
 
 def training_flops(config: SourceConfig, length: int) -> float:

@@ -23,6 +23,15 @@ from anysize.vocabulary.tokenizer_file import TOKENIZER
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+# How a config may say that attention is run. The rest is for speed alone, in half precision: transformers chooses then.
+_ATTENTION_KEYS = ("attn_implementation", "_attn_implementation")
+_ATTENTION = (None, "eager", "sdpa")
+_OTHER_ATTENTION = ("flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention")
+# What a config that makes no sense makes transformers raise once a model is built of it.
+_UNBUILT = (
+    KeyError, TypeError, ValueError, RuntimeError, AssertionError, IndexError, AttributeError, ImportError
+)  # fmt: skip
+
 
 @contextmanager
 def quiet_transformers() -> Generator[None]:
@@ -83,12 +92,43 @@ def model_class(name: str) -> type[PreTrainedModel]:
     return getattr(transformers, name)
 
 
+def _without_attention(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy of a config that names no way to run attention but those of torch: kernels come from a hub.
+
+    Raises ArchitectureError for a way that transformers does not have, above all one named after a repository.
+    """
+    found = copy.deepcopy(dict(raw))
+    for key in _ATTENTION_KEYS:
+        named = found.get(key)
+        if named in _ATTENTION:
+            continue
+        if named not in _OTHER_ATTENTION:
+            raise ArchitectureError(
+                f"the config's {key} is {named!r}, wanted one of {', '.join((*_ATTENTION[1:], *_OTHER_ATTENTION))}: "
+                "remove it there"
+            )
+        del found[key]
+    return found
+
+
+@contextmanager
+def building(class_name: str) -> Generator[None]:
+    """While active, whatever transformers raises of a config that it cannot build is an ArchitectureError."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except _UNBUILT as error:
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise ArchitectureError(f"transformers cannot build a {class_name} of this config: {why}") from error
+
+
 def config_of(raw: Mapping[str, Any]) -> Any:
     """Return the config object that transformers makes of a config dict; raise ArchitectureError where it refuses."""
     from huggingface_hub.errors import StrictDataclassError  # noqa: PLC0415
     from transformers import CONFIG_MAPPING  # noqa: PLC0415
 
-    raw = copy.deepcopy(dict(raw))
+    raw = _without_attention(raw)
     if "expert" in table(raw["model_type"]).axes:
         # Experts one by one, in any precision and at any size; the fused kernels want rows of a multiple of 16 bytes.
         raw["_experts_implementation"] = "eager"
@@ -101,12 +141,8 @@ def config_of(raw: Mapping[str, Any]) -> Any:
 def new_model(class_name: str, raw: Mapping[str, Any], dtype: torch.dtype) -> PreTrainedModel:
     """Return a freshly initialized model of a config; raise ArchitectureError where transformers cannot build one."""
     config = config_of(raw)
-    try:
-        with quiet_transformers():
-            return model_class(class_name)._from_config(config, dtype=dtype)
-    except (KeyError, TypeError, ValueError, RuntimeError, AssertionError, IndexError, AttributeError) as error:
-        why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise ArchitectureError(f"transformers cannot build a {class_name} of this config: {why}") from error
+    with quiet_transformers(), building(class_name):
+        return model_class(class_name)._from_config(config, dtype=dtype)
 
 
 def empty_model(class_name: str, raw: Mapping[str, Any]) -> PreTrainedModel:

@@ -64,9 +64,10 @@ def generation_of(plan: Plan, source: PreTrainedModel) -> Any:
     found: Any = copy.deepcopy(source.generation_config)
     if found is not None and plan.kept_tokens is not None:
         before = found.to_dict()
-        for key, value in renumbered(before, new_ids(plan.kept_tokens)).items():
-            if value != before[key]:
-                setattr(found, key, value)
+        after = renumbered(before, new_ids(plan.kept_tokens))
+        for key in before:
+            if after.get(key) != before[key]:
+                setattr(found, key, after.get(key))
     return found
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from anysize.config import read_config
-from anysize.io.models import config_of, model_class, quiet_transformers
+from anysize.io.models import building, config_of, model_class, quiet_transformers
 from anysize.proof.distance import kl_nats, logit_error
 from anysize.proof.precision import DoubleThroughout
 from anysize.proof.verdict import Check, Verification
@@ -253,11 +253,14 @@ def load(
 ) -> PreTrainedModel:
     """Return a checkpoint folder as a plain transformers model in float32 (or another dtype), on the CPU.
 
+    Raises ArchitectureError where transformers cannot build it.
+
     With `scratch`, weights stay on disk and each module's are read when it runs: memory is bounded by one module.
     """
     placed: dict[str, Any] = {} if scratch is None else {"device_map": {"": "disk"}, "offload_folder": scratch}
-    with quiet_transformers():
+    config = config_of(read_config(folder))
+    with quiet_transformers(), building(class_name):
         model = model_class(class_name).from_pretrained(
-            folder, config=config_of(read_config(folder)), dtype=dtype, local_files_only=True, **placed
+            folder, config=config, dtype=dtype, local_files_only=True, **placed
         )
     return model.eval()

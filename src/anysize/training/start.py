@@ -16,7 +16,7 @@ from anysize import api
 from anysize.config import SourceConfig, read_config, understand
 from anysize.errors import CheckpointError, InputError
 from anysize.io.hub import local_folder, open_checkpoint
-from anysize.io.models import model_class, new_model, other_ids, quiet_transformers
+from anysize.io.models import building, config_of, model_class, new_model, other_ids, quiet_transformers
 from anysize.io.reader import TensorSource
 from anysize.io.whole import write_json
 from anysize.progress import Progress
@@ -57,9 +57,10 @@ def load(location: str, dtype: torch.dtype) -> PreTrainedModel:
     """Return the model of a folder or Hub id; raise CheckpointError where it is none that we understand."""
     tensors = open_checkpoint(location)
     config = understand(tensors.config)
-    with quiet_transformers():
+    settings = config_of(tensors.config)
+    with quiet_transformers(), building(config.model_class):
         made: Any = model_class(config.model_class).from_pretrained(
-            folder_of(tensors), dtype=dtype, use_safetensors=True, local_files_only=True
+            folder_of(tensors), config=settings, dtype=dtype, use_safetensors=True, local_files_only=True
         )
     return _with_experts_at_once(made, config)
 
@@ -104,6 +105,14 @@ def taken_up(model: Any, checkpoint: str) -> None:
         raise CheckpointError(f"'{checkpoint}' does not hold the weights of this model: {why}") from error
 
 
+def calibration_of(asked: Calibration, config: SourceConfig) -> Calibration:
+    """Return a calibration with what it does not say filled in for a source: tokens or images, and their length."""
+    from anysize.calibration.data import default_items, default_length  # noqa: PLC0415
+
+    found = {"tokens": default_items(config), "sequence_length": default_length(config)}
+    return asked.model_copy(update={name: n for name, n in found.items() if name not in asked.model_fields_set})
+
+
 def scores_from(
     source: str,
     calibration: Calibration | str | None,
@@ -123,6 +132,8 @@ def scores_from(
         if calibration.endswith(".safetensors"):
             return partial(Scores.load, Path(calibration).expanduser())
         calibration = Calibration(data=calibration)
+    tensors = open_checkpoint(source)
+    calibration = calibration_of(calibration, understand(tensors.config))
     asked = DataOptions(
         calibration.tokens, calibration.sequence_length, calibration.batch_size, calibration.column or data.column,
         data.label_column if leave_one_out else DataOptions().label_column,
@@ -130,7 +141,7 @@ def scores_from(
     # One process makes what all start from.
     options = CalibrationOptions(asked, leave_one_out=leave_one_out, shared=False)
     text = calibration.data or data.train
-    return partial(calibrated, open_checkpoint(source), text, options, tokenizer=data.tokenizer, progress=progress)
+    return partial(calibrated, tensors, text, options, tokenizer=data.tokenizer, progress=progress)
 
 
 def plan_of(resize: Resize, scores: Callable[[], Scores] | None, progress: Progress) -> Plan:

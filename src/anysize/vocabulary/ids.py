@@ -77,6 +77,9 @@ def renumbered(config: Mapping[str, Any], new: Mapping[int, int]) -> dict[str, A
                 raise _not_ids(key, config[key])
             listed = [_list_of_ids(key, ids) for ids in config[key]]
             found[key] = [[new[i] for i in ids] for ids in listed if all(i in new for i in ids)]
+            if not found[key]:
+                # Nothing is left to forbid, and transformers refuses a list of nothing.
+                del found[key]
     return found
 
 
