@@ -54,6 +54,7 @@ def test_an_arm_whose_listed_layers_make_another_depth_is_refused(
         ({"source": "nowhere/at/all/x"}, "nowhere"),
         ({"arms": {"random": {"random": True}, "far": {"source": "OTHER"}}}, "has 47 tokens"),
         ({"training": {"max_steps": 8, "per_device_train_batch_size": 4000}}, "one step"),
+        ({"training": {"max_steps": 8, "gradient_accumulation_steps": 0}}, "training.gradient_accumulation_steps is 0"),
         ({"arms": {"random": {"random": True, "training": {"lr_scheduler_type": "cosin"}}}}, "refuses training"),
         (
             {"arms": {"random": {"random": True, "training": {"lr_scheduler_kwargs": {"min_lr_ratio": 0.1}}}}},

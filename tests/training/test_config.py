@@ -82,6 +82,11 @@ def test_what_a_training_config_refuses(changes: dict[str, Any], told: str) -> N
         ),
         ({"arms": {"random": {"training": {"max_steps": "abc"}}}}, "arms.random.training.max_steps is 'abc'"),
         ({"arms": {"random": {"random": True, "training": {"weight_deca": 1}}}}, "did you mean 'weight_decay'?"),
+        (
+            {"training": {"max_steps": 8, "weight_decay": "x"}, "arms": {"random": {"training": {"adam_beta1": 2}}}},
+            "training.weight_decay is 'x': wanted a number of 0 or more; arms.random.training.adam_beta1 is 2: wanted",
+        ),
+        ({"training": {"max_steps": 8, "per_device_train_batch_size": None}}, "training.per_device_train_batch_size"),
         ({"target": {"hiden_size": 3}}, "unknown key 'target.hiden_size' (did you mean 'hidden_size'?)"),
     ],
 )
@@ -94,10 +99,61 @@ def test_what_a_comparison_refuses(changes: dict[str, Any], told: str | None) ->
     assert told in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"),
+    [
+        ("learning_rate", -1, "a number of 0 or more"),
+        ("learning_rate", "abc", "a number of 0 or more"),
+        ("learning_rate", float("nan"), "a number of 0 or more"),
+        ("learning_rate", float("inf"), "a number of 0 or more"),
+        ("max_steps", None, "a whole number of 1 or more, or -1 where num_train_epochs tells"),
+        ("max_steps", "10", "a whole number"),
+        ("max_steps", 2.5, "a whole number"),
+        ("max_steps", True, "a whole number"),
+        ("max_steps", 0, "a whole number of 1 or more"),
+        ("per_device_train_batch_size", 0, "a whole number of 1 or more"),
+        ("per_device_eval_batch_size", 0, "a whole number of 1 or more"),
+        ("gradient_accumulation_steps", 0, "a whole number of 1 or more"),
+        ("max_grad_norm", "x", "a number of 0 or more"),
+        ("adam_beta1", 2, "a number of 0 or more and below 1"),
+        ("adam_epsilon", 0, "a number above 0"),
+        ("weight_decay", -5, "a number of 0 or more"),
+        ("warmup_steps", 2.5, "a number of whole steps, or a share of the run below 1"),
+        ("bf16", "false", "true or false"),
+        ("seed", -1, "a whole number of 0 or more and below 2**32"),
+        ("eval_accumulation_steps", 0, "a whole number of 1 or more, or null"),
+        ("log_level", "loud", "one of detail, debug, info, warning, error, critical, passive"),
+    ],
+)
+def test_a_value_that_no_run_could_have_is_refused(name: str, value: object, wanted: str) -> None:
+    with pytest.raises(InputError) as error:
+        train_config({**TRAIN, "training": {name: value}}, "c.yaml")
+    assert f"training.{name} is {value!r}: wanted {wanted}" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("learning_rate", "1e-3"), ("learning_rate", "1"), ("learning_rate", "0"), ("max_steps", "-1"),
+     ("warmup_steps", "0.05"), ("warmup_steps", "10"), ("warmup_steps", "1e2"), ("eval_steps", "1e3"),
+     ("eval_steps", "null"), ("max_grad_norm", ".inf"), ("tf32", "true"), ("save_total_limit", "null"),
+     ("optim_args", "a=1"), ("lr_scheduler_kwargs", "{min_lr_rate: 0.1}"), ("report_to", "[none]"),
+     ("lr_scheduler_type", "linear"), ("log_level", "info"), ("fsdp", "full_shard"), ("fsdp", "true")],
+)  # fmt: skip
+def test_values_as_people_write_them_are_taken(tmp_path: Path, name: str, text: str) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(f"{name}: {text}\n")
+    given = read_yaml(path)
+    assert train_config({**TRAIN, "training": given}, "c.yaml").training == given
+
+
 def test_all_that_is_wrong_is_told_at_once() -> None:
     with pytest.raises(InputError) as error:
         train_config({**TRAIN, "a": 1, "data": {"train": "t", "b": 2}, "output": 3}, "c.yaml")
     assert all(word in str(error.value) for word in ("'a'", "'data.b'", "output", "c.yaml"))
+    with pytest.raises(InputError) as error:
+        train_config({**TRAIN, "training": {"bf16": 1, "max_step": 5, "weight_decay": -1}}, "c.yaml")
+    told = "unknown key 'training.max_step' (did you mean 'max_steps'?); training.bf16 is 1: wanted true or false; "
+    assert f"{told}training.weight_decay is -1: wanted a number of 0 or more" in str(error.value)
 
 
 def test_numbers_in_yaml_are_what_people_mean(tmp_path: Path) -> None:

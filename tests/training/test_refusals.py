@@ -81,6 +81,7 @@ def rewrite_tokens(folder: Path, token: Callable[[int], int]) -> None:
         ({"training": {"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"lr_end": 0.5}}}, "cannot make the"),
         ({"training": {"optim": "adamw_8bit"}}, "cannot make the optimizer or the schedule"),
         ({"training": {"label_smoothing_factor": 0.1}}, "smoothed ones are others"),
+        ({"training": {"learning_rate": -1}}, "training.learning_rate is -1: wanted a number of 0 or more"),
     ],
 )
 def test_what_a_run_refuses(

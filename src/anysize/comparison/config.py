@@ -230,6 +230,6 @@ def compare_config(raw: Mapping[str, Any], origin: str) -> CompareConfig:
         made = CompareConfig.model_validate(dict(raw))
     except ValidationError as error:
         raise refusals(error, CompareConfig, origin) from error
-    for arm in made.arms:
-        check_training_arguments(made.training_of(arm), origin)
+    of_arms = {f"arms.{name}.training": arm.training for name, arm in made.arms.items()}
+    check_training_arguments({"training": made.training, **of_arms}, origin)
     return made

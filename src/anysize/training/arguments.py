@@ -1,4 +1,4 @@
-"""Options of transformers.TrainingArguments: checked by name, with the defaults that we give them."""
+"""Options of transformers.TrainingArguments: checked by name and value, with the defaults that we give them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from anysize.errors import InputError, did_you_mean, joined
+from anysize.training.argument_values import wrong_values
 
 # What a run does where the config is silent: the field's habits for decoders, a checkpoint now and then.
 DEFAULTS: dict[str, Any] = {
@@ -26,16 +27,22 @@ _OURS = {
 }  # fmt: skip
 
 
-def check_training_arguments(given: Mapping[str, Any], origin: str) -> None:
-    """Refuse what transformers.TrainingArguments does not know, before anything is loaded or made."""
+def check_training_arguments(sections: Mapping[str, Mapping[str, Any]], origin: str) -> None:
+    """Refuse what transformers.TrainingArguments does not know or cannot use, before anything is loaded or made.
+
+    sections: arguments by where they stand in the config, such as "training". All that is wrong is told at once.
+    """
     from transformers import TrainingArguments  # noqa: PLC0415
 
     known = {field.name for field in dataclasses.fields(TrainingArguments) if field.init} - _OURS.keys()
-    wrong = [
-        f"'training.{name}' is told by {_OURS[name]}" if name in _OURS
-        else f"unknown key 'training.{name}'{did_you_mean(name, known)}"
-        for name in given if name not in known
-    ]  # fmt: skip
+    wrong: list[str] = []
+    for where, given in sections.items():
+        wrong += [
+            f"'{where}.{name}' is told by {_OURS[name]}" if name in _OURS
+            else f"unknown key '{where}.{name}'{did_you_mean(name, known)}"
+            for name in given if name not in known
+        ]  # fmt: skip
+        wrong += wrong_values({name: value for name, value in given.items() if name in known}, where)
     if wrong:
         raise InputError(f"the config '{origin}' cannot be used: {joined(wrong)}")
 

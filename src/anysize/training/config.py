@@ -256,5 +256,5 @@ def train_config(raw: Mapping[str, Any], origin: str) -> TrainConfig:
         made = TrainConfig.model_validate(dict(raw))
     except ValidationError as error:
         raise refusals(error, TrainConfig, origin) from error
-    check_training_arguments(made.training, origin)
+    check_training_arguments({"training": made.training}, origin)
     return made
