@@ -243,10 +243,9 @@ def compared_section(suite: str) -> str:
     columns += [f"{what} to {first}'s" for what in ("steps", "seconds", "FLOPs")]
     columns += [f"{what} with the source's" for what in ("seconds", "FLOPs")]
     columns += [f"steps to {goal}'s" for goal in others]
-    steps = {run.arm: run.steps for run in found.runs if run.status == "finished"}
     lines = [
         [
-            row.arm, f"{row.learning_rate:g}", f"{steps[row.arm]:,}", f"{row.before:.3f}", f"{row.after:.3f}",
+            row.arm, f"{row.learning_rate:g}", f"{found.steps_of(row.arm):,}", f"{row.before:.3f}", f"{row.after:.3f}",
             ", ".join(f"{loss:.3f}" for loss in row.after_of_seeds), f"{row.rise:.3f}",
             *_shares_of(row, first, kinds), *(_shares_of(row, goal, ("steps_share",))[0] for goal in others),
         ]
@@ -267,11 +266,14 @@ def compared_section(suite: str) -> str:
     rates += f" ({'; '.join(own)})" if own else ""
     halved = "halved by short runs and " if any(run.status == "trial" for run in found.runs) else ""
     notes = " ".join(f"{note[0].upper()}{note[1:]}." for note in found.notes)
+    same = "the same for every arm"
+    if len({found.steps_of(row.arm) for row in found.rows}) > 1:
+        same = f"at each step {same}; each arm ends its own schedule with its last step"
     where = (
-        f"{found.steps:,} steps of {found.tokens_a_step:,} {unit}, the same for every arm; an arm with fewer steps "
-        f"ends its own schedule there. Rates {rates}, {halved}chosen on validation data with the first of "
-        f"{len(found.seeds)} seeds; test data, medians over seeds. Before, after: {found.metric.name} in "
-        f"{found.metric.unit}. Shares are of the named arm's whole run, to its final {found.metric.name}; seconds (of "
+        f"{found.lengths} steps of {found.tokens_a_step:,} {unit}, {same}. Rates {rates}, "
+        f"{halved}chosen on validation data with the first of {len(found.seeds)} seeds; test data, medians over "
+        f"seeds. Before, after: {found.metric.name} in {found.metric.unit}. Shares are of the "
+        f"named arm's whole run, to its final {found.metric.name}; seconds (of "
         "the processor) and FLOPs count calibration, conversion and teacher. Rise: the most that a seed stood above "
         f"its step 0. {notes} {found.date}, {found.machine['num_cores']} cores, written by `python -m "
         f"benchmarks.publish` from the results of `{found.command}`."

@@ -76,6 +76,15 @@ def test_a_goal_that_is_not_reached_is_the_headline() -> None:
     assert found.beside[0] == "It ends at 4.500 nats/token, random at 4.000."
 
 
+def test_steps_are_those_of_the_arm_that_is_spoken_of() -> None:
+    lost = small(after={"ours": 4.5})
+    runs = tuple(run.model_copy(update={"steps": 30}) if run.arm == "ours" else run for run in lost.runs)
+    found = headline(lost.model_copy(update={"runs": runs}))
+    assert {tile.detail for tile in found.tiles[:3]} == {"in 30 steps"}
+    alone = small("ours", goal=None, steps=180)
+    assert headline(alone).tiles[-1].detail == "nats/token after 90 steps"
+
+
 def test_a_second_goal_is_told_beside_the_first() -> None:
     beside = headline(looking_real()).beside
     assert any(line.startswith("To the final loss of subcloning it takes ") for line in beside)

@@ -115,6 +115,18 @@ def test_a_card_says_how_many_seeds_its_medians_are_over() -> None:
     assert "Medians over 0 seeds; " in card_table(small(rows=(), runs=(), complete=False))
 
 
+def test_a_card_names_the_steps_of_the_run_that_shares_are_of() -> None:
+    results = small("random", "one", "two")
+    said = "shares of random's run of 90 steps, with calibration"
+    assert "90 steps of 64 tokens; " in card_table(results)
+    assert said in card_table(results)
+    # The comparison's own number is that of no arm but those that have none of their own.
+    runs = tuple(run.model_copy(update={"steps": 180}) if run.arm == "two" else run for run in results.runs)
+    card = card_table(results.model_copy(update={"runs": runs, "steps": 40}))
+    assert "90 to 180 steps of 64 tokens; " in card
+    assert said in card
+
+
 def test_shares_of_any_size_are_readable() -> None:
     assert [share(value) for value in (0, 0.0184, 9.9996, 1234.5)] == ["0.000", "0.018", "10.000", "1,234.5"]
 

@@ -91,6 +91,15 @@ def test_measured_numbers_are_those_of_the_results_files() -> None:
         assert replaced(told, f"compared {suite}", compared_section(suite)) == told
 
 
+def test_published_steps_are_those_that_arms_take() -> None:
+    from benchmarks.publish import compared_section
+
+    assert "250 to 500 steps of 2,048 tokens, at each step the same for every arm; each" in compared_section(
+        "grow-in-stages"
+    )
+    assert "500 steps of 2,048 tokens, the same for every arm. Rates" in compared_section("grow-recipes")
+
+
 def test_every_suite_is_named_with_its_command() -> None:
     told = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
     places = [place for place in ROOT.glob("benchmarks/*/*.py") if 'if __name__ == "__main__"' in place.read_text()]

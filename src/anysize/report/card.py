@@ -47,9 +47,12 @@ def card_table(results: Results, *, picture: str = "figures/curves.png") -> str:
     table += [[_plain(name), *["no finished run"], *["–"] * (len(columns) - 2)] for name in missing(results)]
     counts = sorted({row.num_seeds for row in results.rows}) or [0]
     seeds = " to ".join(dict.fromkeys(map(str, (counts[0], counts[-1]))))
-    note = f"Medians over {seeds} seed{'s' * (seeds != '1')}; {results.steps:,} steps of {results.tokens_a_step:,} "
+    note = f"Medians over {seeds} seed{'s' * (seeds != '1')}; {results.lengths} steps of {results.tokens_a_step:,} "
     note += results.counted
-    note += "; steps and seconds as shares of that run, with calibration, conversion and teacher." if goal else "."
+    if goal:
+        note += f"; steps and seconds as shares of {whose} run of {results.steps_of(goal):,} steps, with calibration, "
+        note += "conversion and teacher"
+    note += "."
     parts = [" ".join(said), "\n".join(f"| {' | '.join(cells)} |" for cells in table), note]
     if results.notes:
         parts.append("\n".join(f"- {_plain(said)}" for said in results.notes))

@@ -114,17 +114,17 @@ def _tiles(results: Results, row: Row) -> list[Tile]:
         found = row.reached.get(goal)
         title = f"to the final {results.metric.name} of {goal}"
         for label, unit in (("Steps", "steps"), ("Seconds", "seconds"), ("FLOPs", "flops")):
-            tiles.append(_tile(results, found, f"{label} {title}", unit))
+            tiles.append(_tile(found, f"{label} {title}", unit, results.steps_of(row.arm)))
     against = [f"{goal} {number(other.after)}"] if goal and other and goal != row.arm else []
     against += [f"source {number(results.source.test)}"] if results.source else []
-    unit = f"{results.metric.unit} after {results.steps:,} steps" if not against else ", ".join(against)
+    unit = f"{results.metric.unit} after {results.steps_of(row.arm):,} steps" if not against else ", ".join(against)
     tiles.append(Tile(f"Final {results.metric.name} of {row.arm}, {results.metric.unit}", number(row.after), unit))
     return tiles
 
 
-def _tile(results: Results, found: Reached | None, label: str, unit: str) -> Tile:
+def _tile(found: Reached | None, label: str, unit: str, steps: int) -> Tile:
     if found is None:
-        return Tile(label, "not reached", f"in {results.steps:,} steps")
+        return Tile(label, "not reached", f"in {steps:,} steps")
     share = {"steps": found.steps_share, "seconds": found.seconds_share, "flops": found.flops_share}[unit]
     amount = {
         "steps": f"{found.steps:,.0f} steps",

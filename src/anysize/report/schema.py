@@ -201,6 +201,16 @@ class Results(_Record):
         """What examples are counted in: "tokens" or "images"."""
         return "images" if self.modality == "image" else "tokens"
 
+    def steps_of(self, arm: str) -> int:
+        """Return how many steps a whole run of an arm takes; those of the comparison where none has finished."""
+        return next((run.steps for run in self.runs if run.arm == arm and run.status == "finished"), self.steps)
+
+    @property
+    def lengths(self) -> str:
+        """How many steps the arms take, such as "800" or "240 to 800"."""
+        found = sorted({self.steps_of(row.arm) for row in self.rows}) or [self.steps]
+        return " to ".join(dict.fromkeys(f"{steps:,}" for steps in (found[0], found[-1])))
+
     def arm(self, name: str) -> Arm:
         """Return the arm of a name."""
         return next(arm for arm in self.arms if arm.name == name)
