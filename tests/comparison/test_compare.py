@@ -72,9 +72,12 @@ def _no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_comparison_tells_everything_and_goes_on_where_it_stopped(
     llama: Path, story: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = config_of(llama, story, tmp_path / "out")
+    # A weight that is the default all the same: what was asked for is told.
+    asked = {"preset": "subspace", "distill": {"weight": 0.9}}
+    config = config_of(llama, story, tmp_path / "out", arms={"random": {"random": True}, "subspace": asked})
     found = carried_out(config)
     assert found.complete
+    assert {arm.name: arm.settings for arm in found.arms} == config["arms"]
     assert Results.load(tmp_path / "out") == found
     assert [row.arm for row in found.rows] == ["random", "subspace"]
     # A trial of both rates, and the best with both seeds.

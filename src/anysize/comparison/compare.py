@@ -306,7 +306,7 @@ class Comparison:
             # A sequence that the teacher writes goes through it once more.
             passes = bool(arm.distill.weight or arm.distill.hidden_weight) + bool(arm.distill.self_data)
             teacher = passes * forward_flops(understood, length)
-        settings = arm.model_dump(mode="json", exclude_defaults=True, exclude={"source_cost"})
+        settings = arm.model_dump(mode="json", exclude_unset=True, exclude={"source_cost"})
         cost = self.config.source_cost_of(name)
         start = "a random initialization" if arm.random else f"{resize.preset} from {Path(resize.source).name}"
         command = "" if arm.random else resize_command(resize, self._calibration_command(name) if used else ())
