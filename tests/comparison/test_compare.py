@@ -307,6 +307,19 @@ def test_the_schedule_of_a_trial_is_that_of_the_run_in_small(llama: Path, story:
     assert (whole.warmup_steps, whole.lr_scheduler_kwargs["num_decay_steps"]) == (8, 40)
     assert (trial.warmup_steps, trial.lr_scheduler_kwargs["num_decay_steps"]) == (2, 10)
     assert trial.lr_scheduler_kwargs["min_lr_ratio"] == 0.1
+    written = {"max_steps": 80, "warmup_steps": 1e1}
+    asked = compare_config(config_of(llama, story, tmp_path / "out", training=written), "c.yaml")
+    assert arguments_of(Job(place, asked, "random", 1e-3, 0, 20)).get_warmup_steps(20) == 2
+
+
+@pytest.mark.parametrize(("steps", "every"), [(80, 20), (7, 1), (9, 2), (3, 1)])
+def test_a_run_is_measured_as_often_as_is_asked_for_at_least(
+    llama: Path, story: Path, tmp_path: Path, steps: int, every: int
+) -> None:
+    asked = compare_config(config_of(llama, story, tmp_path / "out", training={"max_steps": steps}), "c.yaml")
+    args = arguments_of(Job(Place(tmp_path / "out", "identity", {}), asked, "random", 1e-3, 0, steps))
+    assert args.eval_steps == args.logging_steps == every
+    assert steps // every >= min(asked.evaluations, steps)
 
 
 @pytest.mark.parametrize(("until", "fading"), [(40, 20), (0.5, 0.25)])

@@ -62,8 +62,8 @@ def known(job: Job) -> Run | None:
 
 
 def evaluation_steps(steps: int, evaluations: int) -> int:
-    """Return how many steps lie between two evaluations; after the last step there is one in any case."""
-    return -(-steps // evaluations)
+    """Return how many steps lie between two evaluations, so few that there are as many as asked for, or more."""
+    return max(1, steps // evaluations)
 
 
 def _schedule_in_small(given: dict[str, Any], job: Job) -> dict[str, Any]:
@@ -71,7 +71,8 @@ def _schedule_in_small(given: dict[str, Any], job: Job) -> dict[str, Any]:
 
     def scaled(asked: Any) -> Any:
         # A share of the steps is one already.
-        return asked * job.steps // job.config.steps_of(job.arm) if isinstance(asked, int) else asked
+        counts = isinstance(asked, int) or (isinstance(asked, float) and asked >= 1)
+        return asked * job.steps // job.config.steps_of(job.arm) if counts else asked
 
     settings = given.get("lr_scheduler_kwargs") or {}
     found = {**given, "warmup_steps": scaled(given["warmup_steps"])}
