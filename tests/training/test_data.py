@@ -45,6 +45,14 @@ def test_documents_follow_one_another_with_an_end_token_between(llama: Path, tmp
     assert made.bits_per_byte == pytest.approx(7 / 13 / math.log(2))
 
 
+def test_documents_without_a_word_are_refused(llama: Path, tmp_path: Path) -> None:
+    # End tokens alone are tokens, but have no bytes.
+    data = words(tmp_path / "a.parquet", "", "", "")
+    for _ in range(2):
+        with pytest.raises(InputError, match="hold no text: every document that was read is empty"):
+            of(data, llama)
+
+
 def test_sequences_cover_the_tokens_once(llama: Path, text: Path) -> None:
     made = of(str(text), llama)
     sequences = Sequences(made, 64, least=1, data=str(text))

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from anysize.errors import InputError
 from anysize.progress import quiet
@@ -107,6 +109,16 @@ def test_what_a_run_refuses(
     assert told in done.err
     assert "Traceback" not in done.err
     assert (tmp_path / "out").exists() is ("diverged" in told)
+
+
+def test_held_out_documents_without_a_word_are_refused(llama: Path, story: Path, tmp_path: Path, cli: Run) -> None:
+    parquet.write_table(pa.table({"text": [""] * 64}), tmp_path / "empties.parquet")
+    raw = config_of(llama, story, tmp_path / "out")
+    raw["data"]["validation"] = str(tmp_path / "empties.parquet")
+    done = cli("train", written(tmp_path / "c.yaml", raw))
+    assert done.code == 2
+    assert "empties.parquet' hold no text" in done.err.replace("\n", " ")
+    assert not (tmp_path / "out").exists()
 
 
 def test_processes_that_would_train_alone_are_refused(

@@ -123,6 +123,12 @@ def _refuse_foreign(ids: list[int], vocab_size: int) -> None:
         )
 
 
+def _refuse_empty(data: str, num_bytes: int) -> None:
+    """Refuse end tokens alone: nothing is learned of them, and they have no bytes that bits could be counted by."""
+    if not num_bytes:
+        raise InputError(f"the data '{data}' hold no text: every document that was read is empty")
+
+
 def packed(
     data: str, column: str, tokenizer: PreTrainedTokenizerBase, vocab_size: int, max_tokens: int | None,
     progress: Progress, *, split: str = "train",
@@ -143,6 +149,7 @@ def packed(
         made = json.loads(record.read_text())
         if max_id := made["max_id"]:
             _refuse_foreign([max_id], vocab_size)
+        _refuse_empty(data, made["num_bytes"])
         return Packed(place, made["num_tokens"], made["num_bytes"], dtype)
     home.mkdir(parents=True, exist_ok=True)
     writing = home / f"ids.{os.getpid()}"
@@ -161,8 +168,7 @@ def packed(
                 progress("tokens", num_tokens, max_tokens or 0)
                 if num_tokens == max_tokens:
                     break
-        if not num_tokens:
-            raise InputError(f"the data '{data}' are empty")
+        _refuse_empty(data, num_bytes)
         writing.replace(place)
     except BaseException:
         writing.unlink(missing_ok=True)
