@@ -224,13 +224,13 @@ def calibrate(
 
     `data` is a text file, a folder of them, parquet or jsonl with a text column (`column` where there are several), a
     Hub data set, or images for an image model (`tokens` then counts images). Where nothing else is said, 131,072 tokens
-    in sequences of 256, shorter where the model has fewer positions, or 2,048 images. `second_moments` are what
-    least-squares readers and principal directions need; `leave_one_out` also measures the loss without each layer (for an image model
-    against the integers in `label_column`). `low_memory` runs layer by layer, with one layer and its sums in memory,
-    for the same scores, which stay on disk; where the model or the sums of all layers do not fit that is done anyway.
-    Under torchrun every process takes a share of the data and waits for the others, so every process has to call this.
-    `output` is written whole at the end; a killed run goes on where it was. Raises InputError for data that cannot be
-    used.
+    in sequences of 256, shorter where the model has fewer positions, or 2,048 images. `second_moments` are what least-
+    squares readers and principal directions need; `leave_one_out` also measures the loss without each layer (for an
+    image model against the integers in `label_column`). `low_memory` runs layer by layer, with one layer and its sums
+    in memory, for the same scores, which stay on disk; where the model or the sums of all layers do not fit that is
+    done anyway. Under torchrun every process takes a share of the data and waits for the others, so every process has
+    to call this. `output` is written whole at the end; a killed run goes on where it was. Raises InputError for data
+    that cannot be used.
     """
     from anysize.calibration.calibrate import CalibrationOptions, calibrated  # noqa: PLC0415
     from anysize.calibration.data import DataOptions, default_items, default_length  # noqa: PLC0415
