@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from math import isnan
+from math import inf, isnan, nan
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,25 @@ def test_what_is_no_result_is_refused(tmp_path: Path, content: str, sentence: st
     with pytest.raises(InputError) as error:
         Results.load(tmp_path)
     assert sentence in str(error.value)
+
+
+@pytest.mark.parametrize("value", [nan, inf])
+@pytest.mark.parametrize(
+    "place",
+    ["metric.bits_per_byte", "runs.0.train_s", "rows.1.reached.random.steps_share",
+     "rows.1.reached.random.seconds_share", "rows.0.after", "arms.0.calibration_s"],
+)  # fmt: skip
+def test_a_figure_that_is_not_finite_is_refused(tmp_path: Path, place: str, value: float) -> None:
+    content: Any = edited()
+    *sections, last = place.split(".")
+    inner = content
+    for section in sections:
+        inner = inner[int(section) if section.isdigit() else section]
+    inner[last] = value
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    with pytest.raises(InputError) as error:
+        Results.load(tmp_path)
+    assert f"{place}: Input should be a finite number" in str(error.value)
 
 
 def test_nothing_there_is_said(tmp_path: Path) -> None:

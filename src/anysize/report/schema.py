@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from anysize.errors import InputError, did_you_mean
 from anysize.io.whole import write_json
@@ -14,8 +14,12 @@ FORMAT = 1
 Status = Literal["finished", "trial", "diverged"]
 
 
+# What was measured may be anything: a loss need not be finite.
+Measured = Annotated[float, Field(allow_inf_nan=True)]
+
+
 class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Metric(_Record):
@@ -101,8 +105,8 @@ class Run(_Record):
     status: Status
     steps: int
     at: tuple[int, ...]
-    validation: tuple[float, ...]
-    test: tuple[float, ...]
+    validation: tuple[Measured, ...]
+    test: tuple[Measured, ...]
     train_s: float
     teacher_s: float = 0.0
 
@@ -150,7 +154,7 @@ class SourceRecord(_Record):
     location: str
     num_parameters: int
     sizes: dict[str, int]
-    test: float
+    test: Measured
     train_s: float | None = None
     train_flops: float | None = None
     train_tokens: float | None = None
