@@ -17,6 +17,7 @@ import torch
 import yaml
 
 from anysize.calibration import calibrate
+from anysize.cli.show_training import show_training
 from anysize.progress import quiet
 from anysize.training import trainer
 from anysize.training.config import Resize, train_config
@@ -58,6 +59,24 @@ def test_a_run_leaves_a_plain_checkpoint_that_learned(whole: Path) -> None:
     card = (whole / "README.md").read_text()
     assert f"{losses[-1]:.4f}" in card
     assert "anysize train" in card
+
+
+def test_a_run_without_held_out_data_tells_of_no_figures(llama: Path, story: Path, tmp_path: Path, cli: Run) -> None:
+    data = {"train": str(story), "sequence_length": 32}
+    training = {"max_steps": 2, "eval_on_start": False, "eval_strategy": "no"}
+    config = config_of(llama, story, tmp_path / "out", data=data, training=training)
+    done = cli("train", written(tmp_path / "c.yaml", config))
+    assert done.code == 0, done.err
+    assert "held-out" not in (done.out + done.err).lower()
+    assert "held-out" not in (tmp_path / "out" / "README.md").read_text().lower()
+
+
+@pytest.mark.parametrize(("unit", "figure"), [("images", "error rate"), ("tokens", "loss")])
+def test_what_was_measured_has_its_name(unit: str, figure: str, capsys: pytest.CaptureFixture[str]) -> None:
+    found = {"curve": {"4": {"validation": 0.25}}, "steps": 4, "tokens": 64, "train_s": 1.0, "unit": unit}
+    show_training(found, "out", as_json=False)
+    told = capsys.readouterr()
+    assert f"held-out {figure}" in told.out + told.err
 
 
 def test_a_finished_run_is_told_again_and_another_config_is_refused(

@@ -29,17 +29,18 @@ def show_foreseen(found: Mapping[str, Any], *, as_json: bool) -> None:
 
 
 def show_training(found: Mapping[str, Any], output: str, *, as_json: bool) -> None:
-    """Print what a training run came to: held-out losses over its steps, tokens a second, and where it lies."""
+    """Print what a training run came to: held-out figures over its steps, tokens a second, and where it lies."""
     if as_json:
         print(json.dumps({"output": output, **found}))
         return
     curve: dict[str, dict[str, float]] = found["curve"]
+    unit = found.get("unit", "tokens")
     splits = list(next(iter(curve.values()), {}))
     if curve:
         rows = [[step, *(f"{losses[split]:.4f}" for split in splits)] for step, losses in curve.items()]
-        print_table("held-out loss", ["step", *splits], rows)
+        print_table(f"held-out {'error rate' if unit == 'images' else 'loss'}", ["step", *splits], rows)
     rate = found["tokens"] / max(found["train_s"], 1e-9)
-    unit, seconds = found.get("unit", "tokens"), found.get("seconds", "")
+    seconds = found.get("seconds", "")
     amount = f"{found['tokens']:,} {unit}, {rate:,.0f} a second {seconds} in training"
     say(f"made {output}: {found['steps']:,} steps, {amount}")
 

@@ -37,10 +37,11 @@ def training_card(config: TrainConfig, start: Start, found: Mapping[str, Any], c
           for step, losses in curve.items()),
         "",
     ] if splits else []  # fmt: skip
+    figures = " Held-out figures (losses in nats, error rates as shares):" if splits else ""
     return "\n".join([
         "---", yaml.safe_dump(head, sort_keys=False).strip(), "---", "",
         f"# {base}, trained by anysize", "",
         f"A model {origin}, trained for {found['steps']:,} steps on {found['tokens']:,} {found['unit']} by anysize "
-        f"{__version__}. Held-out figures (losses in nats, error rates as shares):", "",
+        f"{__version__}.{figures}", "",
         *table, "```", command, "```", "",
     ])  # fmt: skip
