@@ -41,9 +41,9 @@ def least_squares(cross: torch.Tensor, moments: torch.Tensor, ridge: float = RID
 
     Where z is always zero, nothing can be read from it: S is zero.
     """
-    if not moments.any():
-        return torch.zeros_like(cross)
-    damped = moments + ridge * moments.diagonal().mean() * torch.eye(len(moments), dtype=moments.dtype)
+    level = moments.diagonal().mean()
+    damping = torch.where(level > 0, ridge * level, torch.ones_like(level))
+    damped = moments + damping * torch.eye(len(moments), dtype=moments.dtype)
     there = device_for_algebra(len(moments))
     return torch.linalg.solve(damped.to(there), cross.T.to(there)).T.to(moments.device)
 
