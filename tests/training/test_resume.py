@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from anysize.errors import CheckpointError
+from anysize.errors import CheckpointError, InputError
 from anysize.progress import quiet
 from anysize.training.config import train_config
 from anysize.training.run import train
@@ -99,8 +99,8 @@ def test_the_best_checkpoint_is_taken_whole(family: str, tmp_path: Path, weights
     assert not all(torch.equal(of["4"][name], of["8"][name]) for name in saved)
 
 
-@pytest.mark.parametrize("accumulated", [1, 2])
-def test_every_step_sees_as_much(accumulated: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def recorded(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """Return the numbers of the sequences that each batch of a run will have held."""
     from anysize.training.trainer import AnysizeTrainer
 
     seen: list[list[int]] = []
@@ -112,6 +112,12 @@ def test_every_step_sees_as_much(accumulated: int, tmp_path: Path, monkeypatch: 
         return loss(trainer, model, inputs, *more, **named)
 
     monkeypatch.setattr(AnysizeTrainer, "compute_loss", counted)
+    return seen
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_every_step_sees_as_much(accumulated: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = recorded(monkeypatch)
     # 22 sequences: five batches of four, or two steps of two batches each, and the rest is left for another epoch.
     config = asked_of("llama", tmp_path, tmp_path / "out", gradient_accumulation_steps=accumulated, max_steps=11)
     run(config)
@@ -131,3 +137,12 @@ def test_a_last_step_in_parts_would_show(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(AnysizeTrainer, "_get_train_sampler", Trainer._get_train_sampler)
     with pytest.raises(AssertionError):
         test_every_step_sees_as_much(1, tmp_path, monkeypatch)
+
+
+def test_sequences_come_in_their_order_where_that_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = recorded(monkeypatch)
+    run(asked_of("llama", tmp_path, tmp_path / "out", train_sampling_strategy="sequential", max_steps=7))
+    assert [number for batch in seen for number in batch] == [*range(20), *range(8)]
+    with pytest.raises(InputError, match="'group_by_length' is for examples of different lengths"):
+        run(asked_of("llama", tmp_path, tmp_path / "other", train_sampling_strategy="group_by_length"))
+    assert not (tmp_path / "other").exists()

@@ -83,6 +83,11 @@ def require_buildable(args: Any, origin: str) -> None:
         # RuntimeError: it is not installed.
         why = " ".join(str(error).split())[:300]
         raise InputError(f"the config '{origin}' cannot be used: training.report_to: {why}") from error
+    if args.train_sampling_strategy not in ("random", "sequential"):
+        raise InputError(
+            f"the config '{origin}' cannot be used: training.train_sampling_strategy '{args.train_sampling_strategy}' "
+            "is for examples of different lengths, and these are all as long: wanted random or sequential"
+        )
     # With the rate that is asked for: some schedules end at one that has to be below it.
     stand_in = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=args.learning_rate)
     try:
