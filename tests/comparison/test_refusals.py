@@ -54,6 +54,8 @@ def test_an_arm_whose_listed_layers_make_another_depth_is_refused(
         ({"source": "nowhere/at/all/x"}, "nowhere"),
         ({"arms": {"random": {"random": True}, "far": {"source": "OTHER"}}}, "has 47 tokens"),
         ({"training": {"max_steps": 8, "per_device_train_batch_size": 4000}}, "one step"),
+        ({"training": {"max_steps": 8, "gradient_accumulation_steps": 4000}}, "one step"),
+        ({"training": {"max_steps": 8, "dataloader_drop_last": True}}, "every step is whole"),
         ({"training": {"max_steps": 8, "gradient_accumulation_steps": 0}}, "training.gradient_accumulation_steps is 0"),
         ({"arms": {"random": {"random": True, "training": {"lr_scheduler_type": "cosin"}}}}, "refuses training"),
         (

@@ -219,8 +219,14 @@ def test_a_teacher_computes_as_its_student_does(llama: Path, story: Path, tmp_pa
     assert heard == [True]
 
 
-def test_two_processes_do_what_one_does(whole: Path, llama: Path, story: Path, tmp_path: Path) -> None:
+def test_two_processes_do_what_one_does(llama: Path, story: Path, tmp_path: Path) -> None:
+    # 22 sequences: an epoch ends after five steps and a part of one.
+    whole, few = tmp_path / "whole", {"max_tokens": 22 * 32}
+    config = config_of(llama, story, whole)
+    config["data"] |= few
+    train(train_config(config, "c.yaml"), command="", origin="c.yaml", progress=quiet)
     config = config_of(llama, story, tmp_path / "out", training={"per_device_train_batch_size": 2, "use_cpu": True})
+    config["data"] |= few
     path = written(tmp_path / "c.yaml", config)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "anysize"]
     done = subprocess.run([*command, "train", str(path)], capture_output=True, text=True, check=False, timeout=300)

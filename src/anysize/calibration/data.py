@@ -35,6 +35,7 @@ __all__ = [
     "batches",
     "batches_again",
     "batches_of_labels",
+    "default_items",
     "default_length",
     "documents",
     "image_batches",

@@ -35,6 +35,7 @@ from anysize.progress import Progress
 from anysize.report.schema import Arm, Metric, Results, Row, Run, SourceRecord
 from anysize.target import public_sizes
 from anysize.tensors import num_parameters
+from anysize.training.arguments import with_defaults
 from anysize.training.clock import clock_of, device_of_run
 from anysize.training.data import Datasets, datasets_of
 from anysize.training.start import beside_weights, calibration_of, folder_of, scores_from
@@ -113,8 +114,8 @@ class Comparison:
         try:
             self.place = claimed(
                 config,
-                _identity_of(config.source, self.tensors) + identity_of(folder_of(self.tensors), self.source),
-                {name: _identity_of(name, other) for name, other in others.items()},
+                _identity_of(self.tensors) + identity_of(folder_of(self.tensors), self.source),
+                {name: _identity_of(other) for name, other in others.items()},
                 public_sizes(self.target),
             )
         except AnysizeError:
@@ -130,8 +131,13 @@ class Comparison:
             raise
 
     def _data(self) -> Datasets:
-        batch = int(self.config.training.get("per_device_train_batch_size", 8))
-        return datasets_of(self.config.data, self.target, folder_of(self.tensors), batch, self.progress)
+        return datasets_of(self.config.data, self.target, folder_of(self.tensors), self._examples_a_step, self.progress)
+
+    @property
+    def _examples_a_step(self) -> int:
+        """How many sequences, or images, one step of every arm sees."""
+        given = with_defaults(self.config.training)
+        return given["per_device_train_batch_size"] * given.get("gradient_accumulation_steps", 1)
 
     def _calibrated_tokens(self, arm: str) -> int:
         """Return how many tokens the source of an arm was calibrated on."""
@@ -243,8 +249,7 @@ class Comparison:
         config, runs = self.config, self.runs()
         arms = {name: self._arm(name) for name in config.arms}
         args = config.training
-        batch = int(args.get("per_device_train_batch_size", 8)) * int(args.get("gradient_accumulation_steps", 1))
-        tokens_a_step = batch * self.data.tokens_each
+        tokens_a_step = self._examples_a_step * self.data.tokens_each
         image = self.source.architecture.modality == "image"
         metric = Metric(name="error rate", unit="share of images") if image else Metric(
             name="loss", unit="nats/token", bits_per_byte=self.data.bits_per_byte[config.split])  # fmt: skip
@@ -270,7 +275,7 @@ class Comparison:
         for source in dict.fromkeys([self.config.source, *(arm.source for arm in self.config.arms.values())]):
             if source:
                 tensors = open_checkpoint(source)
-                identity = _identity_of(source, tensors)
+                identity = _identity_of(tensors)
                 if identity not in known:
                     known[identity] = held_out(folder_of(tensors), self.data.held_out[self.config.split])
                     write_json(place, known)
@@ -376,9 +381,9 @@ class Comparison:
             yield f"{len(lost)} run{'s' * (len(lost) > 1)} of '{arm}' diverged (at {rates}): losses were not finite"
 
 
-def _identity_of(name: str, tensors: TensorSource) -> str:
+def _identity_of(tensors: TensorSource) -> str:
     """Return what tells a model from what may lie in its place another time, config and tokenizer included."""
-    return f"{tensors.identity} {beside_weights(name)}"
+    return f"{tensors.identity} {beside_weights(folder_of(tensors))}"
 
 
 def _num_gpus() -> int:

@@ -24,7 +24,7 @@ from anysize.training.config_file import refusals
 
 # What one arm may not have for itself: all arms see the same tokens, on one kind of device.
 _SHARED = ("per_device_train_batch_size", "gradient_accumulation_steps", "train_sampling_strategy",
-           "dataloader_drop_last", "accelerator_config", "use_cpu")  # fmt: skip
+           "accelerator_config", "use_cpu")  # fmt: skip
 # What no config of a comparison may have: it follows from other keys, or would change the tokens of a step unseen.
 _OURS = {
     "seed": "seeds", "data_seed": "seeds", "learning_rate": "learning_rates", "num_train_epochs": "max_steps",

@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 def models_of_arms(config: CompareConfig, source: TensorSource) -> dict[str, TensorSource]:
     """Return sources and teachers of single arms by name; raise InputError for those that would see other tokens."""
-    mine, understood = tokenizer_bytes(config.source), understand(source.config)
+    mine, understood = tokenizer_bytes(folder_of(source)), understand(source.config)
     others: dict[str, TensorSource] = {}
     for name in config.arms:
         for other in config.models_of(name):
             others[other] = tensors = others.get(other) or open_checkpoint(other)
             require_same_vocabulary(understood, understand(tensors.config), other)
-            if tokenizer_bytes(other) != mine:
+            if tokenizer_bytes(folder_of(tensors)) != mine:
                 raise InputError(
                     f"arm '{name}': the tokenizer of '{other}' is not that of '{config.source}', so the arms would not "
                     "see the same tokens"

@@ -59,7 +59,7 @@ def tokenizer_of(source: str) -> PreTrainedTokenizerBase:
             return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except Exception as error:  # whatever a damaged tokenizer makes transformers raise
         why = " ".join(str(error).split())[:200]
-        if "custom code" in why:
+        if "custom code" in str(error):
             raise InputError(
                 f"the tokenizer of '{source}' is a class of its own, whose code is never run: delete auto_map and "
                 "tokenizer_class from its tokenizer_config.json, and tokenizer.json alone is read"

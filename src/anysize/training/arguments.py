@@ -22,6 +22,7 @@ _BY_METRIC = ("reduce_lr_on_plateau", "greedy")
 _OURS = {
     "output_dir": "output", "resume_from_checkpoint": "the same command, which resumes by itself",
     "remove_unused_columns": "nothing: the data have no other columns", "disable_tqdm": "--quiet",
+    "dataloader_drop_last": "nothing: every step is whole, and held-out data are read to their end",
     "do_train": "nothing", "do_eval": "nothing", "do_predict": "nothing",
     "label_smoothing_factor": "nothing: losses are compared, and smoothed ones are others",
 }  # fmt: skip

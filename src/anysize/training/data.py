@@ -65,9 +65,8 @@ def datasets_of(data: Data, config: SourceConfig, tokenizer: str, least: int, pr
         return Datasets(train, held_out, 1, len(train))
     made = tokenizer_of(data.tokenizer or tokenizer)
     vocab, length = config.sizes["vocab"], data.sequence_length
-    positions = config.full.get("max_position_embeddings") or config.full.get("n_positions")
-    if isinstance(positions, int) and length > positions:
-        raise InputError(f"data.sequence_length is {length}, and the model has positions for {positions}")
+    if config.num_positions is not None and length > config.num_positions:
+        raise InputError(f"data.sequence_length is {length}, and the model has positions for {config.num_positions}")
     held_out, bits = {}, {}
     for name, path in names.items():
         tokens = packed(path, data.column, made, vocab, data.evaluation_tokens, progress, split=name)

@@ -32,8 +32,8 @@ def make_draft(
     if understood.architecture.modality != "text":
         raise InputError(f"the source reads {understood.architecture.modality}s: only text is drafted")
     length = config.data.sequence_length // 2
-    positions = understood.full.get("max_position_embeddings") or understood.full.get("n_positions")
-    if isinstance(positions, int) and length + new_tokens + num_drafted > positions:
+    positions = understood.num_positions
+    if positions is not None and length + new_tokens + num_drafted > positions:
         raise InputError(
             f"{length} tokens of prompt, {new_tokens} new ones and {num_drafted} drafted: the source has positions for "
             f"{positions}"
