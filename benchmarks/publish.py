@@ -24,9 +24,13 @@ from benchmarks.measure import anysize
 ROOT = Path(__file__).parent.parent
 
 
-def results(suite: str) -> dict[str, Any]:
+# What a suite's results on an accelerator are called.
+_ON_GPU = "accelerator"
+
+
+def results(suite: str, name: str = "latest") -> dict[str, Any]:
     """Return the record that a suite's last run wrote."""
-    return json.loads((ROOT / "benchmarks" / suite / "results" / "latest.json").read_text(encoding="utf-8"))
+    return json.loads((ROOT / "benchmarks" / suite / "results" / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def replaced(text: str, section: str, body: str) -> str:
@@ -116,7 +120,18 @@ def _throughput_rows() -> list[list[str]]:
     share = found["share_of_bare"]
     label = "tokens a second of `anysize train`, share of a bare PyTorch loop's"
     shown = f"{share['median']:.3f} ({share['min']:.2f} to {share['max']:.2f})"
-    return [[label, shown, f"≥ {found['asked']:g}", _verdict(share["median"] >= found["asked"])]]
+    rows = [[label, shown, f"≥ {found['asked']:g}", _verdict(share["median"] >= found["asked"])]]
+    if not (ROOT / "benchmarks" / "throughput" / "results" / f"{_ON_GPU}.json").is_file():
+        return rows
+    fast = results("throughput", _ON_GPU)["results"]
+    share = fast["share_of_bare"]
+    shown = f"{share['median']:.3f} ({share['min']:.2f} to {share['max']:.2f})"
+    rows.append([f"the same on one {fast['device']}, bfloat16, compiled", shown, f"≥ {fast['asked']:g}",
+                 _verdict(share["median"] >= fast["asked"])])  # fmt: skip
+    if (used := fast["utilization"]) is not None:
+        label = f"model FLOPs utilization of `anysize train` on it (bare loop: {used['bare']:.0%})"
+        rows.append([label, f"{used['ours']:.0%}", "≥ 40%", _verdict(used["ours"] >= 0.4)])
+    return rows
 
 
 def _startup_rows() -> list[list[str]]:
@@ -232,11 +247,22 @@ def _shares_of(row: Row, goal: str, kinds: tuple[str, ...]) -> list[str]:
     return [_share(getattr(reached, kind) if reached else None) for kind in kinds]
 
 
+def _machine_of(found: Results) -> str:
+    """Say what a comparison ran on, and on an accelerator how much of it the arms used, least to most."""
+    gpus, cores = found.machine.get("gpus") or [], f"{found.machine['num_cores']} cores"
+    if not gpus:
+        return cores
+    told = f"{len(gpus)} x {gpus[0]}, torch {found.versions['torch']}"
+    peak = found.machine.get("peak_flops_per_s")
+    speeds = [run.flops_per_s / peak for run in found.runs if peak and run.flops_per_s and run.status == "finished"]
+    return f"{told}, model FLOPs utilization {min(speeds):.0%} to {max(speeds):.0%}" if speeds else told
+
+
 def compared_section(suite: str) -> str:
     """Return what a comparison found, arm by arm, with everything that it cost."""
     found = compared(suite)
     if found is None:
-        return "Not measured yet."
+        return f"Not measured yet: `python -m benchmarks.train.run {suite}`."
     first, *others = found.goals
     kinds = ("steps_share", "seconds_share", "flops_share", "seconds_share_with_source", "flops_share_with_source")
     columns = ["arm", "rate", "steps", "before", "after", "of each seed", "rise"]
@@ -273,9 +299,9 @@ def compared_section(suite: str) -> str:
         f"{found.lengths} steps of {found.tokens_a_step:,} {unit}, {same}. Rates {rates}, "
         f"{halved}chosen on validation data with the first of {len(found.seeds)} seeds; test data, medians over "
         f"seeds. Before, after: {found.metric.name} in {found.metric.unit}. Shares are of the "
-        f"named arm's whole run, to its final {found.metric.name}; seconds (of "
-        "the processor) and FLOPs count calibration, conversion and teacher. Rise: the most that a seed stood above "
-        f"its step 0. {notes} {found.date}, {found.machine['num_cores']} cores, written by `python -m "
+        f"named arm's whole run, to its final {found.metric.name}; seconds ({found.machine['seconds']}) "
+        "and FLOPs count calibration, conversion and teacher. Rise: the most that a seed stood above "
+        f"its step 0. {notes} {found.date}, {_machine_of(found)}, written by `python -m "
         f"benchmarks.publish` from the results of `{found.command}`."
     )
     return f"**{found.title}.** {about}.\n\n{_table(columns, lines)}\n\n{where}"

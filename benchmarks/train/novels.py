@@ -52,7 +52,7 @@ class Settings:
 
     def made(self, progress: Progress) -> tuple[Path, Cost]:
         """Return the folder of the trained source, the state of its optimizer with it, and what its training took."""
-        from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+        from transformers import LlamaConfig, LlamaForCausalLM
 
         del progress
         home = CACHE / f"source-{key_of(self)}"
@@ -64,9 +64,7 @@ class Settings:
             optimizer, seconds = _train(model, ids[: ids.numel() // 2], self)
             model.save_pretrained(home)
             save_state(model, optimizer, home)
-            PreTrainedTokenizerFast(tokenizer_file=str(tokenizer), bos_token="<s>", eos_token="<s>").save_pretrained(
-                home
-            )
+            save_tokenizer(tokenizer, home)
             write_json(home / "made.json", {"cpu_s": seconds, "settings": asdict(self)})
         seconds = json.loads((home / "made.json").read_text(encoding="utf-8"))["cpu_s"]
         return home, cost_of(home, seconds, self.steps * self.batch * self.context, self.context)
@@ -96,24 +94,45 @@ def _text(split: str, characters: int) -> str:
 
 
 def _write_unseen(folder: Path, settings: Settings) -> None:
+    for split in ("train", "validation", "test"):
+        rows = _rows(split)
+        write_rows(folder / f"{split}.parquet", _halves(rows, settings)[1] if split == "train" else rows)
+
+
+def _halves(rows: list[str], settings: Settings) -> tuple[list[str], list[str]]:
+    """Return the rows that a source is trained on, or its tokenizer, and those that neither has seen."""
+    ends = np.cumsum([len(row) + 2 for row in rows])
+    seen = [end - len(row) <= settings.train_characters for row, end in zip(rows, ends, strict=True)]
+    parted = list(zip(rows, seen, strict=True))
+    return [row for row, known in parted if known], [row for row, known in parted if not known]
+
+
+def seen_rows(settings: Settings) -> list[str]:
+    """Return the pieces that a source of these settings may be trained on."""
+    return _halves(_rows("train"), settings)[0]
+
+
+def write_rows(place: Path, rows: list[str]) -> None:
+    """Write a column of texts, once: a comparison knows its data by their times, too."""
     import pyarrow
     import pyarrow.parquet as parquet
 
-    folder.mkdir(parents=True, exist_ok=True)
-    for split in ("train", "validation", "test"):
-        rows = _rows(split)
-        if split == "train":
-            ends = np.cumsum([len(row) + 2 for row in rows])
-            rows = [row for row, end in zip(rows, ends, strict=True) if end - len(row) > settings.train_characters]
-        # Written once: a comparison knows its data by their times, too.
-        place = folder / f"{split}.parquet"
-        if not place.is_file():
-            partial = place.with_suffix(".partial")
-            parquet.write_table(pyarrow.table({"text": rows}), partial)
-            partial.replace(place)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if not place.is_file():
+        partial = place.with_suffix(".partial")
+        parquet.write_table(pyarrow.table({"text": rows}), partial)
+        partial.replace(place)
 
 
-def _tokenizer(text: str, vocab_size: int) -> Tokenizer:
+def save_tokenizer(place: Path, folder: Path) -> None:
+    """Write a tokenizer of a file as transformers reads it."""
+    from transformers import PreTrainedTokenizerFast
+
+    PreTrainedTokenizerFast(tokenizer_file=str(place), bos_token="<s>", eos_token="<s>").save_pretrained(folder)
+
+
+def new_tokenizer(text: str, vocab_size: int) -> Tokenizer:
+    """Return a byte-level tokenizer trained on the beginning of a text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore[reportAttributeAccessIssue]
     tokenizer.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
@@ -132,7 +151,7 @@ def _tokens(settings: Settings) -> tuple[torch.Tensor, Path]:
     if not (home / "train.npy").is_file():
         home.mkdir(parents=True, exist_ok=True)
         text = _text("train", settings.train_characters)
-        tokenizer = _tokenizer(text, settings.vocab_size)
+        tokenizer = new_tokenizer(text, settings.vocab_size)
         tokenizer.save(str(place))
         pieces = [text[i : i + 1_000_000] for i in range(0, len(text), 1_000_000)]
         ids = np.concatenate([np.array(e.ids, np.int16) for e in tokenizer.encode_batch(pieces)])

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -33,6 +34,8 @@ class Settings:
     rate: float = 2e-3
     weight_decay: float = 0.05
     seed: int = 0
+    # More training arguments, for machines that take them.
+    more: ClassVar[Mapping[str, Any]] = {}
 
     @property
     def _config(self) -> dict[str, Any]:
@@ -75,7 +78,7 @@ class Settings:
             "data": {"train": str(CACHE / "images" / "train.parquet")},
             "training": {
                 "max_steps": self.steps, "per_device_train_batch_size": self.batch, "learning_rate": self.rate,
-                "weight_decay": self.weight_decay, "seed": self.seed, "logging_steps": 100,
+                "weight_decay": self.weight_decay, "seed": self.seed, "logging_steps": 100, **self.more,
             },
         }  # fmt: skip
         asked = train_config(asked, "pictures.py")

@@ -16,6 +16,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from anysize.cli.progress import progress_bars
 from anysize.cli.show_training import show_comparison
 from anysize.comparison.compare import compare
@@ -23,7 +25,7 @@ from anysize.comparison.config import compare_config
 from anysize.report.schema import Results
 from anysize.training.config_file import read_yaml, spelled
 from benchmarks.measure import CACHE
-from benchmarks.train import novels, pictures
+from benchmarks.train import large, novels, pictures
 from benchmarks.train.sources import Cost, Source
 from benchmarks.train.stages import Stage
 
@@ -34,11 +36,12 @@ HERE = Path(__file__).parent
 class Suite:
     """What the sources of a config file are made of, by the names that it has for them; the first is its `source`.
 
-    data: the folder that its data are in.
+    data: the folder that its data are in. accelerated: whether it is for an accelerator, and refused without one.
     """
 
     sources: Mapping[str, Source]
     data: str = "novels"
+    accelerated: bool = False
 
 
 _LARGE = novels.Settings()
@@ -47,6 +50,8 @@ _QUARTER = replace(_LARGE, hidden_size=32, intermediate_size=86, num_attention_h
 # Young and small: what trains beside it ends 0.1 nats/token and more below it.
 _YOUNG = replace(_HALF, steps=1100)
 _YOUNGER = replace(_HALF, steps=900)
+_YOUNG_LARGE = large.Text(hidden_size=512, intermediate_size=1408, num_attention_heads=8, num_key_value_heads=4,
+                          steps=300)  # fmt: skip
 # On the way from it to twice of everything.
 _WIDE = {"hidden_size": 128, "intermediate_size": 344, "num_attention_heads": 8, "num_key_value_heads": 4}
 _BETWEEN = {"hidden_size": 96, "intermediate_size": 258, "num_attention_heads": 6, "num_key_value_heads": 3}
@@ -64,6 +69,9 @@ SUITES = {
     "grow-by-half": Suite({"source": _YOUNGER}),
     "grow-ages": Suite({"source": replace(_QUARTER, steps=6000), "young": replace(_QUARTER, steps=500),
                         "older": replace(_QUARTER, steps=2000)}),
+    "shrink-large": Suite({"source": large.Text()}, accelerated=True),
+    "shrink-vision-large": Suite({"source": large.Pictures()}, data="images", accelerated=True),
+    "grow-large": Suite({"source": _YOUNG_LARGE}, accelerated=True),
 }  # fmt: skip
 # A quick run has this part of the steps, of sources and of arms, and measures so often.
 _QUICK_PART, _QUICK_EVALUATIONS = 4, 8
@@ -126,12 +134,17 @@ def run(name: str, *, quick: bool, workers: int | None) -> Results:
 def main() -> None:
     """Run the suites that are asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("suites", nargs="*", choices=[[], *SUITES], help="all where none is named")
+    parser.add_argument(
+        "suites", nargs="*", choices=[[], *SUITES], help="where none is named, all that this machine can run"
+    )
     parser.add_argument("--quick", action="store_true", help="one seed, two rates, a quarter of the steps")
     parser.add_argument("--workers", type=int, default=None, help="runs at a time (default: one a core)")
     asked = parser.parse_args()
-    suites: list[str] = asked.suites or list(SUITES)
+    possible = [name for name, suite in SUITES.items() if not suite.accelerated or torch.accelerator.is_available()]
+    suites: list[str] = asked.suites or possible
     for name in suites:
+        if name not in possible:
+            raise SystemExit(f"{name} is for an accelerator, and there is none here")
         folder = novels.NOVELS if SUITES[name].data == "novels" else pictures.IMAGES
         if not folder.is_dir():
             raise SystemExit(f"{folder} is not there: {name} needs it, see benchmarks/README.md")

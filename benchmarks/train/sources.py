@@ -9,8 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
-from anysize.comparison.flops import training_flops
 from anysize.config import understand
+from anysize.flops import training_flops
 from anysize.progress import Progress
 
 # As `source_cost` of a comparison has it.

@@ -21,11 +21,12 @@ from anysize.cli.show_training import show_comparison
 from anysize.comparison import compare as engine
 from anysize.comparison.compare import compare
 from anysize.comparison.config import compare_config
-from anysize.comparison.flops import conversion_flops, forward_flops
+from anysize.comparison.flops import conversion_flops
 from anysize.comparison.folder import Place, claimed
 from anysize.comparison.job import Job, arguments_of, in_small
 from anysize.config import understand
 from anysize.errors import InputError, OutputError
+from anysize.flops import forward_flops
 from anysize.io.lock import FolderLock
 from anysize.io.reader import Checkpoint
 from anysize.report.schema import Results

@@ -141,3 +141,15 @@ def test_a_card_says_what_the_results_hold_back() -> None:
     assert f"- {note}" in card
     assert "(1 diverged" in card.replace("\\", "")
     assert "| no finished run |" in card
+
+
+def test_speed_is_told_beside_the_peak_of_the_accelerator_where_it_is_known() -> None:
+    results = looking_real()
+    assert {cell["model FLOPs a second"].text for arm in results.arms if (cell := cells(costs(results), arm.name))} == {
+        "–"
+    }
+    timed = tuple(run.model_copy(update={"flops_per_s": 4e14}) for run in results.runs)
+    on_gpu = results.model_copy(update={"runs": timed, "machine": {"peak_flops_per_s": 989e12}})
+    assert cells(costs(on_gpu), "random")["model FLOPs a second"] == Cell("400 TFLOP/s", "40.4% of its peak")
+    elsewhere = on_gpu.model_copy(update={"machine": {}})
+    assert cells(costs(elsewhere), "random")["model FLOPs a second"] == Cell("400 TFLOP/s")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from anysize.cli.progress import size_of
 from anysize.cli.show import print_table, say
+from anysize.flops import flops_a_second
 from anysize.report.curves import missing
 
 if TYPE_CHECKING:
@@ -42,7 +43,16 @@ def show_training(found: Mapping[str, Any], output: str, *, as_json: bool) -> No
     rate = found["tokens"] / max(found["train_s"], 1e-9)
     seconds = found.get("seconds", "")
     amount = f"{found['tokens']:,} {unit}, {rate:,.0f} a second {seconds} in training"
-    say(f"made {output}: {found['steps']:,} steps, {amount}")
+    say(f"made {output}: {found['steps']:,} steps, {amount}{_speed(found)}")
+
+
+def _speed(found: Mapping[str, Any]) -> str:
+    """Say what an accelerator did in the median step; nothing of a processor, which nobody holds against its peak."""
+    device, speed, share = (found.get(name) for name in ("device", "flops_per_s", "utilization"))
+    if not device or speed is None:
+        return ""
+    peak = f" ({share:.1%} of the dense bfloat16 peak of {device})" if share else f" on {device}"
+    return f", {flops_a_second(speed)}{peak}"
 
 
 def _share(reached: Reached | None) -> str:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from anysize.calibration.data import DataOptions
 from anysize.comparison.config import CompareConfig
-from anysize.comparison.flops import conversion_flops, forward_flops, leave_one_out_flops, training_flops
+from anysize.comparison.flops import conversion_flops, leave_one_out_flops
 from anysize.comparison.folder import RECORD, claimed
 from anysize.comparison.job import Job, carry_out, conversion_s, known, prepare, takes_scores
 from anysize.comparison.legal import models_of_arms, require_plannable, require_trainable, target_of
@@ -26,6 +26,7 @@ from anysize.comparison.search import ladder, search
 from anysize.comparison.summary import rows_of
 from anysize.config import understand
 from anysize.errors import AnysizeError, InputError
+from anysize.flops import forward_flops, training_flops
 from anysize.io.hub import open_checkpoint
 from anysize.io.image_processor import identity_of
 from anysize.io.lock import FolderLock
@@ -277,7 +278,7 @@ class Comparison:
                 tensors = open_checkpoint(source)
                 identity = _identity_of(tensors)
                 if identity not in known:
-                    known[identity] = held_out(folder_of(tensors), self.data.held_out[self.config.split])
+                    known[identity] = held_out(folder_of(tensors), self.data.held_out[self.config.split], self.device)
                     write_json(place, known)
                 found[source] = num_parameters(understand(tensors.config)), known[identity]
         return found

@@ -179,7 +179,7 @@ def carry_out(job: Job) -> Run:
         arm=job.arm, seed=job.seed, learning_rate=job.rate, status=status, steps=job.steps, at=at,
         validation=tuple(outcome.curve[step]["validation"] for step in at),
         test=tuple(outcome.curve[step][job.config.split] for step in at), train_s=outcome.train_s,
-        teacher_s=outcome.teacher_s,
+        teacher_s=outcome.teacher_s, flops_per_s=outcome.flops_per_s,
     )  # fmt: skip
     write_json(job.folder / "run.json", found.model_dump(mode="json"))
     for path in job.folder.glob("checkpoint-*"):

@@ -16,7 +16,7 @@ from anysize.config import understand
 from anysize.recipe import Plan
 from anysize.report.plans import plan_rows
 from anysize.report.schema import Kept, PlanRecord
-from anysize.training.clock import seconds_of
+from anysize.training.clock import peak_of, seconds_of
 from anysize.training.config import Resize
 from anysize.training.stream import stream_writer
 
@@ -69,8 +69,10 @@ def machine(device: torch.device) -> dict[str, Any]:
     import psutil  # noqa: PLC0415
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    peak = peak_of(device)[1]
     return {"num_cores": os.cpu_count(), "memory_bytes": psutil.virtual_memory().total, "gpus": gpus,
-            "system": platform.system(), "seconds": seconds_of(device)}  # fmt: skip
+            "system": platform.system(), "seconds": seconds_of(device),
+            **({"peak_flops_per_s": peak} if peak else {})}  # fmt: skip
 
 
 def versions() -> dict[str, str]:

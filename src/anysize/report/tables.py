@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from anysize.flops import flops_a_second
 from anysize.report.curves import Trial, missing, trials
 from anysize.report.headline import number
-from anysize.report.schema import Arm, Results, Row
+from anysize.report.schema import Arm, Results, Row, Run
 
 NOT_REACHED = "not reached"
 
@@ -123,6 +124,16 @@ def rates(results: Results) -> Table:
     )
 
 
+def _speed(results: Results, runs: Sequence[Run]) -> Cell:
+    """Return model FLOPs a second, and what share that is of what the accelerator can do."""
+    found = [run.flops_per_s for run in runs if run.flops_per_s is not None]
+    if not found:
+        return Cell("–", tone="muted")
+    peak = results.machine.get("peak_flops_per_s")
+    share = f"{median(found) / peak:.1%} of its peak" if isinstance(peak, int | float) and peak > 0 else ""
+    return Cell(flops_a_second(median(found)), share)
+
+
 def _cost(results: Results, arm: Arm) -> tuple[Cell, ...]:
     row = next((row for row in results.rows if row.arm == arm.name), None)
     rate = row.learning_rate if row else None
@@ -146,13 +157,14 @@ def _cost(results: Results, arm: Arm) -> tuple[Cell, ...]:
         Cell(flops(arm.flops_a_token)),
         Cell(flops(arm.teacher_flops_a_token) or "–"),
         Cell(flops(total) if runs else "–"),
+        _speed(results, runs),
     )
 
 
 def costs(results: Results) -> Table:
     """Return what every arm costs before and while it is trained; seconds are medians over seeds."""
     columns = ("arm", "parameters", "calibration", "conversion", "training", "of it teacher", "in all")
-    columns += ("FLOPs a token", "of the teacher", "training FLOPs")
+    columns += ("FLOPs a token", "of the teacher", "training FLOPs", "model FLOPs a second")
     return Table(columns, tuple(_cost(results, arm) for arm in results.arms))
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from anysize.flops import peak_flops
+
 Clock = Callable[[], float]
 
 
@@ -31,6 +33,12 @@ def clock_of(device: torch.device) -> Clock:
         return time.perf_counter()
 
     return wall
+
+
+def peak_of(device: torch.device) -> tuple[str, float | None]:
+    """Return the name of an accelerator and its dense bfloat16 operations a second; nothing for a CPU."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    return name, peak_flops(name)
 
 
 def seconds_of(device: torch.device) -> str:

@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 
 from anysize.config import understand
 from anysize.errors import InputError
+from anysize.flops import forward_flops
 from anysize.io.hub import open_checkpoint
 from anysize.io.models import quiet_transformers
 from anysize.progress import Progress
@@ -37,6 +38,7 @@ class Outcome:
     """What a run found: the trainer with its model, why and at which step it ended, and what was measured.
 
     curve: step -> {split: loss or error rate}. train_s and teacher_s count what a run did before it was resumed, too.
+    flops_per_s: model FLOPs a second of one process, see `Account`.
     """
 
     trainer: AnysizeTrainer
@@ -45,6 +47,7 @@ class Outcome:
     curve: dict[int, dict[str, float]]
     train_s: float
     teacher_s: float
+    flops_per_s: float | None
 
 
 class _Watch(TrainerCallback):
@@ -98,7 +101,8 @@ def make_teacher(options: Distill, source: str, data: Datasets, start: Start, ar
     precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "as stored"
     location = options.teacher or source
     tensors = open_checkpoint(location)
-    require_same_vocabulary(start.config, understand(tensors.config), location)
+    understood = understand(tensors.config)
+    require_same_vocabulary(start.config, understood, location)
     model = load(location, next(start.model.parameters()).dtype)
     model.eval().requires_grad_(False)
     classes = num_classes(start.config)
@@ -130,7 +134,8 @@ def make_teacher(options: Distill, source: str, data: Datasets, start: Start, ar
         from anysize.training.stream import stream_writer  # noqa: PLC0415
 
         writer = stream_writer(start.plan)
-    return Teacher(model, options, cache, writer, words)
+    flops = data.tokens_each * forward_flops(understood, data.tokens_each)
+    return Teacher(model, options, flops, cache, writer, words)
 
 
 def _wrong_share(prediction: Any) -> dict[str, float]:
@@ -179,8 +184,9 @@ def run(
     require_trainable(data, args)
     try:
         trainer = AnysizeTrainer(
-            start.model, args, config=start.config, train=data.train, evaluate=data.held_out or None,  # pyright: ignore[reportArgumentType]
-            collate=data.collate, teacher=teacher, recipe=recipe or Recipe(), plan=start.plan, flip=flip,
+            start.model, args, config=start.config, tokens_each=data.tokens_each, train=data.train,
+            evaluate=data.held_out or None, collate=data.collate,  # pyright: ignore[reportArgumentType]
+            teacher=teacher, recipe=recipe or Recipe(), plan=start.plan, flip=flip,
             callbacks=[watch],
         )  # fmt: skip
     except (ValueError, ImportError, RuntimeError) as error:
@@ -207,4 +213,4 @@ def run(
         raise InputError(f"the training data ended after {step} of {wanted} steps: they hold less than one step")
     curve = curve_of(trainer.state.log_history, list(data.held_out), image=image)
     train_s, teacher_s = trainer.account.of_all(args.device)
-    return Outcome(trainer, status, step, curve, train_s, teacher_s)
+    return Outcome(trainer, status, step, curve, train_s, teacher_s, trainer.account.flops_per_s)

@@ -34,7 +34,7 @@ from anysize.training.arguments import (
     with_defaults,
 )
 from anysize.training.card import training_card
-from anysize.training.clock import clock_of, seconds_of
+from anysize.training.clock import clock_of, peak_of, seconds_of
 from anysize.training.config import Calibration, TrainConfig
 from anysize.training.data import Datasets, datasets_of
 from anysize.training.loop import (
@@ -345,12 +345,15 @@ def _found(outcome: Outcome, start: Start, data: Datasets) -> dict[str, Any]:
     history = outcome.trainer.state.log_history
     last = next((entry for entry in reversed(history) if "train_runtime" in entry), {})
     args = outcome.trainer.args
+    device, peak = peak_of(args.device)
+    speed = outcome.flops_per_s
     examples = outcome.step * examples_a_step(args)
     return {
         "status": outcome.status, "steps": outcome.step, "tokens": examples * data.tokens_each,
         "curve": {str(step): losses for step, losses in outcome.curve.items()}, "bits_per_byte": data.bits_per_byte,
         "calibration_s": start.calibration_s, "conversion_s": start.conversion_s, "train_s": outcome.train_s,
         "teacher_s": outcome.teacher_s, "wall_s": last.get("train_runtime"),
+        "flops_per_s": speed, "device": device, "utilization": speed / peak if speed and peak else None,
         "seconds": seconds_of(args.device), "unit": start.config.architecture.counts,
         "losses": [{"step": entry["step"], "loss": entry["loss"]} for entry in history if "loss" in entry],
     }  # fmt: skip

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +17,7 @@ from transformers import Trainer, TrainerCallback
 
 from anysize.config import SourceConfig
 from anysize.errors import InputError
+from anysize.flops import training_flops
 from anysize.io.hub import open_checkpoint
 from anysize.processes import add_up, rank_and_world
 from anysize.training.arguments import examples_a_step
@@ -36,14 +39,20 @@ if TYPE_CHECKING:
 
 
 _ACCOUNT = "anysize-account.json"
+# Of how many steps the speed is a median.
+_RECENT = 1_000
 
 
 @dataclass
 class Teacher:
-    """What is distilled from: a model, what to take of it, the writer map [m, n] of its stream, and its words."""
+    """What is distilled from: a model, what to take of it, the writer map [m, n] of its stream, and its words.
+
+    flops: of its forward pass for one example.
+    """
 
     model: PreTrainedModel
     options: Distill
+    flops: float
     cache: TargetCache | None = None
     writer: torch.Tensor | None = None
     words: Continuations | None = None
@@ -51,11 +60,31 @@ class Teacher:
 
 @dataclass
 class Account:
-    """Seconds spent: of the processor where the model is on it, of the clock on an accelerator."""
+    """Seconds spent: of the processor where the model is on it, of the clock on an accelerator.
+
+    teacher_flops: what the teacher has done in the step that is under way.
+    """
 
     train_s: float = 0.0
     teacher_s: float = 0.0
     clock: Callable[[], float] = field(default=time.process_time)
+    teacher_flops: float = 0.0
+    _speeds: deque[float] = field(default_factory=lambda: deque[float](maxlen=_RECENT))
+
+    def add_step(self, seconds: float, flops: float) -> None:
+        """Count a step in which the model itself did so many operations."""
+        self.train_s += seconds
+        self._speeds.append((flops + self.teacher_flops) / max(seconds, 1e-9))
+        self.teacher_flops = 0.0
+
+    @property
+    def flops_per_s(self) -> float | None:
+        """Model FLOPs a second of one process, the teacher's included: the median of the steps since it began.
+
+        So the first steps, in which a model is compiled, do not count, and nothing that is computed twice to save
+        memory. None before the first step.
+        """
+        return median(self._speeds) if self._speeds else None
 
     def of_all(self, device: torch.device) -> tuple[float, float]:
         """Return the seconds of training and of the teacher: processors' seconds add up, a clock is one for all."""
@@ -81,10 +110,13 @@ class Account:
 
 
 class _Clock(TrainerCallback):
-    """Accounts for whole steps: forward, backward and optimizer, without evaluation and saving."""
+    """Accounts for whole steps: forward, backward and optimizer, without evaluation and saving.
 
-    def __init__(self, account: Account) -> None:
-        self.account, self.begin = account, 0.0
+    flops: of the model alone in a step of one process.
+    """
+
+    def __init__(self, account: Account, flops: float) -> None:
+        self.account, self.flops, self.begin = account, flops, 0.0
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         del args, state, control, kwargs
@@ -92,7 +124,7 @@ class _Clock(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         del args, state, control, kwargs
-        self.account.train_s += self.account.clock() - self.begin
+        self.account.add_step(self.account.clock() - self.begin, self.flops)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         del control, kwargs
@@ -110,6 +142,7 @@ class AnysizeTrainer(Trainer):
         args: TrainingArguments,
         *,
         config: SourceConfig,
+        tokens_each: int,
         train: Dataset[Any],
         evaluate: Dataset[Any] | None,
         collate: Callable[[list[Any]], dict[str, Any]],
@@ -125,7 +158,8 @@ class AnysizeTrainer(Trainer):
         self.source_config, self.teacher, self.recipe, self.plan = config, teacher, recipe, plan
         self.flip = flip and config.architecture.modality == "image"
         self.account = Account(clock=clock_of(self.args.device))
-        self.add_callback(_Clock(self.account))
+        here = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
+        self.add_callback(_Clock(self.account, here * tokens_each * training_flops(config, tokens_each)))
         # The loss is a mean over what a batch holds, and all batches hold alike.
         self.model_accepts_loss_kwargs = False
         if teacher is not None:
@@ -228,6 +262,7 @@ class AnysizeTrainer(Trainer):
             # As the student computes: only what accelerate has prepared does so by itself.
             with torch.no_grad(), self.accelerator.autocast():
                 found = teacher.model(**asked, **more, **({"output_hidden_states": True} if hidden else {}))
+            self.account.teacher_flops += len(found.logits) * teacher.flops
             return found.logits
 
         if not options.weight:
