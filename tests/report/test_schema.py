@@ -46,6 +46,11 @@ def edited(**changes: Any) -> dict[str, Any]:
             json.dumps(edited(runs=[{**small().model_dump(mode="json")["runs"][0], "test": [1.0]}])),
             "a run of 'random' has 4, 4 and 1 values of at, validation and test",
         ),
+        (
+            json.dumps(edited(runs=[{**small().model_dump(mode="json")["runs"][0], "at": [-5, 1, 2, 3]}])),
+            "a run of 'random' was measured at (-5, 1, 2, 3): wanted steps that rise from 0",
+        ),
+        (json.dumps(edited(steps=-800)), "steps: Input should be greater than or equal to 1"),
     ],
 )
 def test_what_is_no_result_is_refused(tmp_path: Path, content: str, sentence: str) -> None:

@@ -83,6 +83,9 @@ def rewrite_tokens(folder: Path, token: Callable[[int], int]) -> None:
         ({"training": {"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"lr_end": 0.5}}}, "cannot make the"),
         ({"training": {"optim": "adamw_8bit"}}, "cannot make the optimizer or the schedule"),
         ({"training": {"label_smoothing_factor": 0.1}}, "smoothed ones are others"),
+        ({"training": {"num_train_epochs": 3}}, "training.num_train_epochs is not read where training.max_steps is 12"),
+        ({"training": {"save_strategy": "epoch"}}, "training.save_steps is not read where training.save_strategy is"),
+        ({"training": {"auto_find_batch_size": True}}, "is told by per_device_train_batch_size"),
         ({"training": {"learning_rate": -1}}, "training.learning_rate is -1: wanted a number of 0 or more"),
     ],
 )

@@ -75,7 +75,6 @@ def test_a_run_counts_the_model_in_every_batch_of_a_step_and_its_teacher(
     asked = config_of(llama, story, tmp_path / "out", training=training)
     if taught:
         asked["distill"] = {"weight": 0.5, "teacher": str(llama)}
-    del asked["training"]["eval_on_start"]
     found = train(train_config(asked, "x"), command="", origin="x", progress=quiet)
     understood = understand(read_config(llama))
     tokens = 2 * 4 * 32

@@ -176,8 +176,8 @@ class Results(_Record):
     command: str
     config: str
     source: SourceRecord | None
-    steps: int
-    tokens_a_step: int
+    steps: int = Field(ge=1)
+    tokens_a_step: int = Field(ge=1)
     learning_rates: tuple[float, ...]
     seeds: tuple[int, ...]
     goals: tuple[str, ...]
@@ -200,6 +200,8 @@ class Results(_Record):
             if not len(run.at) == len(run.validation) == len(run.test):
                 got = f"{len(run.at)}, {len(run.validation)} and {len(run.test)}"
                 raise ValueError(f"a run of '{run.arm}' has {got} values of at, validation and test")
+            if any(step < 0 for step in run.at) or list(run.at) != sorted(set(run.at)):
+                raise ValueError(f"a run of '{run.arm}' was measured at {run.at}: wanted steps that rise from 0")
         return self
 
     @property

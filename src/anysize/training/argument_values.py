@@ -41,6 +41,25 @@ _RANGES: dict[str, _Range] = {
 }  # fmt: skip
 
 
+# What is not read beside another argument that has such a value, and why.
+_UNREAD: tuple[tuple[str, str, Callable[[Any], bool], str], ...] = (
+    ("num_train_epochs", "max_steps", lambda steps: steps >= 1, "max_steps tells how long the run is"),
+    *(
+        (f"{kind}_steps", f"{kind}_strategy", lambda strategy: strategy != "steps", f"{kind}_strategy tells when")
+        for kind in ("save", "eval", "logging")
+    ),
+)
+
+
+def clashes(given: Mapping[str, Any], where: str) -> list[str]:
+    """Return which arguments another one beside them leaves without effect; their values are right by themselves."""
+    return [
+        f"{where}.{unread} is not read where {where}.{told} is {given[told]!r}: {why}; leave one of them out"
+        for unread, told, holds, why in _UNREAD
+        if unread in given and told in given and holds(given[told])
+    ]
+
+
 def _plain(hint: Any) -> tuple[type, ...]:
     """Return the kinds that a field takes where all are plain ones; others (names, settings) are left out."""
     kinds = get_args(hint) or (hint,)

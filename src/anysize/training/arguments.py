@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from anysize.errors import InputError, did_you_mean, joined
-from anysize.training.argument_values import wrong_values
+from anysize.training.argument_values import clashes, wrong_values
 
 # What a run does where the config is silent: the field's habits for decoders, a checkpoint now and then.
 DEFAULTS: dict[str, Any] = {
@@ -23,6 +23,8 @@ _OURS = {
     "output_dir": "output", "resume_from_checkpoint": "the same command, which resumes by itself",
     "remove_unused_columns": "nothing: the data have no other columns", "disable_tqdm": "--quiet",
     "dataloader_drop_last": "nothing: every step is whole, and held-out data are read to their end",
+    "auto_find_batch_size": "per_device_train_batch_size (--plan-only tells what a batch takes): a batch that becomes "
+    "smaller while it trains makes other tokens of a step than are told",
     "do_train": "nothing", "do_eval": "nothing", "do_predict": "nothing",
     "label_smoothing_factor": "nothing: losses are compared, and smoothed ones are others",
 }  # fmt: skip
@@ -43,7 +45,8 @@ def check_training_arguments(sections: Mapping[str, Mapping[str, Any]], origin: 
             else f"unknown key '{where}.{name}'{did_you_mean(name, known)}"
             for name in given if name not in known
         ]  # fmt: skip
-        wrong += wrong_values({name: value for name, value in given.items() if name in known}, where)
+        odd = wrong_values({name: value for name, value in given.items() if name in known}, where)
+        wrong += odd or clashes(given, where)
     if wrong:
         raise InputError(f"the config '{origin}' cannot be used: {joined(wrong)}")
 
