@@ -101,7 +101,8 @@ SearchTokens = Annotated[
 Calibration = Annotated[
     str | None,
     typer.Option(
-        help="What tells which coordinates to keep: a scores file of anysize calibrate, or data to calibrate on."
+        help="What tells which coordinates to keep: a scores file of anysize calibrate, or data "
+        "to calibrate on, as anysize calibrate does by default."
     ),
 ]
 Column = Annotated[str, typer.Option(help="The text column of --calibration and --keep-tokens, if they have several.")]
