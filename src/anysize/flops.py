@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 
 from anysize.config import SourceConfig
-from anysize.tensors import num_parameters
+from anysize.notation import Arrow
+from anysize.tensors import multiplied
 
 # Dense bfloat16 matrix products, in operations a second, as the makers' data sheets have them. What a name has to hold,
 # the more particular first.
@@ -22,22 +23,24 @@ _OTHERS = re.compile(r"\b(MIG|Laptop|Max-Q|Ti|SUPER|D)\b", re.IGNORECASE)
 def forward_flops(config: SourceConfig, length: int) -> float:
     """Return the operations of a forward pass for one token of a sequence of this length (for one image).
 
-    2 N + 4 L T H d: N without an embedding that is only looked up, T tokens of which all are attended to, H heads of
-    width d in each of L layers (Kaplan et al. 2020, appendix B; Chowdhery et al. 2022, appendix B). Of experts, those
-    that a token goes to count.
+    2 N + 4 L T H d: N weights that are multiplied with (biases, norms and what is looked up are not), T tokens of which
+    all are attended to, H heads of width d in each of L layers (Kaplan et al. 2020, appendix B; Chowdhery et al. 2022,
+    appendix B). Of experts, those that a token goes to count.
     """
     sizes = config.sizes
-    weights = num_parameters(config)
-    if "vocab" in sizes and not config.tied:
-        weights -= sizes["vocab"] * sizes["hidden"]
-    if "expert" in sizes:
-        active = int(config.full.get("num_experts_per_tok") or sizes["expert"])
-        weights -= sizes["layer"] * (sizes["expert"] - active) * 3 * sizes["hidden"] * sizes["ffn"]
     heads = sizes["kv"] * sizes["group"] * sizes["head"]
     if config.architecture.modality == "image":
-        length = (config.full["image_size"] // config.full["patch_size"]) ** 2 + 1
-        return length * (2.0 * weights + 4.0 * sizes["layer"] * length * heads)
-    return 2.0 * weights + 4.0 * sizes["layer"] * length * heads
+        places = sizes["position"]
+        products = sum(count * _places(arrow, places) for arrow, count in multiplied(config))
+        return 2.0 * products + 4.0 * sizes["layer"] * places**2 * heads
+    return 2.0 * sum(count for _, count in multiplied(config)) + 4.0 * sizes["layer"] * length * heads
+
+
+def _places(arrow: Arrow, places: int) -> int:
+    """Return at how many places of an image a weight is used: patches have no class token, and it alone has a label."""
+    if any("label" in dim.axes for dim in arrow.writes):
+        return 1
+    return places - 1 if any("patch" in dim.axes for dim in arrow.reads) else places
 
 
 def training_flops(config: SourceConfig, length: int) -> float:

@@ -89,10 +89,28 @@ def shape_of(arrow: Arrow, sizes: Mapping[str, int]) -> tuple[int, ...]:
 
 def num_parameters(config: SourceConfig) -> int:
     """Return how many numbers a checkpoint with this config holds; tied tensors count once."""
+    return sum(_counted(config).values())
+
+
+def _counted(config: SourceConfig, experts: int | None = None) -> dict[tuple[str, Arrow], int]:
+    """Return the numbers of every pattern, by the pattern and its arrow; of so many experts, or of all."""
     sizes = config.sizes
-    return sum(
-        prod(shape_of(arrow, sizes))
+    return {
+        (pattern, arrow): prod(shape_of(arrow, sizes))
         * (sizes["layer"] if is_per_layer(pattern) else 1)
-        * (sizes["expert"] if is_per_expert(pattern) else 1)
+        * ((sizes["expert"] if experts is None else experts) if is_per_expert(pattern) else 1)
         for pattern, arrow, _, _ in _patterns(config)
-    )
+    }
+
+
+def multiplied(config: SourceConfig) -> Iterator[tuple[Arrow, int]]:
+    """Yield the arrow and the number of weights of every pattern that a token is multiplied with.
+
+    Tables in which rows are looked up are left out, unless the head is tied to them, and biases and norms; of experts,
+    those count that a token goes to.
+    """
+    active = int(config.full.get("num_experts_per_tok") or config.sizes["expert"]) if "expert" in config.sizes else None
+    for (_, arrow), count in _counted(config, active).items():
+        reads = {axis for dim in arrow.reads for axis in dim.axes}
+        if reads and "position" not in reads and (config.tied or "vocab" not in reads):
+            yield arrow, count

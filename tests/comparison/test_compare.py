@@ -30,7 +30,6 @@ from anysize.flops import forward_flops
 from anysize.io.lock import FolderLock
 from anysize.io.reader import Checkpoint
 from anysize.report.schema import Results
-from tests import tiny
 from tests.comparison.runs import carried_out, config_of
 from tests.conftest import Ran
 
@@ -336,27 +335,6 @@ def test_a_trial_is_taught_like_the_run_in_small(
     assert trial is not None
     shares = [whole.share(step, 80) for step in range(80)]
     assert [trial.share(step, 20) for step in range(20)] == pytest.approx(shares[::4])
-
-
-@pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral", "vit"])
-def test_operations_are_those_that_a_profiler_counts(family: str) -> None:
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from anysize.io.models import build_model
-
-    source = tiny.source(next(v for v in tiny.VARIANTS if v.family == family and not v.tied))
-    config = understand(source.config)
-    model: Any = build_model(
-        config.model_class, config.full, {n: source.read(n) for n in source.tensors}, torch.float32
-    )
-    model.set_attn_implementation("eager")
-    length, batch = 16, 2
-    asked = {"pixel_values": torch.zeros(batch, 3, 12, 12)} if family == "vit" else {
-        "input_ids": torch.ones(batch, length, dtype=torch.long)}  # fmt: skip
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(**asked)
-    rows = batch if family == "vit" else batch * length
-    assert forward_flops(config, length) == pytest.approx(counter.get_total_flops() / rows, rel=0.15)
 
 
 def test_what_follows_the_target_is_counted(llama: Path) -> None:

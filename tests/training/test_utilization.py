@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from anysize.config import read_config, understand
 from anysize.flops import flops_a_second, forward_flops, peak_flops, training_flops
+from anysize.io.models import build_model
 from anysize.progress import quiet
 from anysize.training.config import train_config
 from anysize.training.run import train
 from anysize.training.trainer import Account
+from tests import tiny
 from tests.training.runs import config_of
 
 
@@ -62,6 +67,24 @@ def test_the_speed_is_that_of_the_median_step() -> None:
         account.add_step(seconds, 3e9)
     assert account.flops_per_s == pytest.approx(2e9)
     assert account.train_s == 110
+
+
+@pytest.mark.parametrize("variant", tiny.VARIANTS, ids=str)
+def test_operations_are_those_that_a_profiler_counts(variant: tiny.Variant) -> None:
+    source = tiny.source(variant)
+    config = understand(source.config)
+    model: Any = build_model(
+        config.model_class, config.full, {n: source.read(n) for n in source.tensors}, torch.float32
+    )
+    model.set_attn_implementation("eager")
+    length, batch, image = 16, 2, config.architecture.modality == "image"
+    asked = {"pixel_values": torch.zeros(batch, 3, 12, 12)} if image else {
+        "input_ids": torch.ones(batch, length, dtype=torch.long)}  # fmt: skip
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(**asked)
+    rows = batch if image else batch * length
+    # Angles of rotary positions are products, too, and the tiny models make much of them.
+    assert forward_flops(config, length) == pytest.approx(counter.get_total_flops() / rows, rel=0.005)
 
 
 @pytest.mark.parametrize("taught", [False, True])
