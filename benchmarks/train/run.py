@@ -134,17 +134,22 @@ def run(name: str, *, quick: bool, workers: int | None) -> Results:
 def main() -> None:
     """Run the suites that are asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "suites", nargs="*", choices=[[], *SUITES], help="where none is named, all that this machine can run"
-    )
+    parser.add_argument("suites", nargs="*", choices=[[], *SUITES], help="where none is named, all for processors")
     parser.add_argument("--quick", action="store_true", help="one seed, two rates, a quarter of the steps")
     parser.add_argument("--workers", type=int, default=None, help="runs at a time (default: one a core)")
     asked = parser.parse_args()
-    possible = [name for name, suite in SUITES.items() if not suite.accelerated or torch.accelerator.is_available()]
-    suites: list[str] = asked.suites or possible
+    suites: list[str] = asked.suites or [name for name, suite in SUITES.items() if not suite.accelerated]
+    fast = [name for name in suites if SUITES[name].accelerated]
+    if fast and len(fast) < len(suites):
+        raise SystemExit(
+            f"{', '.join(fast)}: suites for an accelerator are run by themselves, the others on processors"
+        )
+    if not fast:
+        # Their sources are trained on processors, and two kinds of seconds cannot be compared.
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    elif not torch.cuda.is_available():
+        raise SystemExit(f"{', '.join(fast)}: for an accelerator, and there is none here")
     for name in suites:
-        if name not in possible:
-            raise SystemExit(f"{name} is for an accelerator, and there is none here")
         folder = novels.NOVELS if SUITES[name].data == "novels" else pictures.IMAGES
         if not folder.is_dir():
             raise SystemExit(f"{folder} is not there: {name} needs it, see benchmarks/README.md")

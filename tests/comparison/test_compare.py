@@ -349,7 +349,7 @@ def test_what_follows_the_target_is_counted(llama: Path) -> None:
     source, target = understand(plan.source_config), understand(plan.target_config)
     counted = conversion_flops(source, target, plan.options, scores.record.tokens, 64)
     # Beside the models' passes are the products that the fits are made of.
-    assert counted == pytest.approx(counter.get_total_flops(), rel=0.6)
+    assert counted == pytest.approx(counter.get_total_flops(), rel=0.65)
     assert counted < counter.get_total_flops() * 1.2
     plain = plan.options.model_copy(update={"readers": "least-squares"})
     assert conversion_flops(source, target, plain, scores.record.tokens, 64) == 0
@@ -361,11 +361,25 @@ def test_one_process_at_a_time_works_in_a_folder(llama: Path, story: Path, tmp_p
     raw = config_of(llama, story, tmp_path / "out")
     config = compare_config(raw, "c.yaml")
     (tmp_path / "out").mkdir()
-    claimed(config, Checkpoint(llama).identity, {}, {})
+    claimed(config, Checkpoint(llama).identity, {}, {}, "of the processor")
     before = sorted(p.name for p in (tmp_path / "out").iterdir())
     with FolderLock(tmp_path / "out"), pytest.raises(OutputError, match="another process is at work in"):
         compare(config, text="", command="", progress=lambda *_: None)
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == before
+
+
+def test_seconds_of_two_kinds_are_not_mixed(llama: Path, story: Path, tmp_path: Path) -> None:
+    config = compare_config(config_of(llama, story, tmp_path / "out"), "c.yaml")
+    (tmp_path / "out").mkdir()
+    found = [claimed(config, "identity", {}, {}, "of the processor").identity for _ in range(2)]
+    with pytest.raises(InputError, match="timed by seconds of the processor, and here they are of the clock on X:"):
+        claimed(config, "identity", {}, {}, "of the clock on X")
+    # Folders from before it was kept, and what their runs are known by, stay as they are.
+    record = tmp_path / "out" / "comparison.json"
+    kept = json.loads(record.read_text())
+    assert kept.pop("seconds") == "of the processor"
+    record.write_text(json.dumps(kept))
+    assert claimed(config, "identity", {}, {}, "of the processor").identity == found[0] == found[1]
 
 
 def test_processes_end_with_the_one_that_began_them(tmp_path: Path) -> None:

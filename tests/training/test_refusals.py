@@ -85,6 +85,23 @@ def rewrite_tokens(folder: Path, token: Callable[[int], int]) -> None:
         ({"training": {"label_smoothing_factor": 0.1}}, "smoothed ones are others"),
         ({"training": {"num_train_epochs": 3}}, "training.num_train_epochs is not read where training.max_steps is 12"),
         ({"training": {"save_strategy": "epoch"}}, "training.save_steps is not read where training.save_strategy is"),
+        ({"training": {"save_only_model": True}}, "'training.save_only_model' is told by nothing: a run that goes on"),
+        ({"training": {"prediction_loss_only": True}}, "'training.prediction_loss_only' is told by nothing"),
+        (
+            {"training": {"torch_compile": True, "torch_compile_mode": "foo"}},
+            "torch_compile_mode is 'foo': wanted one of",
+        ),
+        ({"training": {"use_liger_kernel": True}}, "training.use_liger_kernel needs liger-kernel installed"),
+        ({"training": {"gradient_checkpointing_kwargs": {"reentrant": 1}}}, "kwargs.reentrant' (did you mean"),
+        (
+            {"training": {"accelerator_config": {"gradient_accumulation_kwargs": {"num_steps": 2}}}},
+            "num_steps' is told by gradient_accumulation_steps",
+        ),
+        (
+            {"training": {"load_best_model_at_end": True, "metric_for_best_model": "foo"}},
+            "training.metric_for_best_model is 'foo': wanted validation_loss",
+        ),
+        ({"training": {"push_to_hub": True}}, "transformers refuses to train"),
         ({"training": {"auto_find_batch_size": True}}, "is told by per_device_train_batch_size"),
         ({"training": {"learning_rate": -1}}, "training.learning_rate is -1: wanted a number of 0 or more"),
     ],

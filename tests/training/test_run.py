@@ -241,11 +241,11 @@ def test_two_processes_do_what_one_does(llama: Path, story: Path, tmp_path: Path
 
 def test_seconds_of_processors_add_up_and_are_taken_up_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainer, "add_up", lambda tensors: [tensor.mul_(2) for tensor in tensors])
-    account = Account(train_s=3.0, teacher_s=1.0)
+    account = Account(train_s=3.0, teacher_s=1.0, first_s=0.5)
     both = account.of_all(torch.device("cpu"))
-    assert both == (6.0, 2.0)
+    assert both == (6.0, 2.0, 1.0)
     # A clock is the same for all who look at it.
-    assert account.of_all(torch.device("cuda")) == (3.0, 1.0)
+    assert account.of_all(torch.device("cuda")) == (3.0, 1.0, 0.5)
     account.save(tmp_path, *both)
     for rank, spent in (("0", 6.0), ("1", 0.0)):
         monkeypatch.setenv("RANK", rank)

@@ -16,6 +16,7 @@ from anysize.io.models import build_model
 from anysize.progress import quiet
 from anysize.training.config import train_config
 from anysize.training.run import train
+from anysize.training.tokens import Sequences
 from anysize.training.trainer import Account
 from tests import tiny
 from tests.training.runs import config_of
@@ -113,3 +114,40 @@ def test_a_run_counts_the_model_in_every_batch_of_a_step_and_its_teacher(
 
 def test_speeds_are_told_in_the_unit_that_fits() -> None:
     assert [flops_a_second(value) for value in (4.123e14, 9.9e10, 5e6)] == ["412 TFLOP/s", "99 GFLOP/s", "5 MFLOP/s"]
+
+
+def test_every_run_of_a_process_is_compiled(
+    llama: Path, story: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch._dynamo import config as dynamo
+    from torch._dynamo.utils import counters
+
+    # As many as a comparison has runs would take too long here.
+    monkeypatch.setattr(dynamo, "recompile_limit", 1)
+    compiled: list[int] = []
+    for number in range(3):
+        before = counters["stats"]["unique_graphs"]
+        training = {"max_steps": 1, "bf16": True, "use_cpu": True, "torch_compile": True, "eval_strategy": "no",
+                    "torch_compile_backend": "eager"}  # fmt: skip
+        asked = config_of(llama, story, tmp_path / f"out{number}", training=training)
+        train(train_config(asked, "x"), command="", origin="x", progress=quiet)
+        compiled.append(counters["stats"]["unique_graphs"] - before)
+    assert min(compiled) > 0
+
+
+def test_waiting_for_data_counts(llama: Path, story: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("anysize.training.trainer.clock_of", lambda _: lambda: now)
+    read = Sequences.__getitem__
+
+    def slow(self: Sequences, index: int) -> dict[str, torch.Tensor]:
+        nonlocal now
+        now += 1.0
+        return read(self, index)
+
+    monkeypatch.setattr(Sequences, "__getitem__", slow)
+    training = {"max_steps": 3, "eval_strategy": "no"}
+    asked = config_of(llama, story, tmp_path / "out", training=training)
+    found = train(train_config(asked, "x"), command="", origin="x", progress=quiet)
+    # Three steps of four sequences; what is fetched ahead of a step is its own.
+    assert found["train_s"] >= 3 * 4

@@ -19,7 +19,7 @@ from anysize.calibration.data import DataOptions
 from anysize.comparison.config import CompareConfig
 from anysize.comparison.flops import conversion_flops, leave_one_out_flops
 from anysize.comparison.folder import RECORD, claimed
-from anysize.comparison.job import Job, carry_out, conversion_s, known, prepare, takes_scores
+from anysize.comparison.job import Job, arguments_of, carry_out, conversion_s, known, prepare, takes_scores
 from anysize.comparison.legal import models_of_arms, require_plannable, require_trainable, target_of
 from anysize.comparison.records import machine, plan_record, resize_command, versions
 from anysize.comparison.search import ladder, search
@@ -37,7 +37,7 @@ from anysize.report.schema import Arm, Metric, Results, Row, Run, SourceRecord
 from anysize.target import public_sizes
 from anysize.tensors import num_parameters
 from anysize.training.arguments import with_defaults
-from anysize.training.clock import clock_of, device_of_run
+from anysize.training.clock import clock_of, device_of_run, peak_of, seconds_of
 from anysize.training.data import Datasets, datasets_of
 from anysize.training.start import beside_weights, calibration_of, folder_of, scores_from
 
@@ -118,6 +118,7 @@ class Comparison:
                 _identity_of(self.tensors) + identity_of(folder_of(self.tensors), self.source),
                 {name: _identity_of(other) for name, other in others.items()},
                 public_sizes(self.target),
+                " on ".join(filter(None, [seconds_of(self.device), peak_of(self.device)[0]])),
             )
         except AnysizeError:
             self.lock.release()
@@ -171,6 +172,8 @@ class Comparison:
     def run(self) -> Results:
         """Carry out everything that is missing and return the results, which are also in results.json."""
         config = self.config
+        # Before any run is timed on the same device.
+        _ = self._sources
         num_gpus = _num_gpus()
         workers = config.workers or num_gpus or os.cpu_count() or 1
         context = multiprocessing.get_context("spawn")
@@ -273,12 +276,13 @@ class Comparison:
         place = self.place.path / "sources.json"
         known: dict[str, float] = json.loads(place.read_text(encoding="utf-8")) if place.is_file() else {}
         found: dict[str, tuple[int, float]] = {}
+        args = arguments_of(self.job(next(iter(self.config.arms)), self.config.learning_rates[0], self.config.seeds[0]))
         for source in dict.fromkeys([self.config.source, *(arm.source for arm in self.config.arms.values())]):
             if source:
                 tensors = open_checkpoint(source)
                 identity = _identity_of(tensors)
                 if identity not in known:
-                    known[identity] = held_out(folder_of(tensors), self.data.held_out[self.config.split], self.device)
+                    known[identity] = held_out(folder_of(tensors), self.data.held_out[self.config.split], args)
                     write_json(place, known)
                 found[source] = num_parameters(understand(tensors.config)), known[identity]
         return found

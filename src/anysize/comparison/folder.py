@@ -78,11 +78,12 @@ class Place:
 
 
 def claimed(
-    config: CompareConfig, source_identity: str, identities: Mapping[str, str], sizes: Mapping[str, int]
+    config: CompareConfig, source_identity: str, identities: Mapping[str, str], sizes: Mapping[str, int], seconds: str
 ) -> Place:
     """Return the folder of a comparison, which is locked already; raise InputError where it holds another one.
 
-    sizes: of the target, which may be those of another model.
+    sizes: of the target, which may be those of another model. seconds: whose they are, which cannot be mixed; they are
+    no part of what runs are known by.
     Arms, rates and seeds may be added to a comparison; source, target, data and shared training may not change.
     """
     path = Path(config.output).expanduser()
@@ -95,10 +96,15 @@ def claimed(
         "calibration": config.calibration.model_dump(mode="json"),
         "files": [data_identity(name) for name in files],
     }  # fmt: skip
-    shared = json.loads(json.dumps(shared))
+    shared: dict[str, Any] = json.loads(json.dumps(shared))
     record = path / RECORD
     if record.is_file():
         known = json.loads(record.read_text(encoding="utf-8"))
+        if (timed := known.pop("seconds", seconds)) != seconds:
+            raise InputError(
+                f"the output '{path}' holds runs that were timed by seconds {timed}, and here they are {seconds}: they "
+                "cannot be compared; choose another one, or set training.use_cpu"
+            )
         before = known.get("files", [])
         if len(before) == len(files) and all(map(same_data, before, shared["files"])):
             shared["files"] = before
@@ -109,5 +115,5 @@ def claimed(
                 "was changed"
             )
     else:
-        write_json(record, shared)
+        write_json(record, {**shared, "seconds": seconds})
     return Place(path, key_of(shared), identities)

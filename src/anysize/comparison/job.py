@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -139,8 +140,18 @@ def prepare(job: Job) -> None:
     scored = takes_scores(job.config, job.arm, target)
     # They serve all arms, so the comparison knows what they took.
     found = partial(Scores.load, job.place.scores(job.config, job.arm)) if scored else None
+    _load_what_converts(target)
     clock = clock_of(device_of_run(job.config.training))
     job.start.write(resize, found, clock, quiet, "anysize compare")
+
+
+def _load_what_converts(target: SourceConfig) -> None:
+    """Import what the first conversion in a process would import while it is timed."""
+    from anysize.io.models import model_class  # noqa: PLC0415
+
+    for name in ("anysize.fit", "anysize.proof.parity", "anysize.training.loop"):
+        import_module(name)
+    model_class(target.model_class)
 
 
 def conversion_s(job: Job) -> float:
@@ -179,7 +190,8 @@ def carry_out(job: Job) -> Run:
         arm=job.arm, seed=job.seed, learning_rate=job.rate, status=status, steps=job.steps, at=at,
         validation=tuple(outcome.curve[step]["validation"] for step in at),
         test=tuple(outcome.curve[step][job.config.split] for step in at), train_s=outcome.train_s,
-        teacher_s=outcome.teacher_s, flops_per_s=outcome.flops_per_s,
+        teacher_s=outcome.teacher_s, first_s=outcome.first_s,
+        flops_per_s=outcome.flops_per_s,
     )  # fmt: skip
     write_json(job.folder / "run.json", found.model_dump(mode="json"))
     for path in job.folder.glob("checkpoint-*"):

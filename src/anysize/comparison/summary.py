@@ -59,9 +59,13 @@ def _flops(arm: Arm, steps: float, tokens_a_step: int) -> float:
 
 
 def _seconds(arm: Arm, runs: Sequence[Run], steps: float) -> float:
-    """Return what an arm takes for so many steps: medians over seeds, the teacher's only while it is listened to."""
+    """Return what an arm takes for so many steps: medians over seeds, the teacher's only while it is listened to.
+
+    The first step is taken whole: what is compiled in it is compiled however few follow.
+    """
     whole = runs[0].steps
-    own = median(run.train_s - run.teacher_s for run in runs) * steps / whole
+    first = median(run.first_s for run in runs) if steps else 0.0
+    own = first + median(run.own_s for run in runs) * steps / whole
     taught = median(run.teacher_s for run in runs) * arm.taught(steps) / max(1e-9, arm.taught(whole))
     return arm.calibration_s + arm.conversion_s + own + taught
 

@@ -67,7 +67,8 @@ def curve(results: Results, name: str) -> Curve | None:
     if not points:
         return None
     arm, steps = results.arm(name), tuple(points)
-    own = median((run.train_s - run.teacher_s) / max(1, run.steps) for run in runs)
+    first = median(run.first_s for run in runs)
+    own = median(run.own_s / max(1, run.steps) for run in runs)
     taught = median(run.teacher_s / max(1.0, arm.taught(run.steps)) for run in runs)
     return Curve(
         arm=name,
@@ -75,7 +76,10 @@ def curve(results: Results, name: str) -> Curve | None:
         num_seeds=len(runs),
         steps=steps,
         tokens=tuple(step * results.tokens_a_step for step in steps),
-        seconds=tuple(arm.calibration_s + arm.conversion_s + step * own + arm.taught(step) * taught for step in steps),
+        seconds=tuple(
+            arm.calibration_s + arm.conversion_s + first * (step > 0) + step * own + arm.taught(step) * taught
+            for step in steps
+        ),
         median=tuple(median(found) for found in points.values()),
         low=tuple(min(found) for found in points.values()),
         high=tuple(max(found) for found in points.values()),

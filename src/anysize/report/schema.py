@@ -97,6 +97,7 @@ class Run(_Record):
     status: "trial" for a shorter run, with a schedule of its own, by which the search of the rate judged it; "diverged"
     where a loss was not finite. steps: how many its schedule has.
     train_s, teacher_s (its share of it): seconds of training alone, of the processor on a CPU, of the clock on a GPU.
+    first_s (its share of it): the first step, in which models are compiled, whatever the steps after it.
     flops_per_s: model FLOPs a second, the teacher's included, in the median step; None where nobody counted.
     """
 
@@ -110,7 +111,13 @@ class Run(_Record):
     test: tuple[Measured, ...]
     train_s: float
     teacher_s: float = 0.0
+    first_s: float = 0.0
     flops_per_s: float | None = None
+
+    @property
+    def own_s(self) -> float:
+        """Seconds of the steps after the first, without the teacher."""
+        return self.train_s - self.teacher_s - self.first_s
 
 
 class Reached(_Record):

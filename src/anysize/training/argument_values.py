@@ -13,6 +13,8 @@ from typing import Any, get_args, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from anysize.errors import did_you_mean
+
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", NoneType: "null"}
 _STRICT = ConfigDict(strict=True)
 # They take more than their annotations say.
@@ -60,6 +62,31 @@ def clashes(given: Mapping[str, Any], where: str) -> list[str]:
     ]
 
 
+# Keys of what is a mapping itself: those that torch knows, and those of accelerate that would change a step unseen.
+_CHECKPOINTING = ("use_reentrant", "preserve_rng_state", "determinism_check", "debug", "early_stop")
+
+
+def _wrong_keys(given: Mapping[str, Any], where: str) -> list[str]:
+    """Return what is wrong within arguments that are mappings."""
+    told: list[str] = []
+    checkpointing, accelerator = given.get("gradient_checkpointing_kwargs"), given.get("accelerator_config")
+    if isinstance(checkpointing, Mapping):
+        told += [
+            f"unknown key '{where}.gradient_checkpointing_kwargs.{name}'{did_you_mean(name, _CHECKPOINTING)}"
+            for name in checkpointing if name not in _CHECKPOINTING
+        ]  # fmt: skip
+    if isinstance(accelerator, Mapping):
+        if accelerator.get("split_batches"):
+            told.append(f"'{where}.accelerator_config.split_batches' is told by per_device_train_batch_size")
+        steps = accelerator.get("gradient_accumulation_kwargs")
+        if isinstance(steps, Mapping) and "num_steps" in steps:
+            told.append(
+                f"'{where}.accelerator_config.gradient_accumulation_kwargs.num_steps' is told by "
+                "gradient_accumulation_steps"
+            )
+    return told
+
+
 def _plain(hint: Any) -> tuple[type, ...]:
     """Return the kinds that a field takes where all are plain ones; others (names, settings) are left out."""
     kinds = get_args(hint) or (hint,)
@@ -91,4 +118,4 @@ def wrong_values(given: Mapping[str, Any], where: str) -> list[str]:
             fits = False
         if not fits:
             told.append(f"{where}.{name} is {value!r}: wanted {_wanted(name, kinds, choices)}")
-    return told
+    return told + _wrong_keys(given, where)

@@ -25,6 +25,12 @@ _OURS = {
     "dataloader_drop_last": "nothing: every step is whole, and held-out data are read to their end",
     "auto_find_batch_size": "per_device_train_batch_size (--plan-only tells what a batch takes): a batch that becomes "
     "smaller while it trains makes other tokens of a step than are told",
+    "save_only_model": "nothing: a run that goes on needs its optimizer",
+    "ignore_data_skip": "nothing: a run that goes on sees what it has not seen",
+    "prediction_loss_only": "nothing: the data say what is measured",
+    "batch_eval_metrics": "nothing: the data say what is measured",
+    "eval_do_concat_batches": "nothing: the data say what is measured",
+    "include_for_metrics": "nothing: the data say what is measured",
     "do_train": "nothing", "do_eval": "nothing", "do_predict": "nothing",
     "label_smoothing_factor": "nothing: losses are compared, and smoothed ones are others",
 }  # fmt: skip
@@ -92,6 +98,7 @@ def require_buildable(args: Any, origin: str) -> None:
             f"the config '{origin}' cannot be used: training.train_sampling_strategy '{args.train_sampling_strategy}' "
             "is for examples of different lengths, and these are all as long: wanted random or sequential"
         )
+    _require_extras(args, origin)
     # With the rate that is asked for: some schedules end at one that has to be below it.
     stand_in = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=args.learning_rate)
     try:
@@ -103,6 +110,24 @@ def require_buildable(args: Any, origin: str) -> None:
             f"the config '{origin}' cannot be used: transformers cannot make the optimizer or the schedule of "
             f"training.optim, lr_scheduler_type and lr_scheduler_kwargs: {why}"
         ) from error
+
+
+def _require_extras(args: Any, origin: str) -> None:
+    """Raise InputError where what makes a run faster or smaller is not installed, or has no such setting."""
+    from transformers.utils import is_liger_kernel_available  # noqa: PLC0415
+
+    if args.use_liger_kernel and not is_liger_kernel_available():
+        raise InputError(
+            f"the config '{origin}' cannot be used: training.use_liger_kernel needs liger-kernel installed"
+        )
+    if args.torch_compile_mode is not None:
+        from torch._inductor import list_mode_options  # noqa: PLC0415
+
+        if args.torch_compile_mode not in (modes := list(list_mode_options())):
+            raise InputError(
+                f"the config '{origin}' cannot be used: training.torch_compile_mode is '{args.torch_compile_mode}': "
+                f"wanted one of {', '.join(modes)}"
+            )
 
 
 def examples_a_step(args: Any) -> int:

@@ -38,7 +38,7 @@ class Outcome:
     """What a run found: the trainer with its model, why and at which step it ended, and what was measured.
 
     curve: step -> {split: loss or error rate}. train_s and teacher_s count what a run did before it was resumed, too.
-    flops_per_s: model FLOPs a second of one process, see `Account`.
+    first_s: of train_s, the first step. flops_per_s: model FLOPs a second of one process, see `Account`.
     """
 
     trainer: AnysizeTrainer
@@ -47,6 +47,7 @@ class Outcome:
     curve: dict[int, dict[str, float]]
     train_s: float
     teacher_s: float
+    first_s: float
     flops_per_s: float | None
 
 
@@ -168,6 +169,17 @@ def require_trainable(data: Datasets, args: TrainingArguments) -> None:
         raise InputError("training.dataloader_num_workers: every worker would read the whole stream; leave it out")
 
 
+def _require_measured(args: TrainingArguments, names: list[str], *, image: bool) -> None:
+    """Refuse a best model, or a schedule, by something that is not measured."""
+    asked = args.metric_for_best_model
+    known = [f"{name}_{what}" for name in names for what in ("loss", *(["error_rate"] if image else []))]
+    if asked is not None and asked.removeprefix("eval_") not in known:
+        raise InputError(
+            f"training.metric_for_best_model is '{asked}': wanted "
+            f"{', '.join(known) or 'nothing, because there are no held-out data'}"
+        )
+
+
 def run(
     start: Start,
     data: Datasets,
@@ -182,6 +194,10 @@ def run(
     image = start.config.architecture.modality == "image"
     watch = _Watch(examples_a_step(args) * data.tokens_each, progress)
     require_trainable(data, args)
+    _require_measured(args, list(data.held_out), image=image)
+    if args.torch_compile:
+        # What is left of other runs in this process is of no use, and from the ninth on nothing would be compiled.
+        torch.compiler.reset()
     try:
         trainer = AnysizeTrainer(
             start.model, args, config=start.config, tokens_each=data.tokens_each, train=data.train,
@@ -189,8 +205,8 @@ def run(
             teacher=teacher, recipe=recipe or Recipe(), plan=start.plan, flip=flip,
             callbacks=[watch],
         )  # fmt: skip
-    except (ValueError, ImportError, RuntimeError) as error:
-        # RuntimeError: what report_to names is not installed.
+    except (ValueError, ImportError, RuntimeError, OSError) as error:
+        # RuntimeError: what report_to names is not installed. OSError: the Hub cannot be reached.
         raise InputError(f"transformers refuses to train: {' '.join(str(error).split())[:300]}") from error
     if image:
         trainer.compute_metrics, trainer.preprocess_logits_for_metrics = _wrong_share, _classes
@@ -212,5 +228,5 @@ def run(
     if step < wanted and not diverged:
         raise InputError(f"the training data ended after {step} of {wanted} steps: they hold less than one step")
     curve = curve_of(trainer.state.log_history, list(data.held_out), image=image)
-    train_s, teacher_s = trainer.account.of_all(args.device)
-    return Outcome(trainer, status, step, curve, train_s, teacher_s, trainer.account.flops_per_s)
+    train_s, teacher_s, first_s = trainer.account.of_all(args.device)
+    return Outcome(trainer, status, step, curve, train_s, teacher_s, first_s, trainer.account.flops_per_s)

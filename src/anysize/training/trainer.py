@@ -62,17 +62,21 @@ class Teacher:
 class Account:
     """Seconds spent: of the processor where the model is on it, of the clock on an accelerator.
 
+    first_s: of train_s, what the first step took beyond its teacher: what is compiled is compiled there.
     teacher_flops: what the teacher has done in the step that is under way.
     """
 
     train_s: float = 0.0
     teacher_s: float = 0.0
+    first_s: float = 0.0
     clock: Callable[[], float] = field(default=time.process_time)
     teacher_flops: float = 0.0
     _speeds: deque[float] = field(default_factory=lambda: deque[float](maxlen=_RECENT))
 
     def add_step(self, seconds: float, flops: float) -> None:
         """Count a step in which the model itself did so many operations."""
+        if not self.train_s:
+            self.first_s = max(0.0, seconds - self.teacher_s)
         self.train_s += seconds
         self._speeds.append((flops + self.teacher_flops) / max(seconds, 1e-9))
         self.teacher_flops = 0.0
@@ -86,16 +90,19 @@ class Account:
         """
         return median(self._speeds) if self._speeds else None
 
-    def of_all(self, device: torch.device) -> tuple[float, float]:
-        """Return the seconds of training and of the teacher: processors' seconds add up, a clock is one for all."""
-        spent = torch.tensor([self.train_s, self.teacher_s], dtype=torch.float64)
+    def of_all(self, device: torch.device) -> tuple[float, float, float]:
+        """Return the seconds of training, of the teacher and of the first step.
+
+        Processors' seconds add up, a clock is one for all.
+        """
+        spent = torch.tensor([self.train_s, self.teacher_s, self.first_s], dtype=torch.float64)
         if device.type == "cpu":
             add_up([spent])
-        return float(spent[0]), float(spent[1])
+        return float(spent[0]), float(spent[1]), float(spent[2])
 
-    def save(self, checkpoint: Path, train_s: float, teacher_s: float) -> None:
+    def save(self, checkpoint: Path, train_s: float, teacher_s: float, first_s: float) -> None:
         """Keep what all have spent beside a checkpoint, so that a resumed run goes on counting."""
-        told = {"train_s": train_s, "teacher_s": teacher_s}
+        told = {"train_s": train_s, "teacher_s": teacher_s, "first_s": first_s}
         (checkpoint / _ACCOUNT).write_text(json.dumps(told), encoding="utf-8")
 
     def restore(self, checkpoint: Path) -> None:
@@ -106,11 +113,11 @@ class Account:
         place = checkpoint / _ACCOUNT
         if place.is_file() and rank_and_world()[0] == 0:
             told = json.loads(place.read_text(encoding="utf-8"))
-            self.train_s, self.teacher_s = told["train_s"], told["teacher_s"]
+            self.train_s, self.teacher_s, self.first_s = (told.get(k, 0.0) for k in ("train_s", "teacher_s", "first_s"))
 
 
 class _Clock(TrainerCallback):
-    """Accounts for whole steps: forward, backward and optimizer, without evaluation and saving.
+    """Accounts for whole steps: their data, forward, backward and optimizer, without evaluation and saving.
 
     flops: of the model alone in a step of one process.
     """
@@ -118,8 +125,8 @@ class _Clock(TrainerCallback):
     def __init__(self, account: Account, flops: float) -> None:
         self.account, self.flops, self.begin = account, flops, 0.0
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        del args, state, control, kwargs
+    def start(self) -> None:
+        """Begin a step. transformers says so when its data are there already."""
         self.begin = self.account.clock()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -159,7 +166,8 @@ class AnysizeTrainer(Trainer):
         self.flip = flip and config.architecture.modality == "image"
         self.account = Account(clock=clock_of(self.args.device))
         here = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
-        self.add_callback(_Clock(self.account, here * tokens_each * training_flops(config, tokens_each)))
+        self._clock = _Clock(self.account, here * tokens_each * training_flops(config, tokens_each))
+        self.add_callback(self._clock)
         # The loss is a mean over what a batch holds, and all batches hold alike.
         self.model_accepts_loss_kwargs = False
         if teacher is not None:
@@ -215,6 +223,7 @@ class AnysizeTrainer(Trainer):
         """Return the batches of the next step; none where a run was killed after its last one."""
         if self.state.global_step >= self.state.max_steps:
             return [], None
+        self._clock.start()
         return super().get_batch_samples(epoch_iterator, num_batches, device)
 
     def compute_loss(
