@@ -14,10 +14,10 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
-from anysize.arch.schema import Norm, Parameter, is_per_layer, tensor_name
+from anysize.arch.schema import Norm, Parameter, tensor_name
 from anysize.axis import AxesAt, AxisMap
 from anysize.calibration.scores import Scores
-from anysize.calibration.sites import norm_sites, sites
+from anysize.calibration.sites import branch_ends, norm_sites, sites
 from anysize.config import SourceConfig
 from anysize.dense import Fitted
 from anysize.devices import device_for_algebra, device_with
@@ -315,17 +315,12 @@ class Fit:
 
         The source writes g o / rms(o), the target g_K o_K / rms(o_K), and what is kept was chosen for being large.
         """
-        norms = self.config.architecture.norms
-        ends = [
-            name
-            for name, n in norms.items()
-            if n.writes == "hidden" and is_per_layer(name) and self.config.holds(n.when)
-        ]
+        ends = branch_ends(self.config)
         if not ends:
             return
         writers: dict[int | None, dict[str, None]] = {}
         for site in sites(self.config).values():
-            if site.side == "out":
+            if site.side == "branch":
                 # Experts write together, as one.
                 own = self.scores.record.aliases.get(site.name, site.name)
                 writers.setdefault(site.layer, {})[own] = None

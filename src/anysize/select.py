@@ -134,8 +134,8 @@ class Selector:
         return found
 
     def _sites(self, axis: str, layer: int | None, expert: int | None) -> Iterable[Site]:
-        """Return where an axis is scored: `hidden` at its writers (minitron: where it is read), `expert` at the router,
-        others where they are read."""
+        """Return where an axis is scored: `hidden` at what writes the stream (minitron: where it is read), `expert` at
+        the router, others where they are read."""
         if axis == "hidden":
             every = [site for here in self._seen.values() for site in here]
             if self.how == "minitron":

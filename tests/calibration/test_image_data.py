@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +14,26 @@ import pytest
 import torch
 from PIL import ExifTags, Image
 from pyarrow import Table, parquet
+from safetensors.torch import load_file, save_file
 
 import anysize
+from anysize.calibration import calibrate
+from anysize.calibration.calibrate import CalibrationOptions
 from anysize.calibration.data import DataOptions, batches, batches_again, labelled_batches
 from anysize.calibration.leave_one_out import require_loss
+from anysize.calibration.scores import Scores
 from anysize.comparison import compare as engine
 from anysize.errors import InputError
 from anysize.io.image_processor import ImageProcessor, image_processor_of
 from anysize.io.pictures import picture
 from anysize.io.reader import Checkpoint
 from anysize.io.rows import rows
-from anysize.progress import quiet
+from anysize.progress import Progress, quiet
 from anysize.proof.parity import load
 from anysize.training.config import TrainConfig
 from anysize.training.images import Images
 from anysize.training.run import train
+from tests.calibration.test_resuming import Killed, killed_in
 from tests.comparison.test_compare import InThisProcess
 from tests.image_files import DEIT, by_transformers, config_beside, drawn, prepared, saved_vit, table
 
@@ -64,6 +71,57 @@ def test_a_model_is_calibrated_on_images_as_it_reads_them(deit: Path, tmp_path: 
     assert torch.allclose(found, wanted, rtol=1e-5)
     other = calibrated(prepared(deit, None), data).of("vit.embeddings.patch_embeddings.projection:out", "abs")
     assert not torch.allclose(other, wanted, rtol=1e-2)
+
+
+# At how many of the ten places each of them writes.
+WRITTEN_AS = {"vit.embeddings.cls_token": 1, "vit.embeddings.position_embeddings": 10}
+
+
+def test_what_the_class_token_and_the_positions_write_is_kept(deit: Path, tmp_path: Path) -> None:
+    data = table(tmp_path / "images.parquet")
+    weights = load_file(deit / "model.safetensors")
+    for name, values in weights.items():
+        if "projection" in name or "output.dense" in name:
+            values[4:6] *= 0.01
+    for coordinate, name in enumerate(WRITTEN_AS, 4):
+        weights[name][..., 4:6] = 0
+        weights[name][..., coordinate] = 100
+    save_file(weights, deit / "model.safetensors", {"format": "pt"})
+    for select in ("activation", "rms"):
+        asked: dict[str, Any] = {"select": select, "readers": "none", "hidden_size": 16}
+        plan = anysize.plan(deit, calibration=calibrated(deit, data), **asked)
+        assert {4, 5} <= set(plan.axes["hidden"].index.tolist())
+
+
+@pytest.mark.parametrize("low_memory", [False, True], ids=["whole", "layer by layer"])
+@pytest.mark.parametrize("how", ["at once", "after a kill", "two processes"])
+def test_the_class_token_and_the_positions_count_at_each_of_their_places(
+    deit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, low_memory: bool
+) -> None:
+    data, output = table(tmp_path / "images.parquet"), tmp_path / "scores.safetensors"
+
+    def run(progress: Progress = quiet) -> None:
+        options = CalibrationOptions(DataOptions(tokens=12, batch_size=5), low_memory=low_memory)
+        calibrate.calibrated(Checkpoint(deit), str(data), options, output=output, progress=progress)
+
+    if how == "two processes":
+        script = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
+        asked = ["calibrate", deit, data, "-o", output, "--tokens", 12, "--batch-size", 5]
+        command = [*script, Path(sys.executable).with_name("anysize"), *asked, *["--low-memory"] * low_memory]
+        subprocess.run([str(part) for part in command], capture_output=True, check=True, timeout=300)
+    else:
+        monkeypatch.setattr(calibrate, "_SAVE_EVERY_S", 0.0)
+        monkeypatch.setattr(calibrate, "_SAVING_SHARE", float("inf"))
+        if how == "after a kill":
+            with pytest.raises(Killed):
+                run(killed_in("calibrate", 5 if low_memory else 3))
+        run()
+    found = Scores.load(output)
+    for name, count in WRITTEN_AS.items():
+        values = Checkpoint(deit).read(name)[0].double()
+        assert len(values) == count
+        assert found.of(f"{name}:out", "abs").allclose(values.abs().sum(0) / 10, rtol=1e-5)
+        assert found.of(f"{name}:out", "rms").allclose((values.square().sum(0) / 10).sqrt(), rtol=1e-5)
 
 
 def test_scores_are_not_gone_on_with_once_images_are_prepared_in_another_way(deit: Path, tmp_path: Path) -> None:

@@ -115,6 +115,21 @@ def test_published_presets_leave_the_gains_of_branches_as_they_are(preset: str) 
     assert {r.factor for r in plan.recipes if "norm" in r.name} == {1.0}
 
 
+@pytest.mark.parametrize("select", ["activation", "rms"])
+@pytest.mark.parametrize(
+    ("name", "kept"), [("gemma2-GQA-untied", 12), ("gemma3_text-GQA-untied", 12), ("olmo2-GQA-untied", KEPT)]
+)
+def test_what_norms_silence_at_the_end_of_branches_is_dropped(name: str, kept: int, select: str) -> None:
+    silent = torch.arange(24) < 4
+    shouted = torch.where(silent, 20.0, 1.0).double()[:, None]
+    source = changed(name, {"embed_tokens": (~silent).double(), "o_proj": shouted, "down_proj": shouted})
+    tensors = {tensor: source.read(tensor) for tensor in source.tensors}
+    for tensor in [t for t in tensors if "post_" in t]:
+        tensors[tensor][silent] = 0.0 if name.startswith("olmo2") else -1.0
+    plan = planned(NamedTensors(source.config, tensors), {"hidden_size": kept}, select=select, readers="none")
+    assert min(plan.axes["hidden"].index) >= 4
+
+
 @pytest.mark.parametrize("family", ["gemma2", "gemma3_text", "olmo2"])
 def test_norms_that_end_branches_come_in_the_order_of_what_writes_these(family: str) -> None:
     here = next(v for v in tiny.VARIANTS if v.family == family)
@@ -122,7 +137,7 @@ def test_norms_that_end_branches_come_in_the_order_of_what_writes_these(family: 
     modules = {name: model.get_submodule(path) for name, path in paths_by_disk_name(model).items()}
     norms = config.architecture.norms
     ends = [tensor_name(p, 1) for p, n in norms.items() if n.writes == "hidden" and is_per_layer(p)]
-    writers = [site.module for site in sites(config).values() if site.layer == 1 and site.side == "out"]
+    writers = [site.module for site in sites(config).values() if site.layer == 1 and site.side == "branch"]
     seen: dict[str, torch.Tensor] = {}
     for name in ends:
         modules[name].register_forward_pre_hook(lambda _m, args, name=name: seen.update({name: args[0]}))

@@ -64,14 +64,14 @@ class Collector:
         self._normed: dict[tuple[int, int], tuple[torch.Tensor, str]] = {}
 
     def _wants_second(self, site: Site) -> bool:
-        if not self.second_moments or site.side in ("out", "route"):
+        if not self.second_moments or site.side in ("out", "branch", "route"):
             return False
         # What a norm of the stream gives follows from the stream's own moments and the gain.
         return site.is_norm or str(site.dim) != "norm(hidden)"
 
     def _see(self, site: Site, values: torch.Tensor, *, routed: bool = False) -> None:
         """Add what a site saw of a batch: all of its tokens, or with `routed` those that came to one expert."""
-        if site.side in ("in", "out"):
+        if site.side in ("in", "out", "branch"):
             last = self._last.get(site.side)
             if last is not None and _place(last[0]) == _place(values):
                 self.aliases[site.name] = last[1]
@@ -100,6 +100,12 @@ class Collector:
             # A convolution (the patches of an image) has its channels before its places.
             self._see(site, out.flatten(2).transpose(1, 2) if out.dim() == 4 else out)
 
+        def holds(m: torch.nn.Module, _args: Any, out: Any) -> None:
+            # [1, rows, size] lies on the first places of every sequence, and is nothing at the others.
+            rows = getattr(m, site.part)
+            rows = torch.nn.functional.pad(rows, (0, 0, 0, out.shape[1] - rows.shape[1]))
+            self._see(site, rows.expand(len(out), -1, -1))
+
         def routed(_m: torch.nn.Module, _args: Any, out: Any) -> None:
             self._see(site, routing_weights(out))
 
@@ -111,7 +117,8 @@ class Collector:
 
         if site.side == "in":
             return module.register_forward_pre_hook(reads)
-        return module.register_forward_hook({"norm": normed, "route": routed, "out": wrote}[site.side])
+        sees = {"norm": normed, "route": routed, "out": wrote, "branch": wrote}[site.side]
+        return module.register_forward_hook(holds if site.part else sees)
 
     def _hook_layer(self, layer: int, module: torch.nn.Module) -> Any:
         def after(_m: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:

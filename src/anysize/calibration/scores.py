@@ -26,8 +26,9 @@ _RECORD = "anysize"
 # Of a model's weights so much is hashed: tensors up to this size, and so many rows of larger ones.
 _WHOLE_ITEMS, _SAMPLED_ROWS = 16_384, 8
 # Scores of format 1 know less of their model and nothing of their data; of format 2, not what each expert saw; of
-# format 3, not where sequences end at modules that see all their tokens in one row.
-FORMAT = 4
+# format 3, not where sequences end at modules that see all their tokens in one row; of format 4, not what the
+# norms that end branches, class tokens and positions of images write.
+FORMAT = 5
 
 
 class Record(BaseModel):
@@ -41,7 +42,7 @@ class Record(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: Literal[4] = FORMAT
+    format: Literal[5] = FORMAT
     model_sha256: str
     model_type: str
     source: str
