@@ -392,6 +392,21 @@ def test_a_model_that_was_trained_on_is_another_one(
         scores.require_model(Checkpoint(source))
 
 
+def test_a_model_whose_neurons_were_pruned_is_another_one(
+    new_llama: Callable[..., Path], text: Path, tmp_path: Path
+) -> None:
+    source = new_llama(tmp_path / "pruned", intermediate_size=600)
+    scores = anysize.calibrate(source, text, sequence_length=64, tokens=256)
+    weights = load_file(source / "model.safetensors")
+    gate = weights["model.layers.1.mlp.gate_proj.weight"]
+    # More than is hashed as a whole, and every tenth neuron.
+    assert gate.numel() > 16_384
+    gate[8::10] = 0
+    save_file(weights, source / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match="the scores were made for another model"):
+        scores.require_model(Checkpoint(source))
+
+
 @pytest.mark.parametrize("written_as", [1, 4])
 def test_scores_of_another_format_are_named(scores: Scores, tmp_path: Path, written_as: int) -> None:
     path = tmp_path / "scores.safetensors"
