@@ -25,13 +25,14 @@ VerifyMode = Literal["auto", "full", "off"]
 
 
 def _same_source(plan: Plan, tensors: TensorSource) -> None:
-    found = {"config": (tensors.config_sha256, plan.source.config_sha256),
-             "tensor headers": (tensors.headers_sha256, plan.source.headers_sha256)}  # fmt: skip
+    from anysize.proof.origin import changes_since  # noqa: PLC0415
+
+    changed = changes_since(plan.source, tensors)
     if plan.kept_tokens is not None:
         from anysize.vocabulary.keep import tokenizer_sha256  # noqa: PLC0415
 
-        found["tokenizer"] = (tokenizer_sha256(tensors), plan.tokenizer_sha256)
-    changed = [what for what, (now, planned) in found.items() if now != planned]
+        if tokenizer_sha256(tensors) != plan.tokenizer_sha256:
+            changed.append("tokenizer")
     if changed:
         raise CheckpointError(
             f"'{tensors.location}' is not the source this plan was made for: its {joined(changed)} changed; plan again"

@@ -291,6 +291,18 @@ def _chosen(asked: _Asked, scores: Scores | None, progress: Progress) -> _Chosen
     return _Chosen(shrink, steps, maps, fit, notes, [*inexact, *cut_reasons(config, target, shrink)])
 
 
+def _weights_read(asked: _Asked, chosen: _Chosen, scores: Scores | None) -> str:
+    """Return a hash of the source's weights where they, or scores of them, chose or fitted something, else ""."""
+    if scores is not None and chosen.shrink is not None:
+        # That of the source itself: scores of another model are refused.
+        return scores.record.model_sha256
+    if chosen.shrink is None or not asked.chosen or chosen.shrink.select != "weight":
+        return ""
+    from anysize.calibration.scores import model_sha256  # noqa: PLC0415 - it needs torch
+
+    return model_sha256(asked.tensors)
+
+
 def _target_config(asked: _Asked, steps: tuple[LayerStep, ...]) -> dict[str, Any]:
     """Return the config that is written: with lists cut to the layers, ids of kept tokens and the asked type."""
     raw = per_layer_lists(asked.config, asked.target.config, steps)
@@ -326,8 +338,10 @@ def _assembled(
     dropped = {**asked.dropped, **left_out(config, asked.names, steps, maps)}
     notes, reasons = (*chosen.notes, *loud, *_rounding(recipes)), (*chosen.inexact, *_inexact(config, asked.target))
     plan = _plan(made, recipes, dict(target_raw), dropped, notes, reasons)
+    source = plan.source.model_copy(update={"weights_sha256": _weights_read(asked, chosen, scores)})
     return plan.model_copy(
         update={
+            "source": source,
             "scores_sha256": "" if scores is None or chosen.shrink is None else scores.sha256,
             "tokenizer_sha256": "" if asked.tokens is None else asked.tokens.tokenizer_sha256,
         }

@@ -100,13 +100,18 @@ class Options(BaseModel):
 
 
 class Source(BaseModel):
-    """Which checkpoint a plan was made for: its place and hashes of its config and tensor headers."""
+    """Which checkpoint a plan was made for: its place and hashes of its config and tensor headers.
+
+    weights_sha256: of its weights (see `calibration.scores.model_sha256`), where they or scores of them chose or fitted
+    something; "" where the plan goes for any weights of these shapes.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     location: str
     config_sha256: str
     headers_sha256: str
+    weights_sha256: str = ""
 
 
 class Plan(BaseModel):

@@ -315,6 +315,60 @@ def test_apply_refuses_a_source_that_changed(new_llama: Run, tmp_path: Path, cli
     assert sorted(p.name for p in tmp_path.iterdir()) == ["plan.json", "source"]
 
 
+HALF = ("--hidden-size", 16)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        HALF,
+        (*HALF, "--preset", "subcloning"),
+        (*HALF, "--select", "stride", "--readers", "measured"),
+        ("--num-hidden-layers", 1, "--layers", "block-influence"),
+        ("--intermediate-size", 24, "--select", "weight"),
+    ],
+    ids=["fitted", "chosen by scores", "scaled by scores", "layers", "chosen by weight"],
+)
+def test_a_plan_that_read_weights_is_for_these_weights_alone(
+    new_llama: Run, text: Path, tmp_path: Path, cli: Run, asked: tuple[Any, ...]
+) -> None:
+    source, plan, out = new_llama(tmp_path / "source"), tmp_path / "plan.json", tmp_path / "out"
+    scored = () if "weight" in asked else ("--calibration", text)
+    assert cli("plan", source, *asked, *scored, "-o", plan).code == 0
+    assert cli("apply", plan, out).code == 0
+    assert cli("verify", source, out).code == 0
+    new_llama(source, seed=1)
+    stale = cli("apply", plan, tmp_path / "stale")
+    told = f"anysize: '{source}' is not the source this plan was made for: its weights changed; plan again\n"
+    assert (stale.code, stale.err) == (2, told)
+    assert not (tmp_path / "stale").exists()
+    ran = cli("verify", source, out)
+    assert ran.code == 2
+    assert f"'{source}' is not the source that the plan of the target was made for: its weights changed" in ran.err
+
+
+@pytest.mark.parametrize(
+    "asked", [WIDER, HALF, (*HALF, "--select", "random"), ("--num-hidden-layers", 1), (*WIDER, "--preset", "fresh")]
+)
+def test_a_plan_that_read_no_weights_goes_for_any_of_its_shapes(
+    new_llama: Run, tmp_path: Path, cli: Run, asked: tuple[Any, ...]
+) -> None:
+    source, plan, out = new_llama(tmp_path / "source"), tmp_path / "plan.json", tmp_path / "out"
+    assert cli("plan", source, *asked, "-o", plan).code == 0
+    new_llama(source, seed=1)
+    assert cli("apply", plan, out).code == 0
+    assert cli("verify", source, out).code == 0
+
+
+def test_a_plan_of_before_that_knows_no_weights_is_taken_at_its_word(new_llama: Run, tmp_path: Path, cli: Run) -> None:
+    source, plan = new_llama(tmp_path / "source"), tmp_path / "plan.json"
+    assert cli("plan", source, *HALF, "--select", "weight", "-o", plan).code == 0
+    older = json.loads(plan.read_text())
+    assert older["source"].pop("weights_sha256")
+    plan.write_text(json.dumps(older))
+    assert cli("apply", plan, tmp_path / "out").code == 0
+
+
 def test_apply_finds_a_source_that_moved(new_llama: Run, tmp_path: Path, cli: Run) -> None:
     source = new_llama(tmp_path / "source")
     assert cli("plan", source, *WIDER, "-o", tmp_path / "plan.json").code == 0

@@ -20,6 +20,7 @@ from anysize.io.reader import Checkpoint, TensorSource, read_bytes, read_header
 from anysize.memory import fits_in_memory
 from anysize.proof.algebra import check_rows, rows_of
 from anysize.proof.coverage import check_source, check_written
+from anysize.proof.origin import WEIGHTS, changes_since
 from anysize.proof.parity import Comparison, load
 from anysize.proof.tokens import speak_target_ids
 from anysize.proof.verdict import Verification
@@ -121,12 +122,19 @@ def _plan_beside(tensors: TensorSource) -> Plan | None:
 
 
 def _made_from(plan: Plan, source: TensorSource) -> bool:
-    return plan.source.config_sha256 == source.config_sha256 and plan.source.headers_sha256 == source.headers_sha256
+    """Whether a plan was made for a model; raise CheckpointError for one that differs in its weights alone."""
+    changed = changes_since(plan.source, source)
+    if changed == [WEIGHTS]:
+        raise CheckpointError(
+            f"'{source.location}' is not the source that the plan of the target was made for: its weights changed; put "
+            "back those it was made for, or plan again"
+        )
+    return not changed
 
 
-def _against_plan(plan: Plan, source: TensorSource, target: Checkpoint) -> Verification:
+def _against_plan(plan: Plan, source: TensorSource, target: Checkpoint, *, made_from: bool) -> Verification:
     """Hold the files of a target against the plan beside them, if it was made for this source."""
-    if not _made_from(plan, source):
+    if not made_from:
         return Verification(checks=(), notes=("the target was made from another source: its plan is not checked",))
     if plan.dense_sha256:
         known = (read_record(target.folder) or {}).get("rows")
@@ -155,9 +163,10 @@ def compare(source: str | Path | PreTrainedModel, target: str | Path | PreTraine
     dropped = [check_source(config, tensors)[1] for tensors, config in zip(opened, configs, strict=True)]
     plan = _plan_beside(opened[1])
     proof = Verification(checks=())
+    made_from = plan is not None and _made_from(plan, opened[0])
     if plan is not None and isinstance(opened[1], Checkpoint):
-        proof = _against_plan(plan, opened[0], opened[1])
-    if plan is not None and plan.kept_tokens is not None and not _made_from(plan, opened[0]):
+        proof = _against_plan(plan, opened[0], opened[1], made_from=made_from)
+    if plan is not None and plan.kept_tokens is not None and not made_from:
         plan = None
     tokens = [config.sizes.get("vocab", 0) for config in configs]
     if tokens[1] < tokens[0] and (plan is None or plan.kept_tokens is None):
