@@ -126,11 +126,13 @@ def _in_memory(
 ) -> tuple[PreTrainedModel, Verification]:
     from anysize.executor import target_tensors  # noqa: PLC0415
     from anysize.io.dtypes import TORCH  # noqa: PLC0415
-    from anysize.io.models import LoadedModel, NamedTensors, build_model  # noqa: PLC0415
-    from anysize.io.provenance import generation_of  # noqa: PLC0415
+    from anysize.io.models import NamedTensors, build_model  # noqa: PLC0415
+    from anysize.io.provenance import source_generation  # noqa: PLC0415
     from anysize.proof import algebra, whole  # noqa: PLC0415
     from anysize.proof.verdict import Verification  # noqa: PLC0415
 
+    # Before anything is made: it may be damaged.
+    generation = source_generation(plan, tensors)
     made = target_tensors(plan, tensors, allow_nonfinite=allow_nonfinite)
     rows = algebra.rows_of(NamedTensors(plan.target_config, made))
     proof = Verification(checks=(algebra.check_rows(plan, algebra.rows_of(tensors), rows),))
@@ -141,8 +143,9 @@ def _in_memory(
     if verify != "off":
         proof += whole.compare_made(plan, tensors, made, full=verify == "full")
         _require(proof, "the comparison of the whole models")
-    if isinstance(tensors, LoadedModel) and model.can_generate():
-        model.generation_config = generation_of(plan, tensors.model)
+    # Without one of its own the model keeps what transformers made of the config.
+    if generation is not None and model.can_generate():
+        model.generation_config = generation
     return model, proof
 
 

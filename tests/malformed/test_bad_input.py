@@ -402,6 +402,36 @@ def test_a_projection_that_would_vanish_is_refused() -> None:
         resolve(understand(raw), {"hidden_size": 48})
 
 
+@pytest.mark.parametrize("cut", [{}, {"keep_tokens": list(range(0, 61, 2))}], ids=["all tokens", "half of them"])
+def test_a_folder_resized_in_memory_keeps_how_it_generates(
+    new_llama: Callable[..., Path], tmp_path: Path, cut: dict[str, Any]
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    source = new_llama(tmp_path / "source")
+    told = {"max_new_tokens": 7, "do_sample": True, "temperature": 0.5, "eos_token_id": [1, 8], "suppress_tokens": [4]}
+    (source / "generation_config.json").write_text(json.dumps(told))
+    made: Any = anysize.resize(source, intermediate_size=61, verify="off", **cut)
+    loaded = AutoModelForCausalLM.from_pretrained(
+        anysize.resize(source, tmp_path / "out", intermediate_size=61, verify="off", **cut)
+    )
+    assert (made.generation_config.max_new_tokens, made.generation_config.temperature) == (7, 0.5)
+    assert (made.generation_config.eos_token_id == [1, 8]) == (not cut)
+    assert made.generation_config.to_dict() == loaded.generation_config.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("text", "why"), [("[]", "holds a list, wanted a JSON object"), ('{"max_new_tokens": -1}', "greater than 0")]
+)
+def test_a_damaged_generation_config_is_one_sentence(
+    new_llama: Callable[..., Path], tmp_path: Path, text: str, why: str
+) -> None:
+    source = new_llama(tmp_path / "source")
+    (source / "generation_config.json").write_text(text)
+    with pytest.raises(CheckpointError, match=rf"generation_config.json.*{why}"):
+        anysize.resize(source, intermediate_size=61, verify="off")
+
+
 def test_a_loaded_model_keeps_how_it_generates(llama: Path, tmp_path: Path) -> None:
     from transformers import LlamaForCausalLM
 

@@ -19,14 +19,16 @@ from anysize.proof.verdict import Verification
 from anysize.recipe import Plan
 from anysize.vocabulary.companions import rewritten
 from anysize.vocabulary.ids import new_ids, renumbered
+from anysize.vocabulary.keep import json_object
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 RECORD = "anysize.json"
+_GENERATION = "generation_config.json"
 _COPIED = (
     "tokenizer*", "vocab*", "merges.txt", "*.model", "*.tiktoken", "special_tokens_map.json", "added_tokens.json",
-    "chat_template*", "additional_chat_templates/*", "generation_config.json", "*preprocessor_config.json",
+    "chat_template*", "additional_chat_templates/*", _GENERATION, "*preprocessor_config.json",
     "processor_config.json", "LICENSE*",
 )  # fmt: skip
 
@@ -59,6 +61,37 @@ def _without_code(data: bytes) -> bytes:
     return (json.dumps(kept, ensure_ascii=False, indent=2) + "\n").encode()
 
 
+def source_generation(plan: Plan, tensors: TensorSource) -> Any:
+    """Return the generation config of a source, with the target's token ids; None where it has none of its own.
+
+    Raises CheckpointError for one that is damaged.
+    """
+    from anysize.io.models import LoadedModel  # noqa: PLC0415
+
+    if isinstance(tensors, LoadedModel):
+        return generation_of(plan, tensors.model)
+    return _generation_beside(plan, tensors) if isinstance(tensors, Checkpoint) else None
+
+
+def _generation_beside(plan: Plan, source: Checkpoint) -> Any:
+    from transformers import GenerationConfig  # noqa: PLC0415
+
+    from anysize.io.models import quiet_transformers  # noqa: PLC0415
+
+    path = source.folder / _GENERATION
+    if not path.is_file() or not stays_inside(source.folder, path):
+        return None
+    found = json_object(path)
+    if plan.kept_tokens is not None:
+        found = renumbered(found, new_ids(plan.kept_tokens))
+    try:
+        with quiet_transformers():
+            return GenerationConfig.from_dict(found)
+    except (TypeError, ValueError, AttributeError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"transformers refuses '{path}': {why}; mend or remove it") from error
+
+
 def generation_of(plan: Plan, source: PreTrainedModel) -> Any:
     """Return a copy of a model's generation config, with the target's token ids; None where it has none."""
     found: Any = copy.deepcopy(source.generation_config)
@@ -73,14 +106,12 @@ def generation_of(plan: Plan, source: PreTrainedModel) -> Any:
 
 def target_companions(plan: Plan, tensors: TensorSource) -> Iterator[tuple[str, bytes]]:
     """Yield (name, content) of the source's files that stand beside the target, in the target's token ids."""
-    from anysize.io.models import LoadedModel  # noqa: PLC0415
-
     if isinstance(tensors, Checkpoint):
         found = companions(tensors.folder)
         kept = plan.kept_tokens
         yield from found if kept is None else rewritten(tensors.folder, found, kept)
-    elif isinstance(tensors, LoadedModel) and (config := generation_of(plan, tensors.model)) is not None:
-        yield "generation_config.json", config.to_json_string().encode()
+    elif (config := source_generation(plan, tensors)) is not None:
+        yield _GENERATION, config.to_json_string().encode()
 
 
 def files_beside(
