@@ -95,14 +95,17 @@ class DenseMaps(Mapping[str, Matrix]):
         return found
 
 
-def stored_arrays(path: Path) -> StoredArrays:
-    """Return the floating-point arrays of a safetensors file, unread; raise CheckpointError where it is none."""
+def stored_arrays(path: Path, digests: Mapping[str, str] | None = None) -> StoredArrays:
+    """Return the floating-point arrays of a safetensors file, unread; raise CheckpointError where it is none.
+
+    digests: see `StoredArrays`.
+    """
     from anysize.io.reader import read_header  # noqa: PLC0415 - it reads configs, which plans are made of
 
     found = read_header(path)
     if other := sorted({info.dtype for info in found.values()} - _TYPES.keys()):
         raise CheckpointError(f"'{path}' holds {', '.join(other)}, wanted {', '.join(_TYPES)}")
-    return StoredArrays(path, {n: Place(i.begin, _TYPES[i.dtype], i.shape) for n, i in found.items()})
+    return StoredArrays(path, {n: Place(i.begin, _TYPES[i.dtype], i.shape) for n, i in found.items()}, digests)
 
 
 def beside(plan: Path) -> Path:

@@ -5,6 +5,7 @@ Nothing is mapped, because mapped pages count as resident. This module knows not
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 import weakref
@@ -66,11 +67,14 @@ class _File:
 
 
 class StoredArrays(Mapping[str, Matrix]):
-    """Arrays in one file, each read when it is asked for; raises CheckpointError where the file was written into."""
+    """Arrays in one file, each read when it is asked for; raises CheckpointError where the file was written into.
 
-    def __init__(self, path: Path, places: Mapping[str, Place]) -> None:
+    digests: the SHA-256 of arrays, by name; one that has another when it is first read is refused in the same way.
+    """
+
+    def __init__(self, path: Path, places: Mapping[str, Place], digests: Mapping[str, str] | None = None) -> None:
         """Open a file; raise CheckpointError where it cannot be."""
-        self.places = dict(places)
+        self.places, self._unchecked = dict(places), dict(digests or {})
         try:
             self._file = _File(path)
         except OSError as error:
@@ -84,6 +88,12 @@ class StoredArrays(Mapping[str, Matrix]):
             raise CheckpointError(f"'{self._file.name}' changed since it was opened: load it again")
         done = self._file.read(found.data, place.begin)
         assert done == place.num_bytes, "a header was checked against the size of its file"
+        if name in self._unchecked:
+            if hashlib.sha256(found.data).hexdigest() != self._unchecked[name]:
+                raise CheckpointError(
+                    f"'{self._file.name}' is damaged: its {name!r} is not what was written; make it anew"
+                )
+            del self._unchecked[name]
         return found.view(place.dtype).reshape(place.shape)
 
     def __iter__(self) -> Iterator[str]:
@@ -104,7 +114,7 @@ class ScratchArrays(StoredArrays, MutableMapping[str, Matrix]):
         self._what, self._advice = what, "; set TMPDIR to a folder with room" if folder is None else ""
         folder = Path(tempfile.gettempdir()) if folder is None else folder
         with self._keeping(str(folder)):
-            self.places, self._file, self._opened = {}, _File(folder, scratch=True), None
+            self.places, self._unchecked, self._file, self._opened = {}, {}, _File(folder, scratch=True), None
         self._end = 0
 
     @contextmanager
@@ -117,7 +127,7 @@ class ScratchArrays(StoredArrays, MutableMapping[str, Matrix]):
     def frozen(self) -> StoredArrays:
         """Return the arrays as they are now, whatever is put here later."""
         found = ScratchArrays.__new__(StoredArrays)
-        found.places, found._file, found._opened = dict(self.places), self._file, None
+        found.places, found._unchecked, found._file, found._opened = dict(self.places), {}, self._file, None
         return found
 
     def __setitem__(self, name: str, values: Matrix) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -16,13 +16,16 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from anysize.calibration.on_disk import BLOCKS, KindsOnDisk, OnDisk, by_site
+from anysize.calibration.sites import sites
+from anysize.config import SourceConfig, understand
 from anysize.dense import stored_arrays
-from anysize.errors import CheckpointError, OutputError
+from anysize.errors import CheckpointError, OutputError, joined
 from anysize.io.reader import Checkpoint, TensorSource, read_bytes
 from anysize.io.tensor_file import Entry, save_one_by_one
 from anysize.memory import fits_in_memory
+from anysize.tensors import dim_size
 
-_RECORD = "anysize"
+_RECORD, _DIGESTS = "anysize", "sha256"
 # Of a model's weights so much is hashed: tensors up to this size, and so many rows of larger ones.
 _WHOLE_ITEMS, _SAMPLED_ROWS = 16_384, 256
 # Scores of format 1 know less of their model and nothing of their data; of format 2, not what each expert saw; of
@@ -136,15 +139,14 @@ class Scores:
         places = self._places()
 
         def entry(name: str) -> Entry:
-            kinds, kind = places[name]
-            size = kinds.shape_of(kind) if isinstance(kinds, OnDisk) else kinds[kind].shape
+            size = _shape_of(*places[name])
             wide = len(size) < 2
             return name, "F64" if wide else "F32", size, prod(size) * (8 if wide else 4)
 
         try:
             save_one_by_one(
                 path, map(entry, places), lambda name: self._stored(*places[name]).numpy().data,
-                {_RECORD: self.record.model_dump_json()},
+                {_RECORD: self.record.model_dump_json()}, digests=_DIGESTS,
             )  # fmt: skip
         except OSError as error:
             raise OutputError(f"cannot save the scores as '{path}': {error}") from error
@@ -153,33 +155,40 @@ class Scores:
     def load(cls, path: Path, *, low_memory: bool = False) -> Scores:
         """Read a scores file; with `low_memory`, or where it is large, each statistic only when it is asked for.
 
-        Raises CheckpointError where it is none, or, later, where it has become another file.
+        Raises CheckpointError where it is none or is damaged, or, later, where it has become another file.
         """
         if not path.exists():
             raise CheckpointError(
                 f"the scores file '{path}' does not exist: make it with anysize calibrate SOURCE DATA --output '{path}'"
             )
-        sites: dict[str, dict[str, torch.Tensor]] = {}
         try:
             with safe_open(path, framework="pt") as file:
-                record = _record((file.metadata() or {}).get(_RECORD, ""), path)
-                if low_memory or not fits_in_memory(path.stat().st_size // 2):
-                    return cls(record, *_on_disk(path))
-                for name in file.keys():  # noqa: SIM118 - not a dict
-                    site, _, kind = name.rpartition("/")
-                    sites.setdefault(site, {})[kind] = file.get_tensor(name).double()
+                told = file.metadata() or {}
+            record = _record(told.get(_RECORD, ""), path)
+            sites, blocks = _on_disk(path, json.loads(told.get(_DIGESTS, "{}")))
+            if low_memory or not fits_in_memory(path.stat().st_size // 2):
+                return cls(record, sites, blocks)
+            return cls(record, {site: dict(kinds) for site, kinds in sites.items()}, dict(blocks))
         except (OSError, SafetensorError, ValidationError, json.JSONDecodeError) as error:
             why = " ".join(str(error).split())[:200]
             raise CheckpointError(f"'{path}' is not a scores file that anysize calibrate wrote: {why}") from error
-        blocks = sites.pop(BLOCKS, {})
-        return cls(record, sites, blocks)
 
     def require_model(self, tensors: TensorSource) -> None:
-        """Raise CheckpointError where the scores were made for another model."""
+        """Raise CheckpointError where the scores were made for another model, or are not as large as its axes."""
         if self.record.model_sha256 != model_sha256(tensors):
             raise CheckpointError(
                 f"the scores were made for another model ('{self.record.source}', a {self.record.model_type}) than "
                 f"'{tensors.location}': its config or weights differ; calibrate this one"
+            )
+        wanted = _shapes(self._places(), understand(tensors.config))
+        wrong = [
+            f"'{name}' has shape {list(found)}, wanted {list(wanted[name]) if name in wanted else 'none of that name'}"
+            for name, of in self._places().items()
+            if (found := _shape_of(*of)) != wanted.get(name)
+        ]
+        if wrong:
+            raise CheckpointError(
+                f"the scores of '{tensors.location}' are damaged: {joined(wrong[:3])}; calibrate again"
             )
 
 
@@ -193,10 +202,35 @@ def _record(text: str, path: Path) -> Record:
     return Record.model_validate_json(text)
 
 
-def _on_disk(path: Path) -> tuple[dict[str, KindsOnDisk], Mapping[str, torch.Tensor]]:
-    """Return the sites and the blocks of a scores file, unread."""
-    sites = by_site(stored_arrays(path))
+def _on_disk(path: Path, digests: object) -> tuple[dict[str, KindsOnDisk], Mapping[str, torch.Tensor]]:
+    """Return the sites and the blocks of a scores file, unread; each is held against its digest when it is read.
+
+    Raises CheckpointError where others are there than were written.
+    """
+    arrays = stored_arrays(path, digests if isinstance(digests, dict) else {})
+    if not isinstance(digests, dict) or digests.keys() != arrays.keys():
+        raise CheckpointError(f"the scores '{path}' are damaged: they do not hold what was written; calibrate again")
+    sites = by_site(arrays)
     return sites, sites.pop(BLOCKS, {})
+
+
+def _shape_of(kinds: Mapping[str, torch.Tensor], kind: str) -> tuple[int, ...]:
+    """Return the shape of one statistic, without reading it."""
+    return kinds.shape_of(kind) if isinstance(kinds, OnDisk) else tuple(kinds[kind].shape)
+
+
+def _shapes(names: Iterable[str], config: SourceConfig) -> dict[str, tuple[int, ...]]:
+    """Return the shapes that statistics of these names have of a model; names it has no place for are left out."""
+    sizes, known = config.sizes, sites(config)
+    layers, found = sizes["layer"], dict[str, tuple[int, ...]]()
+    for name in names:
+        site, _, kind = name.rpartition("/")
+        if site == BLOCKS:
+            found[name] = (layers + 1, layers + 1) if kind == "angular" else (layers,)
+        elif site in known:
+            size = dim_size(known[site].dim, sizes)
+            found[name] = {"second": (size, size), "samples": (1,)}.get(kind, (size,))
+    return found
 
 
 def model_sha256(tensors: TensorSource) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import struct
@@ -35,19 +36,33 @@ def save_one_by_one(
     metadata: Mapping[str, str] | None = None,
     *,
     synced: bool = False,
+    digests: str = "",
 ) -> None:
     """Write a file at once under its name, with one tensor in memory at a time; what fails leaves nothing behind.
 
     read: gives the bytes of a tensor by its name, as anything with a buffer. synced: a power loss cannot
-    leave a file under this name that is not whole. Raises OSError.
+    leave a file under this name that is not whole. digests: under this name the metadata hold the SHA-256 of each
+    tensor, as JSON. Raises OSError.
     """
     entries = sorted(tensors, key=lambda entry: (-int(entry[1][1:]), entry[0]))
+    # Each tensor is read once: its digest is put in its place at the end.
+    found = {name: "0" * 64 for name, *_ in entries}
+
+    def header() -> bytes:
+        return header_bytes(entries, {**(metadata or {}), digests: json.dumps(found)} if digests else metadata)
+
     partial = path.with_name(f".{path.name}.writing")
     try:
         with partial.open("wb") as file:
-            file.write(header_bytes(entries, metadata))
+            file.write(header())
             for name, *_ in entries:
-                file.write(read(name))
+                data = read(name)
+                file.write(data)
+                if digests:
+                    found[name] = hashlib.sha256(data).hexdigest()
+            if digests:
+                file.seek(0)
+                file.write(header())
             if synced:
                 file.flush()
                 os.fsync(file.fileno())
