@@ -14,6 +14,8 @@ from anysize.arch.schema import COMMON_KEPT, Architecture
 from anysize.errors import ArchitectureError, CheckpointError, did_you_mean, joined
 
 MISSING = object()
+# Where a config says how many positions there are; `understand` has seen that it is a number of them.
+_POSITIONS = ("max_position_embeddings", "n_positions")
 
 
 def per_layer_values(config: SourceConfig, key: str) -> list[Any] | None:
@@ -52,8 +54,7 @@ class SourceConfig:
     @property
     def num_positions(self) -> int | None:
         """Most tokens of a sequence that the config gives positions to; None where it does not say."""
-        found = self.full.get("max_position_embeddings") or self.full.get("n_positions")
-        return found if isinstance(found, int) else None
+        return next((self.full[key] for key in _POSITIONS if self.full.get(key) is not None), None)
 
     @property
     def tied(self) -> bool:
@@ -142,6 +143,10 @@ def understand(raw: Mapping[str, Any]) -> SourceConfig:
     return SourceConfig(architecture, dict(raw), full, classes[0])
 
 
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
 def _require_types(architecture: Architecture, full: Mapping[str, Any]) -> None:
     """Refuse settings that the table reads and that are no size, flag or number, all at once."""
     wrong: list[str] = []
@@ -150,9 +155,13 @@ def _require_types(architecture: Architecture, full: Mapping[str, Any]) -> None:
             size = evaluate(text, full)
         except (TypeError, ZeroDivisionError):
             size = None
-        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        if not _is_size(size):
             given = ", ".join(f"{key}={full[key]!r}" for key in sorted(names(text)))
             wrong.append(f"the {axis} axis has no whole size of at least 1 ({given})")
+    for key in _POSITIONS:
+        # As an axis it may have been named already.
+        if not (full.get(key) is None or _is_size(full[key]) or any(f"{key}=" in told for told in wrong)):
+            wrong.append(f"{key}={full[key]!r} is no whole number of at least 1")
     for key, default in architecture.defaults.items():
         if isinstance(default, bool) and not isinstance(full[key], bool | None):
             wrong.append(f"{key}={full[key]!r} is neither true nor false")

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from tests import tiny
 from tests.conftest import CONFIG
 
 import anysize
+from anysize.config import understand
 from anysize.errors import ArchitectureError
 from anysize.io.models import config_of
 from anysize.proof.parity import load
@@ -41,6 +43,33 @@ def test_a_config_that_cannot_be_built_is_one_sentence(
     for loads in (lambda: load(source, "LlamaForCausalLM"), lambda: load_to_train(str(source), torch.float32)):
         with pytest.raises(ArchitectureError, match=told):
             loads()
+
+
+@pytest.mark.parametrize("positions", [-3, 0, "many", 2.5, True])
+def test_a_number_of_positions_that_is_none_is_told_of_the_config(
+    new_llama: Callable[..., Path], text: Path, tmp_path: Path, cli: Callable[..., Any], positions: object
+) -> None:
+    source = new_llama(tmp_path / "source", max_position_embeddings=positions)
+    told = f"anysize: the config's sizes make no sense: max_position_embeddings={positions!r} is no whole number of"
+    out, scores = tmp_path / "out", tmp_path / "scores.safetensors"
+    for command in (
+        ("resize", source, out, "--hidden-size", 16, "--calibration", text),
+        ("calibrate", source, text, "-o", scores),
+    ):
+        ran = cli(*command)
+        assert (ran.code, ran.out) == (2, "")
+        assert ran.err.startswith(told)
+        assert ran.err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+@pytest.mark.parametrize(("family", "key"), [("gpt2", "n_positions"), ("opt", "max_position_embeddings")])
+@pytest.mark.parametrize("positions", [-1, 0, "many"])
+def test_positions_that_have_weights_are_told_once(family: str, key: str, positions: object) -> None:
+    variant = next(v for v in tiny.VARIANTS if v.family == family)
+    with pytest.raises(ArchitectureError) as refusal:
+        understand({**tiny.config(variant), key: positions})
+    assert str(refusal.value).count(f"{key}={positions!r}") == 1
 
 
 @pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
