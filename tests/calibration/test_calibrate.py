@@ -149,6 +149,33 @@ def test_two_processes_find_the_same(llama: Path, text: Path, tmp_path: Path, mo
     assert same(one, two, 1e-6)
 
 
+@pytest.mark.parametrize("more", [[], ["--low-memory"]], ids=["whole", "layer by layer"])
+def test_two_processes_with_data_for_one_refuse_together_and_leave_nothing(
+    llama: Path, tmp_path: Path, more: list[str]
+) -> None:
+    data = written(tmp_path / "data.txt", " ".join(["w5"] * 300))
+    script = tmp_path / "run.py"
+    # One of them takes its time to clean up.
+    script.write_text(
+        "import os, time\n"
+        "from anysize.cli.main import main\n"
+        "from anysize.io.lock import FolderLock\n"
+        "release = FolderLock.release\n"
+        "FolderLock.release = lambda lock: (time.sleep(0 if int(os.environ['RANK']) else 2), release(lock))[1]\n"
+        "main()\n"
+    )
+    shared = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    options = ["-o", str(tmp_path / "scores.safetensors"), "--sequence-length", "64", "--batch-size", "4", *more]
+    done = subprocess.run(
+        [*shared, "calibrate", str(llama), str(data), *options],
+        capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False, timeout=300,
+    )  # fmt: skip
+    assert done.returncode != 0
+    told = f"anysize: the data '{data}' give 1 of 2 processes no batch: give more data, smaller batches or fewer"
+    assert done.stderr.count(told) == 2, done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data.txt", "run.py"]
+
+
 def test_leave_one_out_is_the_loss_without_the_layer(llama: Path, text: Path) -> None:
     # Of 9 sequences, so that the second batch has one.
     found = anysize.calibrate(llama, text, sequence_length=64, leave_one_out=True, tokens=576)

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from anysize.calibration.layer_by_layer import LayerByLayer, has_finished
 from anysize.calibration.on_disk import BLOCKS, AveragesOnDisk
 from anysize.calibration.run import Collector
 from anysize.calibration.scores import Scores, check_output
-from anysize.calibration.share import CalibrationOptions, Share, check_options
+from anysize.calibration.share import CalibrationOptions, NoBatchError, Share, check_options
 from anysize.calibration.sites import widest_site
 from anysize.calibration.statistics import BlockSums, SiteSums, averages, block_averages, require_finite
 from anysize.config import SourceConfig, understand
@@ -214,6 +214,8 @@ def collect(
     every n-th batch, and all return the same scores.
     """
     share = Share(tensors, data, tokenizer, options)
+    with _removed_on_refusal(keep_at):
+        share.require_batches()
     stride = moment_stride(share.config) if options.second_moments else 1
     collector = Collector(model, share.config, second_moments=options.second_moments, stride=stride)
     run = _Run(collector, keep_at, share.fingerprint)
@@ -228,8 +230,6 @@ def collect(
     with _removed_on_refusal(keep_at):
         with collector.attached():
             collector.run(share.batches(run.batches_done), report)
-        if not run.items_done:
-            raise share.empty()
         if options.leave_one_out and keep_at is not None:
             # It may take longer than all before it. Kept now: the sums of all processes are added up in place.
             run.save()
@@ -281,6 +281,7 @@ def _collect_layer_by_layer(
     options = share.options
     stride = moment_stride(share.config) if options.second_moments else 1
     with _removed_on_refusal(keep_at):
+        share.require_batches()
         run = LayerByLayer(share, Path(scratch) / "layers" if keep_at is None else _folder(keep_at), device)
         sites, layers, notes = run.run(progress, stride=stride)
         blocks: dict[str, torch.Tensor] = {}
@@ -400,11 +401,14 @@ def calibrated(
     if output is not None:
         check_output(output)
     check_options(tensors, tokenizer, options)
-    if output is None:
-        return _calibrated(tensors, data, options, tokenizer, None, rank, progress)
-    # A second one would take up, and at its end remove, what the first one keeps meanwhile.
-    with FolderLock(output, _lock(output, rank)):
-        return _calibrated(tensors, data, options, tokenizer, output, rank, progress)
+    try:
+        # A second one would take up, and at its end remove, what the first one keeps meanwhile.
+        with nullcontext() if output is None else FolderLock(output, _lock(output, rank)):
+            return _calibrated(tensors, data, options, tokenizer, output, rank, progress)
+    except NoBatchError:
+        # The first to end has torchrun end the others, who might still be at cleaning up.
+        wait_for_all()
+        raise
 
 
 def _calibrated(

@@ -206,8 +206,6 @@ class LayerByLayer:
                 last.write(first, ends(hidden))
 
         self.layers.start(counted(), keep)
-        if not items:
-            raise self.share.empty()
         return items
 
     def _layer(self, layer: int, norm: str, collector: Collector, last: RowsOnDisk, report: Any) -> Notes:

@@ -19,7 +19,7 @@ from anysize.errors import InputError
 from anysize.io.models import other_ids
 from anysize.io.reader import TensorSource
 from anysize.io.rows import identity
-from anysize.processes import rank_and_world
+from anysize.processes import add_up, rank_and_world
 from anysize.vocabulary.tokenizer_file import TOKENIZER
 
 
@@ -57,6 +57,10 @@ def check_options(tensors: TensorSource, tokenizer: str, options: CalibrationOpt
             f"sequences of {length} tokens are too long: '{tensors.location}' has {config.num_positions} positions; "
             "give a --sequence-length of at most that"
         )
+
+
+class NoBatchError(InputError):
+    """Some process of several has no batch. All of them raise it together, so that they can wait for each other."""
 
 
 class Share:
@@ -100,12 +104,25 @@ class Share:
         every, self._begun = self._begun or self.everything(), None
         return itertools.islice(every, self.rank + done * self.world, None, self.world)
 
-    def empty(self) -> InputError:
-        """Return what is wrong where this process has no batch."""
-        return InputError(
-            f"the data '{self.data}' gave process {self.rank} of {self.world} no batch: give more data or fewer "
-            "processes"
-        )
+    def require_batches(self) -> None:
+        """Raise NoBatchError in every process where one of them has no batch; every process has to call this.
+
+        Alone one refuses, and the others, which wait for it, would be ended in the middle of their work.
+        """
+        if self.world == 1:
+            return
+        every = self._begun or self.everything()
+        # Those of the processes before this one are passed over when its own are read: nothing of them is kept.
+        others = [Batch() for _ in itertools.islice(every, self.rank)]
+        own = list(itertools.islice(every, 1))
+        self._begun = itertools.chain(others, own, every)
+        lacking = torch.tensor(float(not own))
+        add_up([lacking])
+        if lacking:
+            raise NoBatchError(
+                f"the data '{self.data}' give {int(lacking)} of {self.world} processes no batch: give more data, "
+                "smaller batches or fewer processes"
+            )
 
     def record(
         self,
