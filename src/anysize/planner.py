@@ -22,6 +22,7 @@ from anysize.cutting import (
 from anysize.dense import DenseMaps, Fitted
 from anysize.depth import depth_plan, per_layer_lists, require_pattern
 from anysize.errors import SizeError
+from anysize.expert_rows import odd_rows
 from anysize.io.reader import TensorSource
 from anysize.layers import LayerStep, layer_plan
 from anysize.memory import fits_in_memory
@@ -192,7 +193,8 @@ def _understood(
     if options.noise_db != Options().noise_db and not preset.noisy:
         raise SizeError(f"noise_db={options.noise_db:g}: the preset '{preset.name}' adds no noise, a noisy one does")
     names, dropped = check_source(config, tensors)
-    target = resolve_or_suggest(config, request, legality(config, options, tokens))
+    check = legality(config, options, tokens)
+    target = resolve_or_suggest(config, request, check)
     if options.untie:
         target = _untied(config, target)
     require_stream_scale(target.config, options.stream_scale)
@@ -204,6 +206,7 @@ def _understood(
         options, cut, scored=scored, measures=measures, tokens=tokens is not None, low_memory=low_memory
     )
     maps, notes = axis_maps(config, target.sizes, preset, None if tokens is None else tokens.axis)
+    notes = (*notes, *odd_rows(config, target, request, options, tensors, names, check))
     shrink = shrink_preset(options, has_scores=scored, chooses=cut != ("layer",)) if cut else None
     require_pattern(config, target, options.layers)
     return _Asked(

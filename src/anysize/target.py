@@ -197,6 +197,20 @@ def _near(size: int, source: int) -> Iterator[int]:
     yield from (s for s in (copies * source, (copies + 1) * source) if copies and abs(s - size) >= _NEAR)
 
 
+def nearest_legal(
+    config: SourceConfig,
+    request: Mapping[str, int],
+    public: str,
+    check: Callable[[Target], object],
+    *,
+    size: int,
+    step: int = 1,
+) -> list[int]:
+    """Return at most two legal values of one size of a request, multiples of `step`, the nearest ones, in order."""
+    near = (s for s in _near(size, public_sizes(config)[public]) if s % step == 0)
+    return sorted(islice((s for s in near if _legal(config, {**request, public: s}, check)), 2))
+
+
 def resolve_or_suggest(config: SourceConfig, request: Mapping[str, int], check: Callable[[Target], object]) -> Target:
     """Like `resolve` with a further `check`; its SizeError also names the nearest legal values of a size given."""
     try:
@@ -208,9 +222,8 @@ def resolve_or_suggest(config: SourceConfig, request: Mapping[str, int], check: 
         for public, size in request.items():
             if not is_number(size, int) or public not in source:
                 continue
-            legal = (s for s in _near(size, source[public]) if _legal(config, {**request, public: s}, check))
-            if near := list(islice(legal, 2)):
-                values = " or ".join(map(str, sorted(near)))
+            if near := nearest_legal(config, request, public, check, size=size):
+                values = " or ".join(map(str, near))
                 raise SizeError(f"{error}; nearest legal {public}: {values}") from error
         raise
 

@@ -17,7 +17,7 @@ from anysize.config import understand
 from anysize.errors import ArchitectureError, ProofError, SizeError
 from anysize.executor import target_tensors
 from anysize.fit import least_squares
-from anysize.io.models import NamedTensors, build_model, quiet_transformers
+from anysize.io.models import NamedTensors, build_model, new_model, quiet_transformers
 from anysize.io.reader import Checkpoint
 from anysize.planner import make_plan
 from anysize.proof.coverage import account
@@ -40,7 +40,6 @@ def mixtral(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     variant = next(v for v in tiny.VARIANTS if str(v) == "mixtral-GQA-untied")
     folder = tmp_path_factory.mktemp("source") / "tiny-mixtral"
     raw = {**tiny.config(variant), "vocab_size": 61}
-    from anysize.io.models import new_model
     from anysize.proof.miniature import random_weights
 
     model = new_model("MixtralForCausalLM", raw, torch.float32)
@@ -319,6 +318,50 @@ def test_a_model_in_memory_loses_experts_and_is_left_as_it_was(mixtral: Path, te
     assert made.model.layers[0].mlp.experts.gate_up_proj.shape[0] == 3
     assert model.get_experts_implementation() == {"": "batched_mm"}
     assert made(torch.arange(3, 20)[None]).logits.isfinite().all()
+
+
+ODD: list[tuple[dict[str, Any], str]] = [
+    ({"intermediate_size": 30}, "intermediate_size 28 or 32 needs nothing"),
+    ({"hidden_size": 18}, "hidden_size 16 or 20 needs nothing"),
+    ({"intermediate_size": 33}, "intermediate_size 32 or 36 needs nothing"),
+    ({"intermediate_size": 20, "dtype": "bfloat16"}, "intermediate_size 16 or 24 needs nothing"),
+    (
+        {"intermediate_size": 30, "hidden_size": 18},
+        "hidden_size 16 or 20 with intermediate_size 28 or 32 needs nothing",
+    ),
+]
+
+
+@pytest.mark.parametrize(("sizes", "told"), ODD)
+def test_experts_that_plain_transformers_cannot_run_are_told_of(
+    tmp_path: Path, sizes: dict[str, Any], told: str
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    raw = {**tiny.config(ONE_OF_EACH[0]), "intermediate_size": 32}
+    with quiet_transformers():
+        new_model("MixtralForCausalLM", raw, torch.float32).save_pretrained(tmp_path / "source")
+    plan = anysize.plan(tmp_path / "source", **sizes)
+    (note,) = (note for note in plan.notes if "experts" in note)
+    assert note.endswith(f'model.set_experts_implementation("eager") runs it, and {told}')
+    with quiet_transformers():
+        model = AutoModelForCausalLM.from_pretrained(anysize.apply(plan, tmp_path / "out"))
+    with pytest.raises(RuntimeError, match="strides should be multiple of 16 bytes"):
+        model(torch.arange(8)[None])
+    model.set_experts_implementation("eager")
+    assert model(torch.arange(8)[None]).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("sizes", [{"intermediate_size": 28}, {"hidden_size": 20}, {"num_experts": 3}])
+def test_experts_that_plain_transformers_runs_need_no_note(tmp_path: Path, sizes: dict[str, int]) -> None:
+    raw = {**tiny.config(ONE_OF_EACH[0]), "intermediate_size": 32}
+    with quiet_transformers():
+        new_model("MixtralForCausalLM", raw, torch.float32).save_pretrained(tmp_path / "source")
+    assert not any("rows" in note for note in anysize.plan(tmp_path / "source", **sizes).notes)
+
+
+def test_of_experts_whose_rows_were_odd_before_nothing_is_told(mixtral: Path) -> None:
+    assert not any("rows" in note for note in anysize.plan(mixtral, intermediate_size=30).notes)
 
 
 def test_a_folder_of_fewer_experts_is_written_proved_and_loaded(
