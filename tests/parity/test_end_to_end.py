@@ -106,6 +106,13 @@ def test_a_loaded_model_is_resized_in_memory() -> None:
     assert grown.config.hidden_size == 48
 
 
+def test_a_loaded_image_model_which_generates_nothing_is_written(tmp_path: Path) -> None:
+    model = tiny.model(next(v for v in tiny.VARIANTS if v.family == "vit"), dtype=torch.float32)
+    made = anysize.resize(model, tmp_path / "out", intermediate_size=61, verify="off")
+    assert isinstance(made, Path)
+    assert not (made / "generation_config.json").exists()
+
+
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 def test_scale_chooses_a_legal_config_near_the_ratio(variant: tiny.Variant, tmp_path: Path) -> None:
     source = saved(variant, tmp_path / "source")

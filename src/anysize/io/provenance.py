@@ -69,7 +69,7 @@ def source_generation(plan: Plan, tensors: TensorSource) -> Any:
     from anysize.io.models import LoadedModel  # noqa: PLC0415
 
     if isinstance(tensors, LoadedModel):
-        return generation_of(plan, tensors.model)
+        return generation_of(plan, tensors.model) if tensors.model.can_generate() else None
     return _generation_beside(plan, tensors) if isinstance(tensors, Checkpoint) else None
 
 
