@@ -45,6 +45,8 @@ import os, signal
 from anysize.cli.main import main
 from anysize.io import writer
 
+# Of a shell's background jobs interrupts are ignored, and so they would be here.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 record, count = writer.CheckpointWriter._record, 0
 
 def counted(self, value):
