@@ -20,7 +20,7 @@ from anysize.calibration.sites import sites
 from anysize.config import SourceConfig, understand
 from anysize.dense import stored_arrays
 from anysize.errors import CheckpointError, OutputError, joined
-from anysize.io.reader import Checkpoint, TensorSource, read_bytes
+from anysize.io.reader import Checkpoint, TensorSource, read_ranges
 from anysize.io.tensor_file import Entry, save_one_by_one
 from anysize.memory import fits_in_memory
 from anysize.tensors import dim_size
@@ -253,7 +253,10 @@ def _parts(tensors: TensorSource, name: str) -> Iterator[torch.Tensor]:
     if prod(shape) <= _WHOLE_ITEMS:
         yield tensors.read(name)
         return
-    # What is in memory may lie on a GPU, and comes from there as a whole.
-    read = None if isinstance(tensors, Checkpoint) else tensors.read(name)
-    for row in sorted({i * (shape[0] - 1) // (_SAMPLED_ROWS - 1) for i in range(_SAMPLED_ROWS)}):
-        yield read_bytes(tensors.tensors[name], row, 1) if read is None else read[row]
+    rows = sorted({i * (shape[0] - 1) // (_SAMPLED_ROWS - 1) for i in range(_SAMPLED_ROWS)})
+    if isinstance(tensors, Checkpoint):
+        yield from read_ranges(tensors.tensors[name], ((row, 1) for row in rows))
+    else:
+        # What is in memory may lie on a GPU, and comes from there as a whole.
+        read = tensors.read(name)
+        yield from (read[row] for row in rows)

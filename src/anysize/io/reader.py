@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -263,27 +263,35 @@ class Checkpoint:
 
 def read_bytes(info: TensorInfo, first_row: int = 0, num_rows: int | None = None) -> torch.Tensor:
     """Return a tensor, or a range of its rows, from its file; raise CheckpointError if the file ended early."""
+    rows = info.shape[0] if info.shape else 1
+    return next(read_ranges(info, [(first_row, rows - first_row if num_rows is None else num_rows)]))
+
+
+def read_ranges(info: TensorInfo, ranges: Iterable[tuple[int, int]]) -> Iterator[torch.Tensor]:
+    """Yield ranges of a tensor's rows, each by its first row and their number; the file is opened once for all.
+
+    Raises CheckpointError if the file ended early.
+    """
     import torch  # noqa: PLC0415
 
     from anysize.io.dtypes import TORCH  # noqa: PLC0415
 
     assert info.path is not None
-    rows = info.shape[0] if info.shape else 1
-    row_bytes = (info.end - info.begin) // max(rows, 1)
-    wanted_rows = rows - first_row if num_rows is None else num_rows
-    buffer = np.empty(wanted_rows * row_bytes, np.uint8)
-    view, position = buffer.data, info.begin + first_row * row_bytes
+    row_bytes = (info.end - info.begin) // max(info.shape[0] if info.shape else 1, 1)
     try:
         with info.path.open("rb", buffering=0) as file:
-            done = 0
-            while done < len(view):
-                count = os.preadv(file.fileno(), [view[done:]], position + done)
-                if count == 0:
-                    raise CheckpointError(f"'{info.path}' ended while its tensor was read: it changed under us")
-                done += count
+            for first_row, num_rows in ranges:
+                buffer = np.empty(num_rows * row_bytes, np.uint8)
+                view, position, done = buffer.data, info.begin + first_row * row_bytes, 0
+                while done < len(view):
+                    count = os.preadv(file.fileno(), [view[done:]], position + done)
+                    if count == 0:
+                        raise CheckpointError(f"'{info.path}' ended while its tensor was read: it changed under us")
+                    done += count
+                shape = (num_rows, *info.shape[1:]) if info.shape else ()
+                if buffer.size == 0:
+                    yield torch.empty(shape, dtype=TORCH[info.dtype])
+                else:
+                    yield torch.from_numpy(buffer).view(TORCH[info.dtype]).reshape(shape)
     except OSError as error:
         raise CheckpointError(f"cannot read '{info.path}': {error.strerror}") from error
-    shape = (wanted_rows, *info.shape[1:]) if info.shape else ()
-    if buffer.size == 0:
-        return torch.empty(shape, dtype=TORCH[info.dtype])
-    return torch.from_numpy(buffer).view(TORCH[info.dtype]).reshape(shape)
