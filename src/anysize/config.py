@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,8 @@ class SourceConfig:
     def holds(self, condition: str) -> bool:
         return bool(evaluate(condition, self.full))
 
-    @property
-    def sizes(self) -> dict[str, int]:
+    @cached_property
+    def sizes(self) -> Mapping[str, int]:
         """Axis name -> size."""
         return {axis: int(evaluate(text, self.full)) for axis, text in self.architecture.axes.items()}
 

@@ -30,7 +30,7 @@ _STATISTIC = {"activation": "abs", "rms": "rms", "minitron": "minitron", "refit"
 _INNER = ("ffn", "kv", "group")
 
 
-def reduced(values: torch.Tensor, dim: Dim, sizes: dict[str, int], axis: str, *, root: bool) -> torch.Tensor:
+def reduced(values: torch.Tensor, dim: Dim, sizes: Mapping[str, int], axis: str, *, root: bool) -> torch.Tensor:
     """Return [size of axis]: what the coordinates of a composed dim add up to along one of its axes.
 
     `root` adds up squares and takes the root (an L2 norm over the other axes); otherwise values are averaged.

@@ -105,7 +105,7 @@ def _tied_width(config: SourceConfig, request: Mapping[str, int], sizes: dict[st
 
 
 def _sizes(config: SourceConfig, request: Mapping[str, int]) -> dict[str, int]:
-    sizes = config.sizes
+    sizes = dict(config.sizes)
     for public, axis in _PLAIN.items():
         if public in request:
             if axis not in sizes:
