@@ -296,10 +296,13 @@ def test_a_schedule_that_follows_what_is_measured_can_be_had(llama: Path, story:
     assert [row.arm for row in found.rows] == ["random"]
 
 
-def test_the_schedule_of_a_trial_is_that_of_the_run_in_small(llama: Path, story: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("spelled", [dict, json.dumps])
+def test_the_schedule_of_a_trial_is_that_of_the_run_in_small(
+    llama: Path, story: Path, tmp_path: Path, spelled: Callable[[dict[str, Any]], Any]
+) -> None:
     training = {
         "max_steps": 80, "warmup_steps": 8, "lr_scheduler_type": "warmup_stable_decay",
-        "lr_scheduler_kwargs": {"num_decay_steps": 40, "min_lr_ratio": 0.1},
+        "lr_scheduler_kwargs": spelled({"num_decay_steps": 40, "min_lr_ratio": 0.1}),
     }  # fmt: skip
     asked = compare_config(config_of(llama, story, tmp_path / "out", training=training), "c.yaml")
     place = Place(tmp_path / "out", "identity", {})

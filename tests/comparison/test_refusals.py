@@ -63,6 +63,10 @@ def test_an_arm_whose_listed_layers_make_another_depth_is_refused(
             "cannot make the optimizer or the schedule",
         ),
         ({"arms": {"random": {"random": True}, "wide": {"preset": "fresh"}}}, "arm 'wide': preset 'fresh' grows"),
+        (
+            {"arms": {"random": {"random": True}, "ours": {"distill": {"fade_steps": 9}}}},
+            "arm 'ours': distill.fade_steps is 9 of 8 steps",
+        ),
         ({"seeds": [-1]}, "seeds: -1, wanted 0 to 4294967295"),
     ],
 )

@@ -14,7 +14,7 @@ from anysize.errors import InputError
 from anysize.proof.parity import load
 from anysize.training.config import Distill, train_config
 from anysize.training.distill import distilled, kl_divergence, kl_of_top, stream_distance, top_targets
-from anysize.training.stream import stream_writer
+from anysize.training.stream import stream_writer, streams_in_common
 from anysize.training.targets import TargetCache
 
 SEEDS = st.integers(0, 10_000)
@@ -125,6 +125,24 @@ def test_right_after_growth_the_streams_are_one(llama: Path, preset: str) -> Non
     for ours, theirs in zip(student[:-1], teacher[:-1], strict=True):
         assert float(stream_distance(ours, theirs, writer)) < 1e-9
         assert float(stream_distance(ours, theirs, writer.flip(0))) > 0.1
+
+
+@pytest.mark.parametrize("layers", [3, 4, 5])
+def test_right_after_growth_in_depth_the_streams_are_one(llama: Path, layers: int) -> None:
+    source = load(llama, "LlamaForCausalLM")
+    plan = anysize.plan(llama, num_hidden_layers=layers, hidden_size=48, num_attention_heads=6, num_key_value_heads=3)
+    target = anysize.apply(plan, verify="off")
+    ids = torch.arange(3, 19)[None]
+    with torch.no_grad():
+        teacher = source(input_ids=ids, output_hidden_states=True).hidden_states
+        student = target(input_ids=ids, output_hidden_states=True).hidden_states  # type: ignore[operator]
+    writer, pairs = stream_writer(plan), streams_in_common(plan)
+    # After the last layer of the source there is nothing to compare with.
+    assert len(pairs) == layers - (1 if plan.layers[-1].silent else 0)
+    distances = [float(stream_distance(student[layer], teacher[of], writer)) for layer, of in pairs]
+    assert max(distances) < 1e-9
+    by_source = [(i, step.source) for i, step in enumerate(plan.layers)]
+    assert max(float(stream_distance(student[i], teacher[s], writer)) for i, s in by_source) > 0.01
 
 
 def test_a_turned_stream_is_compared_with_its_source_turned(tied_llama: Path, tied_scores: object) -> None:

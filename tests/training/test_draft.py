@@ -148,6 +148,25 @@ def test_there_are_as_many_prompts_as_asked_for_while_the_text_is_long_enough(
     assert [tuple(prompts.shape) for prompts in read] == [(1, 16), (9, 16), (12_001 // 32, 16)]
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--held-out", ""), "--held-out is empty"),
+        (("--scale", "nan"), "resize.scale"),
+        (("--learning-rate", "inf"), "training.learning_rate"),
+    ],
+)
+def test_what_no_draft_can_be_made_of_is_refused_before_anything_is_made(
+    llama: Path, story: Path, tmp_path: Path, cli: Callable[..., Any], options: tuple[str, str], told: str
+) -> None:
+    asked = {"--data": story, "--held-out": story, "--scale": 0.5, "--steps": 2} | dict([options])
+    done = cli("draft", llama, tmp_path / "out", *(part for option in asked.items() for part in option))
+    assert done.code == 2
+    assert told in done.err
+    assert "Traceback" not in done.err
+    assert not (tmp_path / "out").exists()
+
+
 DRAFTED = drafting.Drafting(
     num_prompts=2, num_tokens=16, num_drafted=5, acceptance_rate=0.25, agreement=0.5, tokens_a_check=2.25, source_s=2.0,
     pair_s=1.0, speedup=2.0, same_text=True,

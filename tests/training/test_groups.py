@@ -30,6 +30,9 @@ def test_every_parameter_of_every_family_has_a_role(family: str) -> None:
     # Only heads, routers and pooling are of no role.
     assert all("head" in n or "classifier" in n or "gate" in n or "embed_out" in n
                for n, role in found.items() if role == "other")  # fmt: skip
+    # What is added to the stream within a layer is no embedding.
+    assert all(found[n] == found[w] for n in found if n.endswith(".bias") and (w := f"{n[:-4]}weight") in found)
+    assert not any(role == "embedding" and "layer" in n.rpartition(".")[0] for n, role in found.items())
 
 
 def test_new_elements_are_those_that_growth_added(llama: Path) -> None:

@@ -101,6 +101,14 @@ def rewrite_tokens(folder: Path, token: Callable[[int], int]) -> None:
             {"training": {"load_best_model_at_end": True, "metric_for_best_model": "foo"}},
             "training.metric_for_best_model is 'foo': wanted validation_loss",
         ),
+        ({"training": {"logging_nan_inf_filter": True}}, "is told by nothing: a run whose loss is not finite has div"),
+        (
+            {
+                "training": {"max_steps": -1, "num_train_epochs": 0.5},
+                "distill": {"teacher": "SOURCE", "fade_steps": 5000},
+            },
+            "distill.fade_steps is 5000 of",
+        ),
         ({"training": {"push_to_hub": True}}, "transformers refuses to train"),
         ({"training": {"auto_find_batch_size": True}}, "is told by per_device_train_batch_size"),
         ({"training": {"learning_rate": -1}}, "training.learning_rate is -1: wanted a number of 0 or more"),

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from anysize.cli import options as o
+from anysize.errors import InputError
 
 
 def draft(
@@ -36,22 +37,25 @@ def draft(
     from anysize.cli.progress import progress_bars  # noqa: PLC0415
     from anysize.cli.show_evaluation import show_drafting  # noqa: PLC0415
     from anysize.evals.drafting import save_drafting  # noqa: PLC0415
-    from anysize.training.config import Calibration, Data, Distill, Resize, TrainConfig  # noqa: PLC0415
+    from anysize.training.config import train_config  # noqa: PLC0415
     from anysize.training.draft import make_draft  # noqa: PLC0415
 
-    asked = TrainConfig(
-        output=str(output),
-        resize=Resize(
-            source=source, hidden_size=hidden_size, intermediate_size=intermediate_size,
-            num_hidden_layers=num_hidden_layers, num_attention_heads=num_attention_heads,
-            num_key_value_heads=num_key_value_heads, scale=scale, num_params=num_params, preset="subspace",
-            layers="uniform" if num_hidden_layers else "auto", calibration=Calibration(),
-        ),
-        data=Data(train=data, validation=held_out, column=column, sequence_length=sequence_length),
-        distill=Distill(weight=1.0),
-        training={"max_steps": steps, "per_device_train_batch_size": batch_size, "learning_rate": learning_rate,
-                  "eval_steps": max(1, steps // 4)},
-    )  # fmt: skip
+    if not held_out:
+        raise InputError("--held-out is empty: name the text that the draft is measured on")
+    sizes = {
+        "hidden_size": hidden_size, "intermediate_size": intermediate_size, "num_hidden_layers": num_hidden_layers,
+        "num_attention_heads": num_attention_heads, "num_key_value_heads": num_key_value_heads, "scale": scale,
+        "num_params": num_params,
+    }  # fmt: skip
+    resize = {"source": source, **sizes, "preset": "subspace", "layers": "uniform" if num_hidden_layers else "auto",
+              "calibration": {}}  # fmt: skip
+    read = {"train": data, "validation": held_out, "column": column, "sequence_length": sequence_length}
+    training = {"max_steps": steps, "per_device_train_batch_size": batch_size, "learning_rate": learning_rate,
+                "eval_steps": max(1, steps // 4)}  # fmt: skip
+    asked = train_config(
+        {"output": str(output), "resize": resize, "data": read, "distill": {"weight": 1.0}, "training": training},
+        "anysize draft",
+    )
     with keeping_work_on_interrupt(), progress_bars(enabled=not json) as progress:
         trained, found = make_draft(
             asked, num_prompts=prompts, new_tokens=new_tokens, num_drafted=drafted, command=command_line(),

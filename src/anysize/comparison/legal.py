@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from anysize.comparison.config import CompareConfig
 from anysize.comparison.job import takes_scores
 from anysize.config import SourceConfig, understand
-from anysize.errors import InputError, SizeError
+from anysize.errors import InputError
 from anysize.io.hub import open_checkpoint
 from anysize.io.image_processor import image_processor_of, require_same_images
 from anysize.progress import quiet
@@ -58,10 +60,8 @@ def target_of(config: CompareConfig, source: SourceConfig) -> SourceConfig:
         own = (arm.source or config.source, arm.layers, arm.stream_scale)
         if arm.random or (own, arm.untie) == ((config.source, first.layers, 1.0), False):
             continue
-        try:
+        with _named(name):
             made = made_of(*own, untie=arm.untie)
-        except SizeError as error:
-            raise SizeError(f"arm '{name}': {error}") from error
         if made.sizes != target.sizes:
             listed = "" if arm.layers == "auto" else f" with layers '{arm.layers}'"
             raise InputError(
@@ -69,6 +69,15 @@ def target_of(config: CompareConfig, source: SourceConfig) -> SourceConfig:
                 f"'{config.source}', and all arms have the same sizes: name each size"
             )
     return target
+
+
+@contextmanager
+def _named(arm: str) -> Generator[None]:
+    """While active, what is refused says of which arm it is."""
+    try:
+        yield
+    except InputError as error:
+        raise type(error)(f"arm '{arm}': {error}") from error
 
 
 def _told(config: SourceConfig) -> str:
@@ -85,12 +94,14 @@ def require_trainable(config: CompareConfig) -> None:
         made = [training_arguments({**given, "learning_rate": r}, f"arm {name}") for r in config.rates_of(name)]
         for args in made:
             require_buildable(args, f"arm {name}")
-            require_recipe(arm.recipe, args)
-            require_shards(args)
-        if arm.distill is not None:
-            arm.distill.require_room(config.steps_of(name))
-        if arm.recipe.optimizer_state == "carried":
-            require_state(Path(folder_of(open_checkpoint(arm.source or config.source))), made[0], arm.recipe)
+        with _named(name):
+            for args in made:
+                require_recipe(arm.recipe, args)
+                require_shards(args)
+            if arm.distill is not None:
+                arm.distill.require_room(config.steps_of(name))
+            if arm.recipe.optimizer_state == "carried":
+                require_state(Path(folder_of(open_checkpoint(arm.source or config.source))), made[0], arm.recipe)
 
 
 class _ScoresMissingError(Exception):
@@ -107,9 +118,5 @@ def require_plannable(config: CompareConfig, target: SourceConfig) -> None:
         if arm.random:
             continue
         scores = _no_scores_yet if takes_scores(config, name, target) else None
-        try:
+        with suppress(_ScoresMissingError), _named(name):
             plan_of(config.resize_of(name, config.seeds[0]), scores, quiet)
-        except _ScoresMissingError:
-            continue
-        except InputError as error:
-            raise type(error)(f"arm '{name}': {error}") from error

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from anysize.errors import InputError, did_you_mean, joined
@@ -31,6 +33,7 @@ _OURS = {
     "batch_eval_metrics": "nothing: the data say what is measured",
     "eval_do_concat_batches": "nothing: the data say what is measured",
     "include_for_metrics": "nothing: the data say what is measured",
+    "logging_nan_inf_filter": "nothing: a run whose loss is not finite has diverged, and says so",
     "do_train": "nothing", "do_eval": "nothing", "do_predict": "nothing",
     "label_smoothing_factor": "nothing: losses are compared, and smoothed ones are others",
 }  # fmt: skip
@@ -60,6 +63,10 @@ def check_training_arguments(sections: Mapping[str, Mapping[str, Any]], origin: 
 def with_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a config gives over our defaults; a scheduler of the user's brings its own settings."""
     made = {**DEFAULTS, **given}
+    if isinstance(settings := made["lr_scheduler_kwargs"], str):
+        # As transformers reads it; what is no JSON, it refuses.
+        with suppress(ValueError):
+            made["lr_scheduler_kwargs"] = json.loads(settings)
     other = given.get("lr_scheduler_type", DEFAULTS["lr_scheduler_type"]) != DEFAULTS["lr_scheduler_type"]
     if other and "lr_scheduler_kwargs" not in given:
         del made["lr_scheduler_kwargs"]

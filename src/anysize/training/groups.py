@@ -47,7 +47,8 @@ def roles(model: PreTrainedModel, config: SourceConfig) -> dict[str, str]:
     for name, parameter in model.named_parameters():
         # On disk it may have another name, or be several tensors, which then have one role.
         on_disk = revert_weight_conversion(model, {name: torch.empty(parameter.shape, device="meta")})
-        known = [expected[n] for n in on_disk if n in expected]
+        # A bias goes with its weight: by itself it only says what it adds to.
+        known = [expected.get(n.removesuffix(".bias") + ".weight", expected[n]) for n in on_disk if n in expected]
         found[name] = _role(known[0]) if known else "other"
     return found
 

@@ -160,13 +160,22 @@ def require_shards(args: TrainingArguments) -> None:
         )
 
 
-def require_trainable(data: Datasets, args: TrainingArguments) -> None:
-    """Refuse arguments that a run on such data, or on so many processes, cannot have."""
+def require_trainable(data: Datasets, args: TrainingArguments, distill: Distill | None) -> None:
+    """Refuse arguments, and a schedule of the teacher, that a run on such data or so many processes cannot have."""
     require_shards(args)
     if data.num_sequences is None and args.max_steps < 1:
         raise InputError("training.max_steps: a stream has no length, so say how many steps to take")
     if data.num_sequences is None and args.dataloader_num_workers:
         raise InputError("training.dataloader_num_workers: every worker would read the whole stream; leave it out")
+    if distill is not None:
+        distill.require_room(_num_steps(data, args))
+
+
+def _num_steps(data: Datasets, args: TrainingArguments) -> int:
+    """Return how many steps a run has, whether the arguments say so or the number of epochs does."""
+    if args.max_steps > 0 or data.num_sequences is None:
+        return args.max_steps
+    return math.ceil(args.num_train_epochs * (data.num_sequences // examples_a_step(args)))
 
 
 def _require_measured(args: TrainingArguments, names: list[str], *, image: bool) -> None:
@@ -193,7 +202,7 @@ def run(
     """Train a start to its last step, going on from the newest whole checkpoint in its output folder."""
     image = start.config.architecture.modality == "image"
     watch = _Watch(examples_a_step(args) * data.tokens_each, progress)
-    require_trainable(data, args)
+    require_trainable(data, args, None if teacher is None else teacher.options)
     _require_measured(args, list(data.held_out), image=image)
     if args.torch_compile:
         # What is left of other runs in this process is of no use, and from the ninth on nothing would be compiled.

@@ -321,7 +321,7 @@ def _trained(
         _taught_by(config, target, tokenizer)
         with first_process_first():
             data = datasets_of(config.data, target, tokenizer, examples_a_step(args), progress)
-        require_trainable(data, args)
+        require_trainable(data, args, config.distill)
         start = _start(config, target, tokenizer, state, args.seed, progress, command)
         outcome = run(
             start, data, args, teacher=_teacher(config, start, data, args), recipe=config.recipe, flip=config.data.flip,
@@ -333,8 +333,8 @@ def _trained(
         raise
     if outcome.status == "diverged":
         raise InputError(
-            f"training diverged at step {outcome.step}: a loss was not finite; lower training.learning_rate, or raise "
-            f"training.warmup_steps (the run is in '{folder.path}')"
+            f"training diverged at step {outcome.step}: a loss was not finite; give a lower learning rate, or a longer "
+            f"warm-up (the run is in '{folder.path}')"
         )
     found = _found(outcome, start, data)
     _save(config, outcome, start, found, folder.path, command)
@@ -348,9 +348,11 @@ def _found(outcome: Outcome, start: Start, data: Datasets) -> dict[str, Any]:
     device, peak = peak_of(args.device)
     speed = outcome.flops_per_s
     examples = outcome.step * examples_a_step(args)
+    measured = outcome.curve[max(outcome.curve)] if outcome.curve else {}
     return {
         "status": outcome.status, "steps": outcome.step, "tokens": examples * data.tokens_each,
-        "curve": {str(step): losses for step, losses in outcome.curve.items()}, "bits_per_byte": data.bits_per_byte,
+        "curve": {str(step): losses for step, losses in outcome.curve.items()},
+        "bits_per_byte": {name: measured[name] * bits for name, bits in data.bits_per_byte.items() if name in measured},
         "calibration_s": start.calibration_s, "conversion_s": start.conversion_s, "train_s": outcome.train_s,
         "teacher_s": outcome.teacher_s, "wall_s": last.get("train_runtime"),
         "flops_per_s": speed, "device": device, "utilization": speed / peak if speed and peak else None,

@@ -16,6 +16,21 @@ from anysize.tensors import expected_tensors
 _ARROW = "vocab -> hidden, stored in x out"
 
 
+def streams_in_common(plan: Plan) -> list[tuple[int, int]]:
+    """Return pairs of layers, of the target and of the source, before which both have the same stream after growth.
+
+    Layers that start silent hand on what the layer before them left. What comes after a source's last layer is left
+    out, because models give it only as their final norm has changed it.
+    """
+    last, found, state = understand(plan.source_config).sizes["layer"], list[tuple[int, int]](), 0
+    for layer, step in enumerate(plan.layers):
+        state = state if step.silent else step.source
+        if state < last:
+            found.append((layer, state))
+        state = state if step.silent else step.source + 1
+    return found
+
+
 def stream_writer(plan: Plan) -> torch.Tensor:
     """Return R, float32 [m, n], so that the target's stream is R times the source's right after a plan is applied.
 

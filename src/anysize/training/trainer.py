@@ -12,6 +12,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils.operations import recursively_apply
 from torch.utils.data import RandomSampler
 from transformers import Trainer, TrainerCallback
 
@@ -29,6 +30,7 @@ from anysize.training.images import flipped
 from anysize.training.optimizer_state import carried_state, require_recipe, require_state, set_state
 from anysize.training.self_data import Continuations
 from anysize.training.start import folder_of, taken_up
+from anysize.training.stream import streams_in_common
 from anysize.training.targets import TargetCache
 
 if TYPE_CHECKING:
@@ -226,6 +228,32 @@ class AnysizeTrainer(Trainer):
         self._clock.start()
         return super().get_batch_samples(epoch_iterator, num_batches, device)
 
+    def prediction_step(
+        self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[Any, Any, Any]:
+        """Measure examples once: accelerate fills up the last batches of several processes with copies of the first."""
+        size = len(next(iter(inputs.values())))
+        real = self._num_real(size)
+        if real in (0, size):
+            # A process of which nothing counts takes part all the same: it may hold shards that others need.
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        inputs = {name: values[:real] for name, values in inputs.items()}
+        loss, *others = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+
+        def filled_up(rows: torch.Tensor) -> torch.Tensor:
+            # What is gathered has as many rows in every process.
+            return torch.cat([rows, rows[:1].expand(size - real, *rows.shape[1:])])
+
+        logits, labels = (None if given is None else recursively_apply(filled_up, given) for given in others)
+        return loss, logits, labels
+
+    def _num_real(self, size: int) -> int:
+        """Return how many examples of a held-out batch come from the data: the first ones, of the first processes."""
+        state = self.accelerator.gradient_state
+        if not state.end_of_dataloader or state.remainder < 1:
+            return size
+        return min(max(state.remainder - self.accelerator.process_index * size, 0), size)
+
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
@@ -296,14 +324,11 @@ class AnysizeTrainer(Trainer):
         return loss
 
     def _hidden(self, student: Any, teacher: Any, writer: torch.Tensor) -> torch.Tensor:
-        """Return the mean distance between the streams before each layer of the target; the embedding is one of them.
-
-        What a model gives after its last layer has gone through the final norm, so it is left out.
-        """
+        """Return the mean distance between the streams before layers of the target; the embedding is one of them."""
         assert self.plan is not None
-        sources = [step.source for step in self.plan.layers]
-        pairs = [(student.hidden_states[i], teacher.hidden_states[s]) for i, s in enumerate(sources)]
-        return torch.stack([stream_distance(ours, theirs, writer) for ours, theirs in pairs]).mean()
+        ours, theirs = student.hidden_states, teacher.hidden_states
+        pairs = streams_in_common(self.plan)
+        return torch.stack([stream_distance(ours[layer], theirs[of], writer) for layer, of in pairs]).mean()
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Return the optimizer of the arguments, or AdamW with rates by role and by age where a recipe asks for it.
