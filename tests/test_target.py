@@ -11,7 +11,7 @@ from anysize.config import understand
 from anysize.errors import SizeError
 from anysize.planner import legality
 from anysize.recipe import Options
-from anysize.target import for_budget, like, padded_vocab, public_sizes, resolve, resolve_or_suggest, scaled
+from anysize.target import for_budget, like, padded_vocab, public_sizes, resolve, resolve_or_suggest, scaled, untied
 from anysize.tensors import num_parameters
 
 SMOL = {
@@ -137,6 +137,28 @@ def test_a_budget_is_met_within_a_twentieth(budget: int) -> None:
     config = understand(SMOL)
     target = resolve(config, for_budget(config, budget, legality(config, Options())))
     assert num_parameters(target.config) == pytest.approx(budget, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    "fixed",
+    [{"num_hidden_layers": 15}, {"intermediate_size": 768}, {"vocab_size": 60_000}, {"num_hidden_layers": 40}, {}],
+    ids=str,
+)
+@pytest.mark.parametrize("untie", [False, True])
+@pytest.mark.parametrize("budget", [70_000_000, 350_000_000])
+def test_a_budget_counts_what_is_given_as_well(fixed: dict[str, int], untie: bool, budget: int) -> None:
+    config = understand(SMOL)
+    request = for_budget(config, budget, legality(config, Options()), fixed, untie=untie)
+    assert fixed.items() <= request.items()
+    target = resolve(config, request)
+    made = (untied(config, target) if untie else target).config
+    assert num_parameters(made) == pytest.approx(budget, rel=0.06)
+
+
+def test_a_given_size_that_no_width_goes_with_is_told() -> None:
+    config = understand(SMOL)
+    with pytest.raises(SizeError, match="num_experts: a llama has no expert axis"):
+        for_budget(config, 70_000_000, legality(config, Options()), {"num_experts": 7})
 
 
 def test_another_model_gives_its_sizes() -> None:

@@ -53,21 +53,18 @@ def _request(
     if len(shortcuts) > 1:
         raise SizeError(f"{' and '.join(shortcuts)} both choose the sizes: give one of them")
     chosen: dict[str, int] = {}
+    explicit = {name: size for name, size in sizes.items() if size is not None}
+    depth = listed_depth(options.layers, config.sizes["layer"])
     if scale is not None:
         chosen = targets.scaled(config, scale)
     elif num_params is not None:
-        chosen = targets.for_budget(config, num_params, legality(config, options))
+        fixed = explicit | ({} if depth is None else {"num_hidden_layers": depth})
+        chosen = targets.for_budget(config, num_params, legality(config, options), fixed, untie=options.untie)
     elif like is not None:
         chosen = targets.like(config, understand(read_config(local_folder(str(like), without_weights=True))))
-    depth = listed_depth(options.layers, config.sizes["layer"])
-    if num_params is not None and depth not in (None, config.sizes["layer"]):
-        raise SizeError(
-            f"num_params finds the width at the depth of the source, {config.sizes['layer']} layers, and "
-            f"layers='{options.layers}' lists {depth}: give hidden_size, or scale, instead of num_params"
-        )
     if depth is not None:
         chosen["num_hidden_layers"] = depth
-    chosen |= {name: size for name, size in sizes.items() if size is not None}
+    chosen |= explicit
     if not chosen and not options.untie and options.dtype == "keep" and options.stream_scale == 1:
         raise SizeError(
             f"no size was asked for: give at least one of {', '.join(PUBLIC_SIZES)}, scale, num_params, like; or "

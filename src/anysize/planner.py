@@ -33,7 +33,7 @@ from anysize.recipe import BYTES, Options, Plan, Recipe, Source
 from anysize.samples import few_samples, require_samples
 from anysize.shrink import FITTED, ShrinkPreset, reads_scores, shrink_preset
 from anysize.stream_scale import require_stream_scale, scaled
-from anysize.target import Target, resolve_or_suggest
+from anysize.target import Target, resolve_or_suggest, untied
 from anysize.tensor_recipes import Recipes
 from anysize.tensors import num_parameters
 from anysize.vocabulary.ids import target_ids
@@ -146,14 +146,6 @@ def legality(config: SourceConfig, options: Options, tokens: KeptTokens | None =
     return check
 
 
-def _untied(config: SourceConfig, target: Target) -> Target:
-    if not config.tied:
-        raise SizeError("untie: the head of this model is not tied to its embedding")
-    changes = {config.architecture.tied_when: False}
-    raw, full = ({**values, **changes} for values in (target.config.raw, target.config.full))
-    return Target(target.sizes, SourceConfig(config.architecture, raw, full, config.model_class))
-
-
 @dataclass(frozen=True)
 class _Asked:
     """A request that is understood and legal, before anything of the source is looked at but its headers.
@@ -196,7 +188,7 @@ def _understood(
     check = legality(config, options, tokens)
     target = resolve_or_suggest(config, request, check)
     if options.untie:
-        target = _untied(config, target)
+        target = untied(config, target)
     require_stream_scale(target.config, options.stream_scale)
     cut = tuple(a for a, size in target.sizes.items() if a != "vocab" and size < config.sizes[a])
     grows = any(size > config.sizes[a] for a, size in target.sizes.items())

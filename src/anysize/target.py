@@ -262,9 +262,37 @@ def scaled(config: SourceConfig, scale: float) -> dict[str, int]:
     return wanted
 
 
-def for_budget(config: SourceConfig, num_params: int, check: Callable[[Target], object]) -> dict[str, int]:
-    """Return the public sizes of the legal width-scaled target whose parameter count is nearest to `num_params`."""
-    here = num_parameters(config)
+def untied(config: SourceConfig, target: Target) -> Target:
+    """Return a target whose head is a matrix of its own; raise SizeError where the source's is one already."""
+    if not config.tied:
+        raise SizeError("untie: the head of this model is not tied to its embedding")
+    changes = {config.architecture.tied_when: False}
+    raw, full = ({**values, **changes} for values in (target.config.raw, target.config.full))
+    return Target(target.sizes, SourceConfig(config.architecture, raw, full, config.model_class))
+
+
+def for_budget(
+    config: SourceConfig,
+    num_params: int,
+    check: Callable[[Target], object],
+    fixed: Mapping[str, int] | None = None,
+    *,
+    untie: bool = False,
+) -> dict[str, int]:
+    """Return the public sizes of the legal width-scaled target whose parameter count is nearest to `num_params`.
+
+    fixed: public sizes that are given, which the width goes with. untie: whether the head becomes a matrix of its own.
+    """
+    given = dict(fixed or {})
+
+    def request_of(scale: float) -> dict[str, int]:
+        return scaled(config, scale) | given
+
+    def counted(request: Mapping[str, int]) -> int:
+        target = resolve(config, request)
+        return num_parameters((untied(config, target) if untie else target).config)
+
+    here = counted(request_of(1.0)) if _legal(config, request_of(1.0), lambda _: None) else num_parameters(config)
     if not is_number(num_params, int | float) or not num_params < float("inf"):
         raise SizeError(f"num_params {num_params!r} is not a count")
     if num_params < 1:
@@ -275,40 +303,41 @@ def for_budget(config: SourceConfig, num_params: int, check: Callable[[Target], 
     seen: set[tuple[int, ...]] = set()
     high = max(2.0, 1.5 * num_params / here)
     for step in range(1, 2001):
-        request = scaled(config, 1 + (high - 1) * step / 2000 if num_params >= here else step / 2000)
+        request = request_of(1 + (high - 1) * step / 2000 if num_params >= here else step / 2000)
         key = tuple(request.values())
         if key in seen or not _legal(config, request, check):
             continue
         seen.add(key)
-        distance = abs(num_parameters(resolve(config, request).config) - num_params)
+        distance = abs(counted(request) - num_params)
         if best is None or distance < best[0]:
             best = distance, request
     if best is not None and best[0] > num_params / 4:
-        nearest = num_parameters(resolve(config, best[1]).config)
+        nearest = counted(best[1])
         raise SizeError(
             f"num_params {num_params:,}: the nearest legal config has {nearest:,}; give the sizes themselves"
         )
     if best is None:
+        # Where a given size is what stands in the way, this says so.
+        check(resolve(config, request_of(1.0)))
         raise SizeError(f"num_params {num_params:,}: no legal width-scaled config was found; give the sizes themselves")
-    return _nearer(config, best[1], num_params, check)
+    if "intermediate_size" in given:
+        return best[1]
+    return _nearer(config, best[1], num_params, check, counted, grows=num_params >= here)
 
 
 def _nearer(
-    config: SourceConfig, request: dict[str, int], num_params: int, check: Callable[[Target], object]
-) -> dict[str, int]:
+    config: SourceConfig, request: dict[str, int], num_params: int, check: Callable[[Target], object],
+    counted: Callable[[Mapping[str, int]], int], *, grows: bool,
+) -> dict[str, int]:  # fmt: skip
     """Return the sizes with an ffn that makes up, by at most an eighth, for what rounding a wide hidden left over."""
     ffn = request["intermediate_size"]
     if config.sizes["hidden"] < _WIDE or config.sizes["ffn"] % 8:
         return request
 
-    def counted(size: int) -> int:
-        return num_parameters(resolve(config, {**request, "intermediate_size": size}).config)
-
-    here = counted(ffn)
-    moved, most = round((num_params - here) / (counted(ffn + 8) - here)) * 8, ffn // 64 * 8
+    here, wider = (counted({**request, "intermediate_size": size}) for size in (ffn, ffn + 8))
+    moved, most = round((num_params - here) / (wider - here)) * 8, ffn // 64 * 8
     made = ffn + max(-most, min(most, moved))
     # Whichever way the rest goes, this goes, or stays.
-    grows = num_params >= num_parameters(config)
     made = max(made, config.sizes["ffn"]) if grows else min(made, config.sizes["ffn"])
     nearer = {**request, "intermediate_size": made}
     return nearer if _legal(config, nearer, check) else request

@@ -115,6 +115,16 @@ def test_what_is_about_a_table_is_not_read_with_it(tmp_path: Path) -> None:
     assert {row["text"] for row in rows(str(tmp_path))} == {"a.txt", "code.py", "row"}
 
 
+def test_hidden_files_and_byte_order_marks_are_no_text_and_endings_may_be_large(tmp_path: Path) -> None:
+    for name in (".git/config.txt", "._a.txt", "b.TXT", "sub/c.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name, encoding="utf-8-sig")
+    assert {row["text"] for row in rows(str(tmp_path))} == {"b.TXT", "sub/c.txt"}
+    # A folder that is named is read, whatever it is called.
+    assert [row["text"] for row in rows(str(tmp_path / ".git"))] == [".git/config.txt"]
+    assert [row["text"] for row in rows(str(tmp_path / "b.TXT"))] == ["b.TXT"]
+
+
 def test_a_row_without_the_text_column_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("w3 w4", encoding="utf-8")
     (tmp_path / "b.jsonl").write_text(json.dumps({"content": "w5 w6"}) + "\n", encoding="utf-8")

@@ -55,6 +55,20 @@ def test_second_moments_may_see_fewer_tokens() -> None:
     assert averages(sums.as_tensors())["second"].allclose(seen.T @ seen / 4, rtol=1e-5)
 
 
+@pytest.mark.parametrize(("stride", "length"), [(2, 8), (3, 9), (3, 8), (4, 4)])
+def test_second_moments_of_fewer_tokens_see_every_position_as_often(stride: int, length: int) -> None:
+    # A token is its position: what is on the diagonal is how often that was seen.
+    x = torch.eye(length).expand(4 * stride, length, length)
+    sums = SiteSums(length, second=True)
+    sums.add(x, stride=stride)
+    assert sums.as_tensors()["second"].diagonal().tolist() == [4.0] * length
+    # What comes to one expert has no sequences.
+    routed = SiteSums(length, second=True)
+    routed.add(torch.eye(length), stride=stride)
+    assert routed.as_tensors()["second"].diagonal().tolist() == [float(i % stride == 0) for i in range(length)]
+    routed.add(torch.zeros(0, length), stride=stride)
+
+
 @pytest.mark.parametrize("name", ["opt-untied", "mixtral-GQA-untied", "olmoe-MHA-tied"])
 def test_sequences_are_told_apart_by_modules_that_see_all_tokens_in_one(name: str) -> None:
     variant = next(v for v in tiny.VARIANTS if str(v) == name)

@@ -21,6 +21,8 @@ from anysize.proof.algebra import check_rows, rows_of
 from anysize.proof.parity import load
 from anysize.recipe import Plan
 from tests import tiny
+from tests.conftest import _tokenizer_files
+from tests.shrink.test_families import request
 
 HALF = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "num_key_value_heads": 1}
 
@@ -58,6 +60,20 @@ def test_a_tied_gain_is_refitted(tied_llama: Path, text: Path, tied_scores: Scor
     assert found["sequential"] < found["least-squares"]
     name = "model.norm.weight:value"
     assert (plans["sequential"].dense[name] != plans["least-squares"].dense[name]).any()
+
+
+def test_a_head_after_a_norm_without_a_gain_is_refitted(text: Path, tmp_path: Path) -> None:
+    source = tmp_path / "olmo"
+    variant = next(v for v in tiny.VARIANTS if v.family == "olmo" and not v.tied)
+    tiny.model(variant, dtype=torch.float32).save_pretrained(source)
+    _tokenizer_files(source, tiny.VOCAB)
+    scores = anysize.calibrate(source, text, tokens=4096, sequence_length=32)
+    width = request(variant)["hidden_size"]
+    found = {
+        readers: anysize.plan(source, hidden_size=width, calibration=scores, readers=readers).dense["model.norm:read"]
+        for readers in ("least-squares", "sequential")
+    }
+    assert abs(found["sequential"] - found["least-squares"]).max() > 1e-3
 
 
 def test_the_layer_before_a_gap_takes_over_what_was_dropped(llama: Path, text: Path, scores: Scores) -> None:

@@ -459,6 +459,28 @@ def test_a_budget_counts_the_tokens_that_are_left(speaking: Path) -> None:
         assert abs(num_parameters(understand(plan.target_config)) - budget) < 4_000, wish
 
 
+def test_tokens_that_only_the_settings_add_are_kept(speaking: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    source = tmp_path / "source"
+    shutil.copytree(speaking, source)
+    place = source / "tokenizer.json"
+    told = json.loads(place.read_text())
+    # As older checkpoints have it: what was added last stands beside tokenizer.json.
+    told["added_tokens"] = [token for token in told["added_tokens"] if token["id"] != END]
+    place.write_text(json.dumps(told))
+    (source / "added_tokens.json").unlink()
+    plan = anysize.plan(source, keep_tokens=WORDS)
+    assert plan.kept_tokens is not None
+    assert END in plan.kept_tokens.index
+    anysize.apply(plan, tmp_path / "out")
+    before, after = (AutoTokenizer.from_pretrained(folder) for folder in (source, tmp_path / "out"))
+    text = f"The cat{SPECIAL[2]}"
+    assert before.tokenize(text)[-1] == after.tokenize(text)[-1] == SPECIAL[2]
+    assert plan.kept_tokens.index[after.convert_tokens_to_ids(SPECIAL[2])] == END
+    assert anysize.plan(source, keep_tokens=[*WORDS, SPECIAL[2]]).kept_tokens == plan.kept_tokens
+
+
 def test_ids_that_transformers_would_fill_in_are_spelled_out() -> None:
     raw = {"model_type": "gpt2", "vocab_size": 50257, "n_embd": 24, "n_head": 3, "n_layer": 1, "n_positions": 9}
     axis = select(50257, [0, 7, 50256])

@@ -40,7 +40,11 @@ class SiteSums:
 
     @torch.no_grad()
     def add(self, values: torch.Tensor, stride: int = 1) -> None:
-        """Add a batch [..., tokens, size]; second moments see every `stride`-th token only."""
+        """Add a batch [..., tokens, size]; second moments see every `stride`-th token only.
+
+        Which ones shifts from one sequence of a batch to the next, so that no position is left out, or always seen: the
+        first one is like no other.
+        """
         values = values.detach().float()
         rows = values.reshape(-1, values.shape[-1])
         absolute = rows.abs()
@@ -52,7 +56,8 @@ class SiteSums:
         self.tokens += len(rows)
         self.sequences += len(per_sequence)
         if "second" in self.sums:
-            seen = rows[::stride]
+            number, length = torch.arange(len(rows)), max(1, values.shape[-2])
+            seen = rows if stride == 1 else rows[((number // length + number % length) % stride == 0).to(rows.device)]
             # x x^T is symmetric: little more than half of it has to be computed. The rest is filled in at the end.
             for begin, end in itertools.pairwise(_edges(rows.shape[-1])):
                 self.sums["second"][begin:end, begin:] += (seen[:, begin:end].T @ seen[:, begin:]).cpu()

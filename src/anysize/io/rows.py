@@ -37,7 +37,7 @@ _MOST_GROUPS, _GROUP_BYTES = 64, 1 << 28
 def is_absent(data: str) -> bool:
     """Whether data that can only be files are not there; what may be a Hub data set is not looked for."""
     path = Path(data).expanduser()
-    local = data.count("/") > 1 or data.startswith((".", "~")) or path.suffix in (*_TEXT, *_IMAGES)
+    local = data.count("/") > 1 or data.startswith((".", "~")) or path.suffix.lower() in (*_TEXT, *_IMAGES)
     return local and not path.exists()
 
 
@@ -77,10 +77,10 @@ def _hub_rows(data: str, split: str, *, ordered: bool) -> Iterator[Row]:
 def _files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
-    found = sorted(p for p in path.rglob("*") if p.suffix in _TEXT and p.is_file())
+    found = [p for p in _shown(path) if p.suffix.lower() in _TEXT]
     if not found:
         raise InputError(f"the data folder '{path}' holds no {', '.join(_TEXT)} file")
-    if any(p.suffix in (".parquet", ".jsonl") for p in found):
+    if any(p.suffix.lower() in (".parquet", ".jsonl") for p in found):
         # Beside tables of rows these are about them: a README, and a script that loads them.
         found = [p for p in found if not (p.stem.upper() == "README" or p == path / f"{path.name}.py")]
     return found
@@ -93,6 +93,12 @@ def identity(data: str, *, images: bool = False) -> list[tuple[str, int, int]]:
     return [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
 
 
+def _shown(folder: Path) -> list[Path]:
+    """Return the files below a folder, in order, without hidden ones: what tools and desktops leave is no data."""
+    below = (p for p in folder.rglob("*") if not any(part.startswith(".") for part in p.relative_to(folder).parts))
+    return sorted(p for p in below if p.is_file())
+
+
 def _is_image_file(path: Path) -> bool:
     return path.suffix.lower() in _IMAGES
 
@@ -101,9 +107,9 @@ def _image_files(path: Path) -> list[Path]:
     """Return the image files of a folder, or its tables where it holds no image file."""
     if path.is_file():
         return [path]
-    every = sorted(p for p in path.rglob("*") if p.is_file())
+    every = _shown(path)
     images = [p for p in every if _is_image_file(p)]
-    tables = [p for p in every if p.suffix in _TABLES]
+    tables = [p for p in every if p.suffix.lower() in _TABLES]
     if images and tables:
         raise InputError(
             f"the data folder '{path}' holds image files and the table '{tables[0].relative_to(path)}', and what "
@@ -151,7 +157,8 @@ def _characters(row: Row) -> int:
 def _text_rows(file: Path) -> Iterator[Row]:
     """Yield a text file as one row, or cut before a blank into several where it is long."""
     rest = ""
-    with file.open(encoding="utf-8") as opened:
+    # A byte-order mark, where there is one, is no text.
+    with file.open(encoding="utf-8-sig") as opened:
         while read := opened.read(_FILE_CHARACTERS):
             rest += read
             places = cuts(rest, _FILE_CHARACTERS)
@@ -161,7 +168,7 @@ def _text_rows(file: Path) -> Iterator[Row]:
 
 
 def _file_rows(file: Path, *, ordered: bool) -> Iterator[Row]:
-    kind = _TEXT.get(file.suffix)
+    kind = _TEXT.get(file.suffix.lower())
     if kind is None:
         raise InputError(f"the data file '{file}' is none of {', '.join(_TEXT)}")
     if kind == "text":

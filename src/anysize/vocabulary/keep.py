@@ -98,7 +98,22 @@ class Vocabulary:
     @property
     def tokens(self) -> Mapping[str, int] | None:
         """Token -> id, None where there is no tokenizer."""
-        return None if self.tokenizer is None else self.tokenizer.tokens
+        return None if self.tokenizer is None else self._added | self.tokenizer.tokens
+
+    @cached_property
+    def _added(self) -> dict[str, int]:
+        """Token -> id of what is named beside tokenizer.json: transformers adds those tokens when it loads it."""
+        if self.folder is None:
+            return {}
+        table = json_object(self.folder / "tokenizer_config.json").get("added_tokens_decoder")
+        found = {
+            token["content"]: int(i)
+            for i, token in (table if isinstance(table, dict) else {}).items()
+            if str(i).isdecimal() and isinstance(token, dict) and isinstance(token.get("content"), str)
+        }
+        more = json_object(self.folder / "added_tokens.json")
+        found |= {token: i for token, i in more.items() if is_number(i, int)}
+        return {token: i for token, i in found.items() if 0 <= i < self.size}
 
     @cached_property
     def always(self) -> set[int]:
@@ -107,7 +122,9 @@ class Vocabulary:
         if self.tokenizer is not None and self.folder is not None:
             settings = json_object(self.folder / "tokenizer_config.json")
             names = _special_names(settings) | _special_names(json_object(self.folder / "special_tokens_map.json"))
-            found |= self.tokenizer.always | {i for t, i in self.tokenizer.tokens.items() if t in names}
+            found |= self.tokenizer.always | {
+                i for t, i in (self.tokens or {}).items() if t in names or t in self._added
+            }
         return self.closed(found)
 
     def closed(self, ids: set[int]) -> set[int]:
