@@ -53,6 +53,18 @@ def test_documents_without_a_word_are_refused(llama: Path, tmp_path: Path) -> No
             of(data, llama)
 
 
+def test_rows_without_text_are_no_documents(llama: Path, tmp_path: Path) -> None:
+    rows = ["", "w3 w4 w5", None, "", None]
+    parquet.write_table(pa.table({"text": rows}), tmp_path / "a.parquet")
+    made = of(str(tmp_path / "a.parquet"), llama)
+    assert made.ids.tolist() == [3, 4, 5, 1]
+    streamed = iter(StreamedSequences(str(tmp_path / "a.parquet"), "", tokenizer_of(str(llama)), 61, 4))
+    assert next(streamed)["input_ids"].tolist() == [3, 4, 5, 1]
+    nothing = words(tmp_path / "b.parquet", "", "", "")
+    with pytest.raises(InputError, match="hold no text: every document that was read is empty"):
+        next(iter(StreamedSequences(nothing, "", tokenizer_of(str(llama)), 61, 2)))
+
+
 def test_sequences_cover_the_tokens_once(llama: Path, text: Path) -> None:
     made = of(str(text), llama)
     sequences = Sequences(made, 64, least=1, data=str(text))

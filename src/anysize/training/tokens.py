@@ -95,7 +95,7 @@ class Packed:
 
 
 def _encoded(data: str, column: str, tokenizer: PreTrainedTokenizerBase, split: str) -> Iterator[tuple[list[int], int]]:
-    """Yield (ids, bytes) of one document after the other, an end token after each."""
+    """Yield (ids, bytes) of one document after the other, an end token after each; an empty row is no document."""
     end: Any = tokenizer.eos_token_id
     waiting: list[tuple[str, bool]] = []
 
@@ -107,7 +107,7 @@ def _encoded(data: str, column: str, tokenizer: PreTrainedTokenizerBase, split: 
         waiting.clear()
 
     for text in documents(data, column, split=split):
-        for start in range(0, max(1, len(text)), _LONGEST):
+        for start in range(0, len(text), _LONGEST):
             waiting.append((text[start : start + _LONGEST], start + _LONGEST >= len(text)))
             if len(waiting) == _DOCUMENTS_AT_ONCE or start:
                 yield from flush()
@@ -142,7 +142,7 @@ def packed(
     backend: Any = getattr(tokenizer, "backend_tokenizer", None)
     spelled = backend.to_str() if backend is not None else repr(tokenizer)
     dtype = "uint16" if vocab_size <= 1 << 16 else "uint32"
-    key = json.dumps([data_identity(data), split, column, spelled, tokenizer.eos_token_id, max_tokens, dtype, 3])
+    key = json.dumps([data_identity(data), split, column, spelled, tokenizer.eos_token_id, max_tokens, dtype, 4])
     home = cache_folder() / "tokens" / hashlib.sha256(key.encode()).hexdigest()[:24]
     record, place = home / "made.json", home / f"ids.{dtype}"
     if record.is_file():
@@ -220,14 +220,16 @@ class StreamedSequences(IterableDataset[Example]):
 
     def _once(self) -> Iterator[Example]:
         waiting: list[int] = []
-        whole = False
-        for ids, _ in _encoded(self.data, self.column, self.tokenizer, "train"):
+        whole, num_bytes = False, 0
+        for ids, size in _encoded(self.data, self.column, self.tokenizer, "train"):
             _refuse_foreign(ids, self.vocab_size)
+            num_bytes += size
             waiting += ids
             while len(waiting) >= self.length:
                 made = torch.tensor(waiting[: self.length])
                 waiting, whole = waiting[self.length :], True
                 yield {"input_ids": made, "labels": made.clone()}
+        _refuse_empty(self.data, num_bytes)
         if not whole:
             raise InputError(
                 f"the data '{self.data}' hold {len(waiting):,} tokens, too few for one sequence of {self.length}: give "
