@@ -253,7 +253,9 @@ def _text_column(row: Row, wanted: str, data: str) -> str:
         return texts[0]
     images = [name for name, value in row.items() if is_picture(value)]
     kind = f"images ({joined(images)}), and this model reads text" if images else f"columns {joined(row)}"
-    raise InputError(f"the data '{data}' have no text column: they have {kind}; name one with --column")
+    raise InputError(
+        f"the data '{data}' have no text column: they have {kind}; name one with --column (data.column in a config)"
+    )
 
 
 def documents(data: str, column: str = "", *, ordered: bool = False, split: str = "train") -> Iterator[str]:
