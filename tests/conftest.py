@@ -132,6 +132,16 @@ def tied_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_llama(tmp_path_factory.mktemp("source") / "tied-llama", tie_word_embeddings=True)
 
 
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Comparisons start no processes."""
+    from anysize.comparison import compare as engine
+    from tests.comparison.runs import InThisProcess
+
+    monkeypatch.setattr(engine, "ProcessPoolExecutor", InThisProcess)
+    monkeypatch.setattr(engine, "as_completed", list)
+
+
 @pytest.fixture(scope="session")
 def story(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Text in which the next word can mostly be told from the last, so that a loss can fall."""

@@ -13,7 +13,7 @@ from anysize.axis import AxisMap
 from anysize.config import understand
 from anysize.dense import DenseMaps, beside
 from anysize.errors import CheckpointError, OutputError
-from anysize.io.whole import write_whole
+from anysize.io.whole import told_of_disk, write_whole
 from anysize.layers import LayerStep
 from anysize.tensors import num_parameters
 
@@ -217,15 +217,16 @@ class Plan(BaseModel):
         """
         require_place(path, with_matrices=bool(self.dense))
         waiting = beside(path).with_name(f".{beside(path).name}.whole")
-        try:
-            if self.dense:
-                self.dense.save(waiting)
-            write_whole({path: self.to_json().encode()})
-            if self.dense:
-                waiting.replace(beside(path))
-        except OSError as error:
-            waiting.unlink(missing_ok=True)
-            raise OutputError(f"cannot save the plan as '{path}': {error.strerror or error}") from error
+        with told_of_disk(f"cannot save the plan as '{path}'"):
+            try:
+                if self.dense:
+                    self.dense.save(waiting)
+                write_whole({path: self.to_json().encode()})
+                if self.dense:
+                    waiting.replace(beside(path))
+            except OSError:
+                waiting.unlink(missing_ok=True)
+                raise
 
     @classmethod
     def load(cls, path: Path) -> Plan:

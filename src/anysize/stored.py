@@ -9,8 +9,8 @@ import hashlib
 import os
 import tempfile
 import weakref
-from collections.abc import Generator, Iterator, Mapping, MutableMapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from anysize.errors import CheckpointError, OutputError
+from anysize.errors import CheckpointError
+from anysize.io.whole import told_of_disk
 
 Matrix = NDArray[np.floating[Any]]
 
@@ -111,18 +112,14 @@ class ScratchArrays(StoredArrays, MutableMapping[str, Matrix]):
 
     def __init__(self, folder: Path | None = None, what: str = "what is fitted") -> None:
         """Make the file in a folder, or in TMPDIR; raise OutputError that says what cannot be kept, here and later."""
-        self._what, self._advice = what, "; set TMPDIR to a folder with room" if folder is None else ""
+        self._what, self._fix = what, "set TMPDIR to a folder with room" if folder is None else ""
         folder = Path(tempfile.gettempdir()) if folder is None else folder
         with self._keeping(str(folder)):
             self.places, self._unchecked, self._file, self._opened = {}, {}, _File(folder, scratch=True), None
         self._end = 0
 
-    @contextmanager
-    def _keeping(self, folder: str) -> Generator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise OutputError(f"cannot keep {self._what} in '{folder}': {error.strerror}{self._advice}") from error
+    def _keeping(self, folder: str) -> AbstractContextManager[None]:
+        return told_of_disk(f"cannot keep {self._what} in '{folder}'", self._fix)
 
     def frozen(self) -> StoredArrays:
         """Return the arrays as they are now, whatever is put here later."""

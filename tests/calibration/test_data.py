@@ -11,6 +11,7 @@ from pyarrow import Table, parquet
 
 from anysize.calibration.data import DataOptions, pieces, token_batches, tokenizer_of
 from anysize.errors import InputError
+from anysize.io import rows as rows_module
 from anysize.io.rows import documents, rows
 
 SHORT = DataOptions(sequence_length=8)
@@ -86,7 +87,7 @@ def test_files_of_a_folder_are_mixed(tmp_path: Path) -> None:
 def test_a_long_text_file_is_several_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = " ".join(f"w{i}" for i in range(5_000))
     (tmp_path / "a.txt").write_text(words, encoding="utf-8")
-    monkeypatch.setattr("anysize.io.rows._FILE_CHARACTERS", 1_000)
+    monkeypatch.setattr("anysize.io.data_files._FILE_CHARACTERS", 1_000)
     found = [row["text"] for row in rows(str(tmp_path / "a.txt"), ordered=True)]
     assert "".join(found) == words
     assert {len(text) // 100 for text in found[:-1]} == {10}
@@ -97,8 +98,8 @@ def test_the_window_holds_fewer_rows_where_they_are_long(tmp_path: Path, monkeyp
     for number in range(30):
         (tmp_path / f"{number:02}.txt").write_text(f"{number:>100}", encoding="utf-8")
     read: list[str] = []
-    whole = Path.open
-    monkeypatch.setattr(Path, "open", lambda path, *a, **k: (read.append(path.name), whole(path, *a, **k))[1])
+    whole = rows_module.file_rows
+    monkeypatch.setattr(rows_module, "file_rows", lambda file, **k: (read.append(file.name), whole(file, **k))[1])
     monkeypatch.setattr("anysize.io.rows._WINDOW_CHARACTERS", 500)
     found = rows(str(tmp_path))
     first = next(found)
@@ -130,7 +131,7 @@ def test_a_row_without_the_text_column_is_named(tmp_path: Path) -> None:
     (tmp_path / "b.jsonl").write_text(json.dumps({"content": "w5 w6"}) + "\n", encoding="utf-8")
     (tmp_path / "n.jsonl").write_text(json.dumps({"text": 5}) + "\n", encoding="utf-8")
 
-    with pytest.raises(InputError, match=r"have a row without text in '(text|content)': it has (text|content)"):
+    with pytest.raises(InputError, match=r"have a row without '(text|content)': it has (text|content)$"):
         list(pieces(str(tmp_path), SHORT))
 
 
@@ -164,13 +165,13 @@ def test_a_null_in_the_first_row_does_not_take_the_text_away(
 def test_a_null_is_no_reason_to_take_another_column(tmp_path: Path) -> None:
     data = _with_nulls(tmp_path, {"story": None, "title": "w3"}, {"story": "w4", "title": "w5"})
     for read in (lambda: list(pieces(data, SHORT)), lambda: list(documents(data))):
-        with pytest.raises(InputError, match="have no text column: they have columns story; title; name one with --co"):
+        with pytest.raises(InputError, match=r"they have columns story \(text\), title \(text\); name one with --co"):
             read()
 
 
 def test_data_without_any_text_are_refused_though_a_null_may_be_one(tmp_path: Path) -> None:
     data = _with_nulls(tmp_path, {"story": None, "n": 1}, {"story": None, "n": 1})
-    with pytest.raises(InputError, match="have no text column: they have columns story; n"):
+    with pytest.raises(InputError, match=r"they have columns story \(nothing but nulls\), n \(int\)"):
         list(pieces(data, SHORT))
 
 

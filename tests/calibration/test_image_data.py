@@ -22,7 +22,6 @@ from anysize.calibration.calibrate import CalibrationOptions
 from anysize.calibration.data import DataOptions, batches, batches_again, labelled_batches
 from anysize.calibration.leave_one_out import require_loss
 from anysize.calibration.scores import Scores
-from anysize.comparison import compare as engine
 from anysize.errors import InputError
 from anysize.io.image_processor import ImageProcessor, image_processor_of
 from anysize.io.pictures import picture
@@ -34,7 +33,6 @@ from anysize.training.config import TrainConfig
 from anysize.training.images import Images
 from anysize.training.run import train
 from tests.calibration.test_resuming import Killed, killed_in
-from tests.comparison.test_compare import InThisProcess
 from tests.image_files import DEIT, by_transformers, config_beside, drawn, prepared, saved_vit, table
 
 LABELS = [0, 3, 6, 1, 2, 2, 5, 4, 0, 1, 6, 3]
@@ -373,7 +371,7 @@ def test_image_files_have_no_labels(deit: Path, tmp_path: Path) -> None:
 
 def test_folders_without_images_or_with_two_kinds_of_them_are_refused(deit: Path, llama: Path, tmp_path: Path) -> None:
     folder = image_folder(tmp_path / "files", 2)
-    with pytest.raises(InputError, match=r"holds no \.txt, .*\.json file"):
+    with pytest.raises(InputError, match=r"holds no \.txt, .*\.tsv file"):
         anysize.calibrate(llama, folder / "class0")
     table(folder / "more.parquet")
     with pytest.raises(InputError, match=r"holds image files and the table 'more\.parquet'"):
@@ -402,11 +400,8 @@ def comparison(source: Path, data: Path, output: Path, **arm: Any) -> Any:
     return compare(config, text="", command="", progress=quiet)
 
 
-def test_a_comparison_prepares_images_as_its_source_does(
-    deit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(engine, "ProcessPoolExecutor", InThisProcess)
-    monkeypatch.setattr(engine, "as_completed", list)
+@pytest.mark.usefixtures("in_this_process")
+def test_a_comparison_prepares_images_as_its_source_does(deit: Path, tmp_path: Path) -> None:
     data = table(tmp_path / "images.parquet", label=LABELS)
     with pytest.raises(InputError, match=r"'.*vit' of arm 'loss' want images prepared in different ways"):
         comparison(deit, data, tmp_path / "out", distill={"teacher": str(saved_vit(tmp_path / "vit"))})

@@ -1,7 +1,9 @@
-"""A small comparison that tests change and carry out."""
+"""A small comparison that tests change and carry out, in this process where they need no others."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -27,3 +29,24 @@ def carried_out(config: dict[str, Any]) -> Results:
     return compare(
         compare_config(config, "c.yaml"), text="text", command="anysize compare c.yaml", progress=lambda *_: None
     )
+
+
+class InThisProcess:
+    """Stands in for the pool of processes, so that a test need not start any."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __enter__(self) -> InThisProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def submit(self, call: Callable[[Any], Any], job: Any) -> Any:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(call(job))
+        except Exception as error:
+            future.set_exception(error)
+        return future

@@ -36,39 +36,7 @@ from tests.conftest import Ran
 Run = Callable[..., Ran]
 
 
-class InThisProcess:
-    """Stands in for the pool of processes, so that a test need not start any."""
-
-    def __init__(self, *_: object) -> None:
-        pass
-
-    def __enter__(self) -> InThisProcess:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def map(self, call: Callable[[Any], Any], jobs: Any) -> Any:
-        return map(call, jobs)
-
-    def submit(self, call: Callable[[Any], Any], job: Any) -> Any:
-        from concurrent.futures import Future
-
-        future: Future[Any] = Future()
-        try:
-            future.set_result(call(job))
-        except Exception as error:
-            future.set_exception(error)
-        return future
-
-
-@pytest.fixture
-def _no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "ProcessPoolExecutor", InThisProcess)
-    monkeypatch.setattr(engine, "as_completed", list)
-
-
-@pytest.mark.usefixtures("_no_processes")
+@pytest.mark.usefixtures("in_this_process")
 def test_a_comparison_tells_everything_and_goes_on_where_it_stopped(
     llama: Path, story: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,7 +104,7 @@ def test_processes_find_what_one_process_finds(llama: Path, story: Path, tmp_pat
     assert found.config == path.read_text()
 
 
-@pytest.mark.usefixtures("_no_processes")
+@pytest.mark.usefixtures("in_this_process")
 def test_an_arm_that_asks_more_of_its_scores_can_be_added(llama: Path, story: Path, tmp_path: Path) -> None:
     arms: dict[str, Any] = {"random": {"random": True}, "influence": {"preset": "subcloning", "layers": "angular"}}
     changes: dict[str, Any] = {"seeds": [0], "learning_rates": [1e-3], "training": {"max_steps": 2},
@@ -152,7 +120,7 @@ def test_an_arm_that_asks_more_of_its_scores_can_be_added(llama: Path, story: Pa
     assert "--leave-one-out" in after.arm("loss").command
 
 
-@pytest.mark.usefixtures("_no_processes")
+@pytest.mark.usefixtures("in_this_process")
 def test_only_arms_that_read_scores_pay_for_them(llama: Path, story: Path, tmp_path: Path) -> None:
     arms = {
         "random": {"random": True},
@@ -169,7 +137,7 @@ def test_only_arms_that_read_scores_pay_for_them(llama: Path, story: Path, tmp_p
     assert not (tmp_path / "without" / "scores").exists()
 
 
-@pytest.mark.usefixtures("_no_processes")
+@pytest.mark.usefixtures("in_this_process")
 def test_a_diverging_arm_is_marked_and_the_others_go_on(
     llama: Path, story: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -189,7 +157,7 @@ def test_a_diverging_arm_is_marked_and_the_others_go_on(
     ]
 
 
-@pytest.mark.usefixtures("_no_processes")
+@pytest.mark.usefixtures("in_this_process")
 def test_a_comparison_that_shows_nothing_about_growing_says_so(llama: Path, story: Path, tmp_path: Path) -> None:
     from anysize.io.models import new_model
 
@@ -215,7 +183,7 @@ def test_a_comparison_that_shows_nothing_about_growing_says_so(llama: Path, stor
     assert found.arm("fresh").calibration_s == 0
 
 
-@pytest.mark.usefixtures("_no_processes")
+@pytest.mark.usefixtures("in_this_process")
 def test_an_arm_whose_own_source_has_changed_is_trained_again(
     llama: Path, new_llama: Callable[..., Path], story: Path, tmp_path: Path
 ) -> None:
@@ -258,7 +226,7 @@ def test_each_arm_pays_for_its_own_source() -> None:
         compare_config({**config_of(Path("s"), Path("t"), Path("o")), "arms": {"a": {"source_cost": {}}}}, "c.yaml")
 
 
-@pytest.mark.usefixtures("_no_processes")
+@pytest.mark.usefixtures("in_this_process")
 @pytest.mark.parametrize("changed", ["calibration", "like", "config", "tokenizer"])
 def test_what_else_starts_are_made_of_may_not_change(
     llama: Path, story: Path, tmp_path: Path, changed: str, new_llama: Callable[..., Path]
@@ -289,7 +257,7 @@ def test_what_else_starts_are_made_of_may_not_change(
         carried_out(config)
 
 
-@pytest.mark.usefixtures("_no_processes")
+@pytest.mark.usefixtures("in_this_process")
 def test_a_schedule_that_follows_what_is_measured_can_be_had(llama: Path, story: Path, tmp_path: Path) -> None:
     arms = {"random": {"random": True, "training": {"lr_scheduler_type": "reduce_lr_on_plateau"}}}
     found = carried_out(config_of(llama, story, tmp_path / "out", arms=arms, seeds=[0], learning_rates=[1e-3]))

@@ -233,7 +233,7 @@ def test_weights_that_are_not_finite_are_refused(new_llama: Run, rows: Path, tmp
         ({"label_column": "x"}, "label_column='x': '"),
         ({"dtype": "int8"}, "dtype='int8': wanted auto, float32, bfloat16, float16"),
         ({"device": "nope"}, "the device 'nope' cannot be used"),
-        ({"column": "n"}, "the data '"),
+        ({"column": "n"}, "the column 'n' of the data '"),
         ({"data": "/nowhere/x.txt"}, "the data '/nowhere/x.txt' do not exist"),
         ({"tasks": ["blimb"], "task_data": "."}, "unknown task 'blimb' (did you mean 'blimp'?); known are arc_easy, "),
         ({"tasks": ["piqa", "piqa"], "task_data": "."}, "task 'piqa' is named twice"),
@@ -259,7 +259,7 @@ def test_data_that_cannot_be_used_are_refused(llama: Path, tmp_path: Path) -> No
         "latin.txt": (b"\xe9\xff", "cannot read the data file"),
         "torn.parquet": (b"PAR1nothing", "cannot read the data file"),
         "torn.jsonl": (b'{"text": "w5"}\n{"text', "cannot read the data file"),
-        "mixed.csv": (b"w5", "is none of .txt"),
+        "mixed.odt": (b"w5", "is none of .txt"),
     }
     for name, (content, sentence) in files.items():
         (tmp_path / name).write_bytes(content)

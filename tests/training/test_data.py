@@ -129,7 +129,7 @@ def test_a_foreign_tokenizer_is_refused_even_where_its_tokens_are_kept(llama: Pa
         ({"max_tokens": 300, "sequence_length": 128}, "2 sequences of 128; wanted at least 8, one step"),
         ({"train": "nowhere.txt"}, "do not exist"),
         ({"validation": "nowhere.txt"}, "do not exist"),
-        ({"column": "none"}, "no text column 'none'"),
+        ({"column": "none"}, "no column 'none'; of text they have text"),
     ],
 )
 def test_data_that_cannot_be_used(llama: Path, text: Path, changes: dict[str, Any], told: str) -> None:

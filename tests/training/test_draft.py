@@ -13,6 +13,7 @@ import torch
 from anysize.errors import InputError
 from anysize.evals import drafting
 from anysize.evals.drafting import checks_of, measure_drafting
+from anysize.io import whole
 from anysize.progress import quiet
 from anysize.training import draft
 from anysize.training.config import Data, Distill, Resize, TrainConfig
@@ -176,7 +177,7 @@ DRAFTED = drafting.Drafting(
 def test_the_command_shows_first_and_says_where_the_text_was_too_short(
     llama: Path, story: Path, tmp_path: Path, cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(_path: Path, _told: object) -> None:
+    def full(_contents: object) -> None:
         raise OSError(28, "No space left on device")
 
     def made(_asked: TrainConfig, **_told: Any) -> Any:
@@ -193,7 +194,7 @@ def test_the_command_shows_first_and_says_where_the_text_was_too_short(
     assert shown["agreement with the source, share of all tokens"] == "0.500"
     assert "note: the held-out text gave 2 prompts of the 3 asked for" in ran.out.splitlines()
     assert "note:" not in cli(*asked, 2).out
-    monkeypatch.setattr(drafting, "write_json", full)
+    monkeypatch.setattr(whole, "write_whole", full)
     ran = cli(*asked, 2)
     assert (ran.code, "No space left on device" in ran.err) == (2, True)
     assert "0.250" in ran.out

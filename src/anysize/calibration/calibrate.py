@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from anysize.calibration.data import num_places, tokenizer_place
 from anysize.calibration.layer_by_layer import LayerByLayer, has_finished
-from anysize.calibration.on_disk import BLOCKS, AveragesOnDisk
+from anysize.calibration.on_disk import BLOCKS, WHAT_IS_KEPT, AveragesOnDisk
 from anysize.calibration.run import Collector
 from anysize.calibration.scores import Scores, check_output
 from anysize.calibration.share import CalibrationOptions, NoBatchError, Share, check_options
@@ -29,6 +29,7 @@ from anysize.devices import CPU, chosen_device, device_with
 from anysize.errors import AnysizeError, InputError, OutputError
 from anysize.io.lock import FolderLock
 from anysize.io.reader import Checkpoint, TensorSource
+from anysize.io.whole import told_of_disk
 from anysize.memory import fits_in_memory, free_bytes
 from anysize.processes import add_up, rank_and_world, wait_for_all
 from anysize.progress import Progress
@@ -119,11 +120,9 @@ class _Run:
         state = {"fingerprint": self.fingerprint, "batches": self.batches_done, "items": self.items_done,
                  "aliases": self.collector.aliases, "feeds": self.collector.feeds}  # fmt: skip
         writing, begin = _writing(self.place), time.monotonic()
-        try:
+        with told_of_disk(f"cannot keep {WHAT_IS_KEPT} as '{self.place}'"):
             save_file(self.sums(), writing, {"state": json.dumps(state)})
             writing.replace(self.place)
-        except (OSError, SafetensorError) as error:
-            raise OutputError(f"cannot keep the sums of the calibration as '{self.place}': {error}") from error
         self._saved_at = time.monotonic()
         self._saving_took = self._saved_at - begin
 

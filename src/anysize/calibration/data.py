@@ -18,11 +18,12 @@ import torch
 
 from anysize.config import SourceConfig
 from anysize.errors import InputError
+from anysize.io.data_files import Row, cuts
 from anysize.io.image_processor import ImageProcessor, image_processor_of
 from anysize.io.models import tokenizer_of
 from anysize.io.pictures import class_of, picture
 from anysize.io.reader import Checkpoint, TensorSource
-from anysize.io.rows import Row, cuts, documents, rows, text_column, text_of
+from anysize.io.rows import documents, rows, text_column, text_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -7,7 +7,8 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from anysize.errors import OutputError
+from anysize.io.cache import MOVE_CACHE
+from anysize.io.whole import told_of_disk
 
 Candidate = tuple[int, ...]
 # The sets and the number of a batch in, the KL of each set on that batch out, one by one.
@@ -69,16 +70,11 @@ class Ledger:
     def _keep(self, candidate: Candidate, batch: int, value: float) -> None:
         if self._place is None:
             return
-        try:
+        with told_of_disk(f"cannot keep the search's state as '{self._place}'", MOVE_CACHE):
             self._place.parent.mkdir(parents=True, exist_ok=True)
             with self._place.open("a", encoding="utf-8") as file:
                 # The line break comes first, so that a line which a kill cut off swallows no other.
                 file.write(f"\n{json.dumps([candidate, batch, value])}")
-        except OSError as error:
-            raise OutputError(
-                f"cannot keep the search's state as '{self._place}': {error.strerror}; set ANYSIZE_CACHE to a folder "
-                "that can be written"
-            ) from error
 
     def close(self) -> None:
         """Remove what was kept: the search has come to its end."""

@@ -8,14 +8,14 @@ from __future__ import annotations
 import os
 import weakref
 from abc import abstractmethod
-from collections.abc import Generator, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
 
 from anysize.calibration.statistics import MADE_OF, average, kinds_of
-from anysize.errors import OutputError
+from anysize.io.whole import told_of_disk
 from anysize.stored import StoredArrays
 
 # What is told of the layers themselves lies beside the sites, under this name.
@@ -87,13 +87,9 @@ def by_site(arrays: StoredArrays) -> dict[str, KindsOnDisk]:
     return {site: KindsOnDisk(arrays, kinds) for site, kinds in names.items()}
 
 
-@contextmanager
-def keeping(folder: Path) -> Generator[None]:
-    """While active, an OSError is one sentence: what a calibration keeps in this folder meanwhile cannot be kept."""
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(f"cannot keep {WHAT_IS_KEPT} in '{folder}': {error.strerror or error}") from error
+def keeping(folder: Path) -> AbstractContextManager[None]:
+    """Return what tells, while active, that the disk refuses what a calibration keeps in this folder meanwhile."""
+    return told_of_disk(f"cannot keep {WHAT_IS_KEPT} in '{folder}'")
 
 
 class RowsOnDisk:

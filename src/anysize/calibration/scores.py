@@ -22,6 +22,7 @@ from anysize.dense import stored_arrays
 from anysize.errors import CheckpointError, OutputError, joined
 from anysize.io.reader import Checkpoint, TensorSource, read_ranges
 from anysize.io.tensor_file import Entry, save_one_by_one
+from anysize.io.whole import told_of_disk
 from anysize.memory import fits_in_memory
 from anysize.tensors import dim_size
 
@@ -143,13 +144,11 @@ class Scores:
             wide = len(size) < 2
             return name, "F64" if wide else "F32", size, prod(size) * (8 if wide else 4)
 
-        try:
+        with told_of_disk(f"cannot save the scores as '{path}'"):
             save_one_by_one(
                 path, map(entry, places), lambda name: self._stored(*places[name]).numpy().data,
                 {_RECORD: self.record.model_dump_json()}, digests=_DIGESTS,
             )  # fmt: skip
-        except OSError as error:
-            raise OutputError(f"cannot save the scores as '{path}': {error}") from error
 
     @classmethod
     def load(cls, path: Path, *, low_memory: bool = False) -> Scores:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
+import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +14,7 @@ from anysize import api
 from anysize.cli.options import Verify
 from anysize.cli.progress import progress_bars
 from anysize.cli.show import console, json_of, show_proof
+from anysize.processes import rank_and_world
 from anysize.recipe import Plan
 
 
@@ -20,14 +23,38 @@ def command_line() -> str:
     return shlex.join(["anysize", *sys.argv[1:]])
 
 
+class _Terminated(KeyboardInterrupt):
+    """Someone, or a cluster whose time is up, ends the process."""
+
+
+def _terminated(_: int, __: object) -> None:
+    raise _Terminated
+
+
 @contextmanager
-def keeping_work_on_interrupt() -> Generator[None]:
-    """Turn Ctrl-C into a sentence and exit code 130; what was written stays, to be resumed."""
+def _ended_by(signal_number: int) -> Generator[None]:
+    """While active, a signal ends what is under way as Ctrl-C does: processes that it has begun end with it."""
+    # Where several train together, one that waits for the others in a library would not hear it.
+    if rank_and_world()[1] > 1 or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal_number, _terminated)
     try:
         yield
-    except KeyboardInterrupt:
+    finally:
+        signal.signal(signal_number, before)
+
+
+@contextmanager
+def keeping_work_on_interrupt() -> Generator[None]:
+    """Turn Ctrl-C, and a cluster's SIGTERM, into a sentence and exit code 130, or 143; what was written stays, to be
+    resumed."""
+    try:
+        with _ended_by(signal.SIGTERM):
+            yield
+    except KeyboardInterrupt as interrupt:
         print("anysize: interrupted; the same command continues where it stopped", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(143 if isinstance(interrupt, _Terminated) else 130)
 
 
 @contextmanager

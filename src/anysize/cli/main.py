@@ -72,7 +72,8 @@ _OBJECTS_BEFORE_COLLECTING = 1_000_000
 
 
 def main() -> None:
-    """Run the command line: exit 0 on success, 1 when a proof fails, 2 for input that cannot be used, 130 on Ctrl-C."""
+    """Run the command line: exit 0 on success, 1 when a proof fails, 2 for input that cannot be used, 130 on
+    Ctrl-C, 143 on SIGTERM."""
     gc.set_threshold(_OBJECTS_BEFORE_COLLECTING)
     try:
         sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False))

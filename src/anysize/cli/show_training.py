@@ -42,6 +42,8 @@ def show_training(found: Mapping[str, Any], output: str, *, as_json: bool) -> No
         print_table(f"held-out {'error rate' if unit == 'images' else 'loss'}", ["step", *splits], rows)
     if bits := found.get("bits_per_byte"):
         say(f"in the end {', '.join(f'{value:.4f} bits/byte of {split}' for split, value in bits.items())}")
+    for note in found.get("notes", ()):
+        say(f"note: {note}")
     rate = found["tokens"] / max(found["train_s"], 1e-9)
     seconds = found.get("seconds", "")
     amount = f"{found['tokens']:,} {unit}, {rate:,.0f} a second {seconds} in training"

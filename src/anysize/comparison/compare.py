@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import threading
-from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -15,12 +14,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from anysize.calibration.data import DataOptions
 from anysize.comparison.config import CompareConfig
 from anysize.comparison.flops import conversion_flops, leave_one_out_flops
 from anysize.comparison.folder import RECORD, claimed
 from anysize.comparison.job import Job, arguments_of, carry_out, conversion_s, known, prepare, takes_scores
-from anysize.comparison.legal import models_of_arms, require_plannable, require_trainable, target_of
+from anysize.comparison.legal import models_of_arms, named, require_plannable, require_trainable, target_of
 from anysize.comparison.records import machine, plan_record, resize_command, versions
 from anysize.comparison.search import ladder, search
 from anysize.comparison.summary import rows_of
@@ -30,7 +31,7 @@ from anysize.flops import forward_flops, training_flops
 from anysize.io.hub import open_checkpoint
 from anysize.io.image_processor import identity_of
 from anysize.io.lock import FolderLock
-from anysize.io.whole import write_json
+from anysize.io.whole import read_json, told_of_disk, write_json
 from anysize.processes import rank_and_world
 from anysize.progress import Progress
 from anysize.report.schema import Arm, Metric, Results, Row, Run, SourceRecord
@@ -38,12 +39,17 @@ from anysize.target import public_sizes
 from anysize.tensors import num_parameters
 from anysize.training.arguments import with_defaults
 from anysize.training.clock import clock_of, device_of_run, peak_of, seconds_of
-from anysize.training.data import Datasets, datasets_of
+from anysize.training.data import Datasets, datasets_of, shared_files
 from anysize.training.start import beside_weights, calibration_of, folder_of, scores_from
 
 if TYPE_CHECKING:
+    from anysize.comparison.measure import Figure
     from anysize.io.reader import TensorSource
     from anysize.recipe import Plan
+
+
+# Nats/token by which end tokens between documents may raise a source's loss before that is told.
+_NOTED = 0.01
 
 
 def _end_with_parent() -> None:
@@ -91,6 +97,24 @@ def _told_of_lost_processes() -> Generator[None]:
             "a process of the comparison ended without a word, most often for want of memory: give fewer workers or a "
             "smaller batch; the same command goes on"
         ) from error
+
+
+def _each(pool: Executor, work: Callable[[Job], object], jobs: Sequence[Job], then: Callable[[int], None]) -> None:
+    """Do some work on every job, and something each time that one is done, told how many are.
+
+    What one of them raises says of which arm it was; what others are at by then, they bring to its end.
+    """
+    waiting = {pool.submit(work, job): job for job in jobs}
+    try:
+        with _told_of_lost_processes():
+            for number, future in enumerate(as_completed(waiting), 1):
+                with named(waiting[future].arm):
+                    future.result()
+                then(number)
+    except BaseException:
+        for future in waiting:
+            future.cancel()
+        raise
 
 
 class Comparison:
@@ -160,10 +184,11 @@ class Comparison:
             assert calibrate is not None
             scores = calibrate()
             seconds = self.clock() - begin
-            place.parent.mkdir(parents=True, exist_ok=True)
+            with told_of_disk(f"cannot keep the scores of '{arm}' in '{place.parent}'"):
+                place.parent.mkdir(parents=True, exist_ok=True)
             scores.save(place)
             write_json(record, {"calibration_s": seconds})
-        return json.loads(record.read_text(encoding="utf-8"))["calibration_s"]
+        return read_json(record, "calibration_s")["calibration_s"]
 
     def job(self, arm: str, rate: float, seed: int, steps: int | None = None) -> Job:
         """Return one run of an arm; of all its steps where none are given."""
@@ -182,9 +207,7 @@ class Comparison:
         with ProcessPoolExecutor(workers, context, _enter, (counter, num_gpus)) as pool, _ended_with_us(running):
             starts = {self.job(arm, 0.0, seed).start: self.job(arm, 0.0, seed)
                       for arm in config.arms for seed in config.seeds if not config.arms[arm].random}  # fmt: skip
-            with _told_of_lost_processes():
-                for number, _ in enumerate(pool.map(prepare, starts.values())):
-                    self.progress("starts", number + 1, len(starts))
+            _each(pool, prepare, [*starts.values()], lambda number: self.progress("starts", number, len(starts)))
 
             def train(asked: list[tuple[str, float, int]]) -> list[Run]:
                 return self._carry_out(pool, [self.job(arm, r, config.seeds[0], steps) for arm, r, steps in asked])
@@ -201,17 +224,12 @@ class Comparison:
         """Return the runs of jobs in order; each is in the results as soon as it is there."""
         # Arms that differ in nothing but their names share a run.
         missing = {job.folder: job for job in jobs if known(job) is None}
-        waiting = [pool.submit(carry_out, job) for job in missing.values()]
-        try:
-            with _told_of_lost_processes():
-                for future in as_completed(waiting):
-                    future.result()
-                    self.write(complete=False)
-                    self.progress("runs", len(self.runs()), self.num_runs)
-        except BaseException:
-            for future in waiting:
-                future.cancel()
-            raise
+
+        def then(_: int) -> None:
+            self.write(complete=False)
+            self.progress("runs", len(self.runs()), self.num_runs)
+
+        _each(pool, carry_out, [*missing.values()], then)
         found = [known(job) for job in jobs]
         return [run for run in found if run is not None]
 
@@ -269,28 +287,35 @@ class Comparison:
         )  # fmt: skip
 
     @cached_property
-    def _sources(self) -> dict[str, tuple[int, float]]:
+    def _sources(self) -> dict[str, tuple[int, Figure]]:
         """Parameters and figure of the source, and of those that some arms have for themselves, by their names."""
-        from anysize.comparison.measure import held_out  # noqa: PLC0415
+        from anysize.comparison.measure import Figure, held_out  # noqa: PLC0415
 
         place = self.place.path / "sources.json"
-        known: dict[str, float] = json.loads(place.read_text(encoding="utf-8")) if place.is_file() else {}
-        found: dict[str, tuple[int, float]] = {}
+        known: dict[str, Any] = read_json(place) if place.is_file() else {}
+        found: dict[str, tuple[int, Figure]] = {}
         args = arguments_of(self.job(next(iter(self.config.arms)), self.config.learning_rates[0], self.config.seeds[0]))
         for source in dict.fromkeys([self.config.source, *(arm.source for arm in self.config.arms.values())]):
             if source:
                 tensors = open_checkpoint(source)
                 identity = _identity_of(tensors)
-                if identity not in known:
-                    known[identity] = held_out(folder_of(tensors), self.data.held_out[self.config.split], args)
+                try:
+                    figure = Figure.model_validate(known.get(identity))
+                except ValidationError:
+                    figure = held_out(folder_of(tensors), self.data, self.config.split, args)
+                    known[identity] = figure.model_dump()
                     write_json(place, known)
-                found[source] = num_parameters(understand(tensors.config)), known[identity]
+                found[source] = num_parameters(understand(tensors.config)), figure
         return found
+
+    @cached_property
+    def _shared_files(self) -> list[str]:
+        return shared_files(self.config.data)
 
     def _source_record(self) -> SourceRecord:
         count, figure = self._sources[self.config.source]
         return SourceRecord(
-            location=self.config.source, num_parameters=count, sizes=public_sizes(self.source), test=figure,
+            location=self.config.source, num_parameters=count, sizes=public_sizes(self.source), test=figure.value,
             **self.config.source_cost.model_dump(),
         )  # fmt: skip
 
@@ -364,10 +389,18 @@ class Comparison:
     def _notes(self, runs: Sequence[Run], rows: Sequence[Row]) -> Iterator[str]:
         if self.config.split == "validation":
             yield "there are no test data: figures are of the validation data that rates were chosen on"
+        yield from self._shared_files
         arms, count = self.config.arms, num_parameters(self.target)
         goals = [row for row in rows
                  if row.arm in self.config.goals and arms[row.arm].random and not arms[row.arm].distill]  # fmt: skip
-        for source, (before, loss) in self._sources.items():
+        for source, (before, figure) in self._sources.items():
+            loss = min(figure.value, figure.of_text)
+            if loss < figure.value - _NOTED:
+                yield (
+                    f"'{source}' does not expect the end tokens that stand between documents: over everything its loss "
+                    f"is {figure.value:.3f}, without them and the token after each {loss:.3f}, which counts where "
+                    "growing is judged"
+                )
             for row in goals:
                 if count > before and row.after > loss - 0.1:
                     yield (

@@ -20,8 +20,8 @@ from typing import Any
 from anysize import __version__
 from anysize.comparison.config import CompareConfig
 from anysize.errors import InputError
-from anysize.io.whole import write_json
-from anysize.training.tokens import data_identity, same_data
+from anysize.io.data_identity import data_identity, same_data
+from anysize.io.whole import read_json, write_json
 
 RECORD = "comparison.json"
 
@@ -99,7 +99,7 @@ def claimed(
     shared: dict[str, Any] = json.loads(json.dumps(shared))
     record = path / RECORD
     if record.is_file():
-        known = json.loads(record.read_text(encoding="utf-8"))
+        known = read_json(record, fix="choose another output, or put back the file as it was")
         if (timed := known.pop("seconds", seconds)) != seconds:
             raise InputError(
                 f"the output '{path}' holds runs that were timed by seconds {timed}, and here they are {seconds}: they "

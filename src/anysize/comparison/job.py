@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import dataclass
 from functools import partial
@@ -11,11 +10,13 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from anysize.comparison.config import ArmConfig, CompareConfig
 from anysize.comparison.folder import Place
 from anysize.config import SourceConfig, understand
 from anysize.io.hub import open_checkpoint
-from anysize.io.whole import write_json
+from anysize.io.whole import damaged, read_json, write_json
 from anysize.progress import quiet
 from anysize.report.schema import Run
 from anysize.shrink import reads_scores
@@ -57,7 +58,10 @@ def known(job: Job) -> Run | None:
     record = job.folder / "run.json"
     if not record.is_file():
         return None
-    found = Run.model_validate_json(record.read_text(encoding="utf-8"))
+    try:
+        found = Run.model_validate_json(record.read_bytes())
+    except ValidationError as error:
+        raise damaged(record, f"it holds no run ({error.errors()[0]['msg']})") from error
     # Another arm with the same settings may have made it.
     return found.model_copy(update={"arm": job.arm})
 
@@ -136,7 +140,7 @@ def prepare(job: Job) -> None:
     resize = job.config.resize_of(job.arm, job.seed)
     if job.config.arms[job.arm].random or job.start.is_whole:
         return
-    target = understand(json.loads(job.place.target.read_text(encoding="utf-8")))
+    target = understand(read_json(job.place.target))
     scored = takes_scores(job.config, job.arm, target)
     # They serve all arms, so the comparison knows what they took.
     found = partial(Scores.load, job.place.scores(job.config, job.arm)) if scored else None
@@ -166,9 +170,9 @@ def _start(job: Job) -> Start:
 
     if not job.config.arms[job.arm].random:
         return job.start.start(torch.float32)
-    target = json.loads(job.place.target.read_text(encoding="utf-8"))
+    target, home = understand(read_json(job.place.target)), folder_of(open_checkpoint(job.config.source))
     # Other numbers than the seeds of the data's order.
-    return at_random(understand(target), folder_of(open_checkpoint(job.config.source)), 1000 + job.seed, torch.float32)
+    return at_random(target, home, 1000 + job.seed, torch.float32)
 
 
 def carry_out(job: Job) -> Run:

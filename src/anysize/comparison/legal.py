@@ -60,7 +60,7 @@ def target_of(config: CompareConfig, source: SourceConfig) -> SourceConfig:
         own = (arm.source or config.source, arm.layers, arm.stream_scale)
         if arm.random or (own, arm.untie) == ((config.source, first.layers, 1.0), False):
             continue
-        with _named(name):
+        with named(name):
             made = made_of(*own, untie=arm.untie)
         if made.sizes != target.sizes:
             listed = "" if arm.layers == "auto" else f" with layers '{arm.layers}'"
@@ -72,7 +72,7 @@ def target_of(config: CompareConfig, source: SourceConfig) -> SourceConfig:
 
 
 @contextmanager
-def _named(arm: str) -> Generator[None]:
+def named(arm: str) -> Generator[None]:
     """While active, what is refused says of which arm it is."""
     try:
         yield
@@ -94,7 +94,7 @@ def require_trainable(config: CompareConfig) -> None:
         made = [training_arguments({**given, "learning_rate": r}, f"arm {name}") for r in config.rates_of(name)]
         for args in made:
             require_buildable(args, f"arm {name}")
-        with _named(name):
+        with named(name):
             for args in made:
                 require_recipe(arm.recipe, args)
                 require_shards(args)
@@ -118,5 +118,5 @@ def require_plannable(config: CompareConfig, target: SourceConfig) -> None:
         if arm.random:
             continue
         scores = _no_scores_yet if takes_scores(config, name, target) else None
-        with suppress(_ScoresMissingError), _named(name):
+        with suppress(_ScoresMissingError), named(name):
             plan_of(config.resize_of(name, config.seeds[0]), scores, quiet)

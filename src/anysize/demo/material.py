@@ -17,6 +17,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from anysize.errors import OutputError
 from anysize.io.models import config_of, quiet_transformers
+from anysize.io.whole import told_of_disk
 
 CONTEXT = 128
 BATCH = 8
@@ -125,8 +126,6 @@ def make_room(output: Path, folders: tuple[Path, ...]) -> None:
         raise OutputError(f"'{output}' holds something that no demo has made: choose another folder with --output")
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
-    try:
+    with told_of_disk(f"the output '{output}' cannot be made"):
         output.mkdir(parents=True, exist_ok=True)
         marker.write_text("Made by `anysize demo`, which replaces what lies here.\n", encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"the output '{output}' cannot be made: {error.strerror}") from error

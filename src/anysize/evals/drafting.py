@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from anysize.errors import InputError, OutputError
+from anysize.errors import InputError
 from anysize.io.card import CARD, read_card, with_section
 from anysize.io.models import quiet_transformers
-from anysize.io.whole import write_json, write_whole
+from anysize.io.whole import told_of_disk, write_json, write_whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -169,13 +169,11 @@ def measure_drafting(
 
 def save_drafting(found: Drafting, source: str, folder: Path) -> None:
     """Write what was measured beside the draft and into its card; raise OutputError where that fails."""
-    path = folder.expanduser() / RECORD
-    try:
-        write_json(path, {"source": source, **found.model_dump()})
-        card = with_section(read_card(folder.expanduser(), _SECTION), _SECTION, _card(found, source))
-        write_whole({folder.expanduser() / CARD: card.encode()})
-    except OSError as error:
-        raise OutputError(f"cannot write the result to '{path}': {error.strerror or error}") from error
+    folder = folder.expanduser()
+    write_json(folder / RECORD, {"source": source, **found.model_dump()})
+    card = with_section(read_card(folder, _SECTION), _SECTION, _card(found, source))
+    with told_of_disk(f"the card of '{folder}' cannot be written"):
+        write_whole({folder / CARD: card.encode()})
 
 
 def _card(found: Drafting, source: str) -> str:

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from anysize.errors import OutputError
-from anysize.io.whole import write_whole
+from anysize.io.whole import told_of_disk, write_whole
 
 
 class _Figures(BaseModel):
@@ -107,7 +107,5 @@ def save(found: Evaluation, path: Path) -> None:
     """Write an evaluation as JSON, at once under its name; raise OutputError where that fails."""
     check_output(path)
     path = path.expanduser()
-    try:
+    with told_of_disk(f"cannot write the result to '{path}'"):
         write_whole({path: (found.model_dump_json(indent=1) + "\n").encode()})
-    except OSError as error:
-        raise OutputError(f"cannot write the result to '{path}': {error.strerror}") from error

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from anysize.errors import InputError
-from anysize.io.rows import cuts, documents
+from anysize.io.data_files import cuts
+from anysize.io.rows import documents
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

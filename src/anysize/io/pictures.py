@@ -6,7 +6,8 @@ import io
 from typing import TYPE_CHECKING
 
 from anysize.errors import InputError, joined
-from anysize.io.rows import Row, is_picture
+from anysize.io.data_files import Row
+from anysize.io.rows import is_picture
 
 if TYPE_CHECKING:
     from PIL.Image import Image

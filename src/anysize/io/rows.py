@@ -1,4 +1,4 @@
-"""Rows of data as they lie on disk or on the Hub: text files, image files, folders, parquet and jsonl; texts in them.
+"""Rows of data, of files or of the Hub, in an order of their own or mixed; and the texts in them.
 
 A reader either wants a bit of everything first (calibration) or the data from their start (evaluation): `ordered`.
 Either order depends on the data alone, and everything is streamed.
@@ -6,38 +6,28 @@ Either order depends on the data alone, and everything is streamed.
 
 from __future__ import annotations
 
-import glob
 import itertools
 import random
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from anysize.errors import InputError, joined
+from anysize.io.data_files import Row, file_rows, image_files, image_row, is_data_file, is_image_file, text_files
 
-if TYPE_CHECKING:
-    from pyarrow.parquet import ParquetFile
-
-Row = dict[str, Any]
-_TEXT = {".txt": "text", ".md": "text", ".py": "text", ".parquet": "parquet", ".jsonl": "json", ".json": "json"}
-_IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-_TABLES = (".parquet", ".jsonl", ".json")
 _PREFERRED = ("text", "content")
 # Where values are null, which column holds the text is told by the next rows, by so many at most.
 _UNTOLD = 64
 # Rows are shuffled within a window of so many, in which long documents count as several rows.
 _WINDOW = 1000
-_NEAR = 256
-# Characters that a window holds, and of one text file that are read at a time: what is longer is several rows.
-_WINDOW_CHARACTERS, _FILE_CHARACTERS = 1 << 28, 1 << 26
-# Groups of rows of a parquet file that are read in turns, and what they may take together, uncompressed.
-_MOST_GROUPS, _GROUP_BYTES = 64, 1 << 28
+# Characters that a window holds.
+_WINDOW_CHARACTERS = 1 << 28
 
 
 def is_absent(data: str) -> bool:
     """Whether data that can only be files are not there; what may be a Hub data set is not looked for."""
     path = Path(data).expanduser()
-    local = data.count("/") > 1 or data.startswith((".", "~")) or path.suffix.lower() in (*_TEXT, *_IMAGES)
+    local = data.count("/") > 1 or data.startswith((".", "~")) or is_data_file(path)
     return local and not path.exists()
 
 
@@ -50,13 +40,13 @@ def rows(data: str, *, ordered: bool = False, split: str = "train", images: bool
     """
     path = Path(data).expanduser()
     if path.exists():
-        files = _image_files(path) if images else _files(path)
+        files = image_files(path) if images else text_files(path)
         if not ordered:
             random.Random(0).shuffle(files)
-        if images and _is_image_file(files[0]):
+        if images and is_image_file(files[0]):
             # In a random order already: a window would only hold what nobody has asked for yet.
-            return map(_image_row, files)
-        found = itertools.chain.from_iterable(_file_rows(file, ordered=ordered) for file in files)
+            return map(image_row, files)
+        found = itertools.chain.from_iterable(file_rows(file, ordered=ordered) for file in files)
         return found if ordered else _shuffled(found)
     if is_absent(data):
         raise InputError(f"the data '{data}' do not exist")
@@ -68,63 +58,26 @@ def _hub_rows(data: str, split: str, *, ordered: bool) -> Iterator[Row]:
 
     try:
         found: Any = load_dataset(data, split=split, streaming=True)
-        # A buffer of one row: its files are shuffled here, its rows below.
-        return iter(found) if ordered else _shuffled(found.shuffle(seed=0, buffer_size=1))
     except Exception as error:  # whatever a Hub data set raises, the user needs one sentence
         raise InputError(f"the data '{data}' are no file or folder, and no Hub data set: {error}") from error
+    # A buffer of one row: its files are shuffled here, its rows below.
+    read = _read_on(data, found if ordered else found.shuffle(seed=0, buffer_size=1))
+    return read if ordered else _shuffled(read)
 
 
-def _files(path: Path) -> list[Path]:
-    if path.is_file():
-        return [path]
-    found = [p for p in _shown(path) if p.suffix.lower() in _TEXT]
-    if not found:
-        raise InputError(f"the data folder '{path}' holds no {', '.join(_TEXT)} file")
-    if any(p.suffix.lower() in (".parquet", ".jsonl") for p in found):
-        # Beside tables of rows these are about them: a README, and a script that loads them.
-        found = [p for p in found if not (p.stem.upper() == "README" or p == path / f"{path.name}.py")]
-    return found
+def _read_on(data: str, found: Iterable[Row]) -> Iterator[Row]:
+    try:
+        yield from found
+    except Exception as error:  # a network that fails, a file that is damaged: each library raises its own
+        why = " ".join(str(error).split())[:200]
+        raise InputError(f"cannot read on in the Hub data set '{data}': {why}; the same command tries again") from error
 
 
 def identity(data: str, *, images: bool = False) -> list[tuple[str, int, int]]:
     """Return what changes when the files that `rows` reads change: their names, sizes and times; nothing of the Hub."""
     path = Path(data).expanduser()
-    files = (_image_files(path) if images else _files(path)) if path.exists() else []
+    files = (image_files(path) if images else text_files(path)) if path.exists() else []
     return [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-
-
-def _shown(folder: Path) -> list[Path]:
-    """Return the files below a folder, in order, without hidden ones: what tools and desktops leave is no data."""
-    below = (p for p in folder.rglob("*") if not any(part.startswith(".") for part in p.relative_to(folder).parts))
-    return sorted(p for p in below if p.is_file())
-
-
-def _is_image_file(path: Path) -> bool:
-    return path.suffix.lower() in _IMAGES
-
-
-def _image_files(path: Path) -> list[Path]:
-    """Return the image files of a folder, or its tables where it holds no image file."""
-    if path.is_file():
-        return [path]
-    every = _shown(path)
-    images = [p for p in every if _is_image_file(p)]
-    tables = [p for p in every if p.suffix.lower() in _TABLES]
-    if images and tables:
-        raise InputError(
-            f"the data folder '{path}' holds image files and the table '{tables[0].relative_to(path)}', and what "
-            "either says of the other is not read: give a folder of one kind"
-        )
-    if not images and not tables:
-        raise InputError(f"the data folder '{path}' holds no {', '.join((*_IMAGES, *_TABLES))} file")
-    return images or tables
-
-
-def _image_row(file: Path) -> Row:
-    try:
-        return {"image": {"bytes": file.read_bytes(), "path": file.name}}
-    except OSError as error:
-        raise InputError(f"cannot read the data file '{file}': {error.strerror}") from error
 
 
 def _shuffled(read: Iterable[Row]) -> Iterator[Row]:
@@ -152,68 +105,6 @@ def _shuffled(read: Iterable[Row]) -> Iterator[Row]:
 def _characters(row: Row) -> int:
     values = (value.get("bytes") if isinstance(value, dict) else value for value in row.values())
     return sum(len(value) for value in values if isinstance(value, str | bytes))
-
-
-def _text_rows(file: Path) -> Iterator[Row]:
-    """Yield a text file as one row, or cut before a blank into several where it is long."""
-    rest = ""
-    # A byte-order mark, where there is one, is no text.
-    with file.open(encoding="utf-8-sig") as opened:
-        while read := opened.read(_FILE_CHARACTERS):
-            rest += read
-            places = cuts(rest, _FILE_CHARACTERS)
-            yield from ({"text": rest[a:b]} for a, b in itertools.pairwise(places[:-1]))
-            rest = rest[places[-2] :]
-    yield {"text": rest}
-
-
-def _file_rows(file: Path, *, ordered: bool) -> Iterator[Row]:
-    kind = _TEXT.get(file.suffix.lower())
-    if kind is None:
-        raise InputError(f"the data file '{file}' is none of {', '.join(_TEXT)}")
-    if kind == "text":
-        try:
-            yield from _text_rows(file)
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"cannot read the data file '{file}' as text: {error}") from error
-        return
-    try:
-        yield from _parquet_rows(file, ordered=ordered) if kind == "parquet" else _json_rows(file)
-    except Exception as error:  # pyarrow and json each raise their own for a damaged file
-        raise InputError(f"cannot read the data file '{file}': {' '.join(str(error).split())[:200]}") from error
-
-
-def _parquet_rows(file: Path, *, ordered: bool) -> Iterator[Row]:
-    from pyarrow import parquet  # noqa: PLC0415
-
-    with parquet.ParquetFile(file) as opened:
-        groups = list(range(opened.num_row_groups))
-        if ordered:
-            for batch in opened.iter_batches(batch_size=64):
-                yield from batch.to_pylist()
-            return
-        random.Random(0).shuffle(groups)
-        largest = max((opened.metadata.row_group(group).total_byte_size for group in groups), default=1)
-        at_once = max(1, min(_MOST_GROUPS, _GROUP_BYTES // max(1, largest)))
-        readers = [_group_rows(opened, groups[first::at_once]) for first in range(at_once)]
-        # In turns, because rows often lie by label or by author and a window holds few groups.
-        for turn in itertools.zip_longest(*readers):
-            yield from (row for row in turn if row is not None)
-
-
-def _group_rows(opened: ParquetFile, groups: list[int]) -> Iterator[Row]:
-    for group in groups:
-        for batch in opened.iter_batches(batch_size=16, row_groups=[group]):
-            yield from batch.to_pylist()
-
-
-def _json_rows(file: Path) -> Iterator[Row]:
-    from datasets import load_dataset  # noqa: PLC0415
-
-    # An empty file has no rows; with a name that reads as a pattern it would be another file.
-    if file.stat().st_size:
-        found: Any = load_dataset("json", data_files=glob.escape(str(file)), split="train", streaming=True)
-        yield from found
 
 
 def is_picture(value: object) -> bool:
@@ -248,14 +139,25 @@ def _text_column(row: Row, wanted: str, data: str) -> str:
         return named
     texts = [name for name, value in row.items() if isinstance(value, str)]
     if wanted:
-        raise InputError(f"the data '{data}' have no text column '{wanted}': they have {joined(texts) or 'none'}")
+        of_them = f"of text they have {', '.join(texts) or 'nothing'}"
+        if wanted in row:
+            raise InputError(f"the column '{wanted}' of the data '{data}' holds {_kind(row[wanted])}; {of_them}")
+        raise InputError(f"the data '{data}' have no column '{wanted}'; {of_them}")
     if len(texts) == 1:
         return texts[0]
-    images = [name for name, value in row.items() if is_picture(value)]
-    kind = f"images ({joined(images)}), and this model reads text" if images else f"columns {joined(row)}"
+    images = [name for name, value in row.items() if is_picture(value) and not isinstance(value, bytes)]
+    columns = ", ".join(f"{name} ({_kind(value)})" for name, value in row.items())
+    kind = f"images ({joined(images)}), and this model reads text" if images else f"columns {columns}"
     raise InputError(
         f"the data '{data}' have no text column: they have {kind}; name one with --column (data.column in a config)"
     )
+
+
+def _kind(value: object) -> str:
+    """Return what a value of a row is, in words."""
+    if isinstance(value, bytes):
+        return "bytes, which may be anything: store text as strings"
+    return "nothing but nulls" if value is None else "text" if isinstance(value, str) else type(value).__name__
 
 
 def documents(data: str, column: str = "", *, ordered: bool = False, split: str = "train") -> Iterator[str]:
@@ -268,16 +170,8 @@ def documents(data: str, column: str = "", *, ordered: bool = False, split: str 
 def text_of(row: Row, column: str, data: str) -> str:
     """Return the text of one row, "" where it is null; raise InputError where the row has no such text."""
     text = row.get(column)
-    if (text is not None and not isinstance(text, str)) or column not in row:
-        raise InputError(f"the data '{data}' have a row without text in '{column}': it has {joined(row)}")
+    if column not in row:
+        raise InputError(f"the data '{data}' have a row without '{column}': it has {', '.join(row) or 'nothing'}")
+    if text is not None and not isinstance(text, str):
+        raise InputError(f"the data '{data}' have a row without text in '{column}': it is {_kind(text)}")
     return text or ""
-
-
-def cuts(text: str, size: int) -> list[int]:
-    """Return where a text is cut into pieces of about a size: before a blank where one is near, so no word is split."""
-
-    def moved(at: int) -> int:
-        near = range(at, min(at + _NEAR, len(text)))
-        return next((i for i in near if text[i].isspace()), at if at + _NEAR < len(text) else len(text))
-
-    return sorted({0, len(text), *map(moved, range(size, len(text), size))})

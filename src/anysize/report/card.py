@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from anysize.errors import OutputError
 from anysize.io.card import CARD, read_card, with_section
-from anysize.io.whole import write_whole
+from anysize.io.whole import told_of_disk, write_whole
 from anysize.report.curves import missing
 from anysize.report.headline import headline, number
 from anysize.report.schema import Results
@@ -70,8 +69,6 @@ def write_card(results: Results, curves: bytes, model: Path) -> Path:
     card, text = model / CARD, read_card(model, SECTION)
     made = with_section(text, SECTION, f"## {_plain(results.title)}\n\n{card_table(results, picture=PICTURE)}")
     contents = {model / PICTURE: curves, card: made.encode()}
-    try:
+    with told_of_disk(f"the card of '{model}' cannot be written"):
         write_whole(contents)
-    except OSError as error:
-        raise OutputError(f"the card of '{model}' cannot be written: {error.strerror or error}") from error
     return card

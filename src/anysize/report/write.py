@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from anysize.errors import OutputError
-from anysize.io.whole import write_whole
+from anysize.io.whole import told_of_disk, write_whole
 from anysize.report.page import render
 from anysize.report.plots import draw
 from anysize.report.schema import Results
@@ -43,12 +43,13 @@ def write_report(results: Results, folder: Path) -> Written:
     contents = {folder / FIGURES / name: data for name, data in figures.items()}
     contents[folder / PAGE] = page.encode("utf-8", errors="replace")
     made = [place for place in (folder / FIGURES, folder) if not place.exists()]
-    try:
-        (folder / FIGURES).mkdir(parents=True, exist_ok=True)
-        write_whole(contents)
-    except OSError as error:
-        for place in made:
-            if place.is_dir() and not any(place.iterdir()):
-                place.rmdir()
-        raise OutputError(f"cannot write the report to '{folder}': {error.strerror or error}") from error
+    with told_of_disk(f"cannot write the report to '{folder}'"):
+        try:
+            (folder / FIGURES).mkdir(parents=True, exist_ok=True)
+            write_whole(contents)
+        except OSError:
+            for place in made:
+                if place.is_dir() and not any(place.iterdir()):
+                    place.rmdir()
+            raise
     return Written(folder / PAGE, tuple(folder / FIGURES / name for name in figures))

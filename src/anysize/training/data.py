@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anysize.config import SourceConfig
 from anysize.errors import InputError, joined
+from anysize.io.data_identity import in_common
 from anysize.io.image_processor import image_processor_of
 from anysize.io.models import tokenizer_of
 from anysize.progress import Progress
@@ -32,7 +34,7 @@ class Datasets:
 
     tokens_each: of one example (1 for an image). bits_per_byte: what a loss in nats/token is multiplied by to be
     bits/byte, by name; empty for images. num_sequences: of the training data; None where they are streamed. identity:
-    of the training tokens as they are kept.
+    of the training tokens as they are kept. end_token: what stands between documents; None where nothing does.
     """
 
     train: Dataset[Any]
@@ -41,7 +43,23 @@ class Datasets:
     num_sequences: int | None
     bits_per_byte: dict[str, float] = field(default_factory=dict)
     identity: str = ""
+    end_token: int | None = None
     collate: Callable[[list[Any]], dict[str, Any]] = stacked
+
+
+def shared_files(data: Data) -> list[str]:
+    """Return a sentence for each two of the data that are measured or trained on which have a file in common."""
+    why = {
+        ("train", "validation"): "what is measured there was learned",
+        ("train", "test"): "what is measured there was learned",
+        ("validation", "test"): "what is chosen by the one looks better in the other",
+    }
+    found: list[str] = []
+    for (one, other), told in why.items():
+        first, second = getattr(data, one), getattr(data, other)
+        if first and second and (file := in_common(first, second)):
+            found.append(f"data.{one} and data.{other} have '{Path(file).name}' in common: {told}")
+    return found
 
 
 def datasets_of(data: Data, config: SourceConfig, tokenizer: str, least: int, progress: Progress) -> Datasets:
@@ -65,6 +83,7 @@ def datasets_of(data: Data, config: SourceConfig, tokenizer: str, least: int, pr
         return Datasets(train, held_out, 1, len(train))
     made = tokenizer_of(data.tokenizer or tokenizer)
     vocab, length = config.sizes["vocab"], data.sequence_length
+    end: Any = made.eos_token_id
     if config.num_positions is not None and length > config.num_positions:
         raise InputError(f"data.sequence_length is {length}, and the model has positions for {config.num_positions}")
     held_out, bits = {}, {}
@@ -76,7 +95,7 @@ def datasets_of(data: Data, config: SourceConfig, tokenizer: str, least: int, pr
         if data.max_tokens is not None:
             raise InputError("data.max_tokens: nobody counts the tokens of a stream; set training.max_steps instead")
         streamed = StreamedSequences(data.train, data.column, made, vocab, length)
-        return Datasets(streamed, held_out, length, None, bits)
+        return Datasets(streamed, held_out, length, None, bits, end_token=end)
     tokens = packed(data.train, data.column, made, vocab, data.max_tokens, progress)
     train = Sequences(tokens, length, least=least, data=data.train)
-    return Datasets(train, held_out, length, len(train), bits, tokens.path.parent.name)
+    return Datasets(train, held_out, length, len(train), bits, tokens.path.parent.name, end)

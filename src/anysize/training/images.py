@@ -13,11 +13,11 @@ from torch.utils.data import Dataset
 
 from anysize.errors import InputError
 from anysize.io.cache import cache_folder
+from anysize.io.data_identity import data_identity
 from anysize.io.image_processor import ImageProcessor
 from anysize.io.pictures import label_of, picture
 from anysize.io.rows import rows
 from anysize.progress import Progress
-from anysize.training.tokens import data_identity
 
 Example = dict[str, torch.Tensor]
 

@@ -18,6 +18,7 @@ from anysize.errors import InputError
 from anysize.flops import forward_flops
 from anysize.io.hub import open_checkpoint
 from anysize.io.models import quiet_transformers
+from anysize.io.whole import told_of_disk
 from anysize.progress import Progress
 from anysize.training.arguments import examples_a_step
 from anysize.training.config import Distill, Recipe
@@ -228,7 +229,8 @@ def run(
         trainer.account.restore(checkpoint)
         # Measured when the run began.
         args.eval_on_start = False
-    with quiet_transformers():
+    # Checkpoints tell of themselves; this is what report_to keeps.
+    with quiet_transformers(), told_of_disk(f"the run in '{args.output_dir}' cannot go on", "the same command goes on"):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     step, wanted = trainer.state.global_step, trainer.state.max_steps
     # Of the run from its beginning: one that is resumed after it diverged has no step left to notice it at.

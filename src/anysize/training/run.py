@@ -15,12 +15,14 @@ import torch
 from anysize.calibration.scores import model_sha256
 from anysize.config import SourceConfig, read_config, understand
 from anysize.errors import AnysizeError, InputError
+from anysize.io.card import CARD
+from anysize.io.data_identity import data_contents, same_data
 from anysize.io.hub import local_folder, open_checkpoint
 from anysize.io.image_processor import image_processor_of, require_same_images
 from anysize.io.lock import FolderLock
 from anysize.io.models import quiet_transformers
 from anysize.io.provenance import companions
-from anysize.io.whole import write_json
+from anysize.io.whole import read_json, told_of_disk, write_json
 from anysize.layers import LEAVE_ONE_OUT
 from anysize.processes import first_process_first, rank_and_world, wait_for_all
 from anysize.progress import Progress, quiet
@@ -36,7 +38,7 @@ from anysize.training.arguments import (
 from anysize.training.card import training_card
 from anysize.training.clock import clock_of, peak_of, seconds_of
 from anysize.training.config import Calibration, TrainConfig
-from anysize.training.data import Datasets, datasets_of
+from anysize.training.data import Datasets, datasets_of, shared_files
 from anysize.training.loop import (
     Outcome,
     last_checkpoint,
@@ -60,7 +62,6 @@ from anysize.training.start import (
     scores_from,
     tokenizer_bytes,
 )
-from anysize.training.tokens import data_contents, same_data
 
 if TYPE_CHECKING:
     from anysize.training.trainer import Teacher
@@ -135,7 +136,7 @@ class _Folder:
         record = self.path / _RECORD
         self._is_new = not record.is_file()
         if record.is_file():
-            known = json.loads(record.read_text(encoding="utf-8"))
+            known = read_json(record, "config", "finished", fix="choose another output, or put back the file as it was")
             if known["config"] != self._config:
                 changed = sorted(k for k in {*known["config"], *self._config}
                                  if known["config"].get(k) != self._config.get(k))  # fmt: skip
@@ -263,18 +264,19 @@ def _save(
 ) -> None:
     """Write the trained model with what lies beside a checkpoint, as a folder that any loader takes."""
     trainer = outcome.trainer
-    with quiet_transformers():
-        trainer.save_model(str(folder))
-    # A pickle, which nothing of ours reads.
-    (folder / "training_args.bin").unlink(missing_ok=True)
-    if trainer.is_world_process_zero():
-        for name, content in companions(Path(start.tokenizer)):
-            place = folder / name
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.write_bytes(content)
-        if config.keep_optimizer:
-            _keep_optimizer(trainer, folder)
-        (folder / "README.md").write_text(training_card(config, start, found, command), encoding="utf-8")
+    with told_of_disk(f"cannot save the trained model in '{folder}'", "make room, and the same command goes on"):
+        with quiet_transformers():
+            trainer.save_model(str(folder))
+        # A pickle, which nothing of ours reads.
+        (folder / "training_args.bin").unlink(missing_ok=True)
+        if trainer.is_world_process_zero():
+            for name, content in companions(Path(start.tokenizer)):
+                place = folder / name
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.write_bytes(content)
+            if config.keep_optimizer:
+                _keep_optimizer(trainer, folder)
+            (folder / CARD).write_text(training_card(config, start, found, command), encoding="utf-8")
 
 
 def train(config: TrainConfig, *, command: str, origin: str, progress: Progress) -> dict[str, Any]:
@@ -336,7 +338,7 @@ def _trained(
             f"training diverged at step {outcome.step}: a loss was not finite; give a lower learning rate, or a longer "
             f"warm-up (the run is in '{folder.path}')"
         )
-    found = _found(outcome, start, data)
+    found = {**_found(outcome, start, data), "notes": shared_files(config.data)}
     _save(config, outcome, start, found, folder.path, command)
     return found
 

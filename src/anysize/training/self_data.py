@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,9 @@ import numpy as np
 import torch
 
 from anysize.errors import InputError
+from anysize.io.whole import told_of_disk
 from anysize.training.config import SelfData
-from anysize.training.targets import stored_array
+from anysize.training.targets import StoredRows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -69,17 +71,16 @@ class Continuations:
                 "would have nothing to say"
             )
         self.model, self.options = model, options
-        self.ids: np.ndarray[Any, Any] | None = None
+        self.ids: StoredRows | None = None
+        self._kept = partial(told_of_disk, f"distill.cache: '{folder}' cannot hold the teacher's words")
         if folder and num_sequences is not None:
             dtype, shape = "uint16" if num_classes <= 1 << 16 else "uint32", (num_sequences, length)
             key = json.dumps([identity, options.model_dump(), shape, dtype, 1])
             home = Path(folder).expanduser() / f"words-{hashlib.sha256(key.encode()).hexdigest()[:24]}"
-            try:
+            with self._kept():
                 home.mkdir(parents=True, exist_ok=True)
-                self.ids = stored_array(home / "ids", dtype, shape)
-                self.there = stored_array(home / "there", "uint8", (num_sequences,))
-            except OSError as error:
-                raise InputError(f"distill.cache: '{folder}' cannot hold the teacher's words: {error}") from error
+                self.ids = StoredRows(home / "ids", dtype, shape)
+                self.there = StoredRows(home / "there", "uint8", (num_sequences,))
 
     def of(self, ids: torch.Tensor, sequences: torch.Tensor | None) -> torch.Tensor:
         """Return sequences with the teacher's words; their numbers say where those are kept."""
@@ -89,6 +90,7 @@ class Continuations:
         silent = self.there[rows] == 0
         if bool(silent.any()):
             said = continued(self.model, ids[torch.from_numpy(silent).to(ids.device)], self.options)
-            self.ids[rows[silent]] = said.cpu().numpy().astype(self.ids.dtype)
-            self.there[rows[silent]] = 1
+            with self._kept():
+                self.ids[rows[silent]] = said.cpu().numpy()
+                self.there[rows[silent]] = np.ones(len(said))
         return torch.from_numpy(self.ids[rows].astype(np.int64)).to(ids.device)

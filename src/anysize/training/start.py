@@ -18,7 +18,7 @@ from anysize.errors import CheckpointError, InputError
 from anysize.io.hub import local_folder, open_checkpoint
 from anysize.io.models import building, config_of, model_class, new_model, other_ids, quiet_transformers
 from anysize.io.reader import TensorSource
-from anysize.io.whole import write_json
+from anysize.io.whole import read_json, told_of_disk, write_json
 from anysize.progress import Progress
 from anysize.proof.coverage import check_source
 from anysize.recipe import Plan
@@ -200,7 +200,8 @@ class StartFolder:
             return found
 
         plan = plan_of(resize, scores and measured, progress)
-        self.path.mkdir(parents=True, exist_ok=True)
+        with told_of_disk(f"cannot make the start '{self.path}'"):
+            self.path.mkdir(parents=True, exist_ok=True)
         api.apply(plan, self.model, source=resize.source, overwrite=True, command=command, progress=progress)
         plan.save(self._plan)
         conversion_s = clock() - begin - calibration_s
@@ -209,7 +210,7 @@ class StartFolder:
     @property
     def seconds(self) -> dict[str, float]:
         """What it took: calibration_s and conversion_s."""
-        return json.loads(self._made.read_text(encoding="utf-8"))
+        return read_json(self._made, "calibration_s", "conversion_s")
 
     @property
     def plan(self) -> Plan:

@@ -9,14 +9,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import weakref
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from anysize.errors import InputError
+from anysize.io.whole import told_of_disk
 
 
 class TargetCache:
@@ -33,17 +35,16 @@ class TargetCache:
         dtype = "uint16" if num_classes <= 1 << 16 else "uint32"
         key = json.dumps([identity, shape, dtype, 1])
         home = folder.expanduser() / hashlib.sha256(key.encode()).hexdigest()[:24]
-        try:
+        self._kept = partial(told_of_disk, f"distill.cache: '{folder}' cannot hold the targets")
+        with self._kept():
             home.mkdir(parents=True, exist_ok=True)
-            self.classes = stored_array(home / "classes", dtype, shape)
-            self.logs = stored_array(home / "logs", "float16", shape)
-            self.there = stored_array(home / "there", "uint8", (num_sequences,))
-        except OSError as error:
-            raise InputError(f"distill.cache: '{folder}' cannot hold the targets: {error}") from error
+            self.classes = StoredRows(home / "classes", dtype, shape)
+            self.logs = StoredRows(home / "logs", "float16", shape)
+            self.there = StoredRows(home / "there", "uint8", (num_sequences,))
 
     @property
     def num_bytes(self) -> int:
-        return int(self.classes.nbytes + self.logs.nbytes + self.there.nbytes)
+        return self.classes.num_bytes + self.logs.num_bytes + self.there.num_bytes
 
     def of(
         self, sequences: torch.Tensor, compute: Callable[[], tuple[torch.Tensor, torch.Tensor]]
@@ -52,21 +53,39 @@ class TargetCache:
         rows = sequences.cpu().numpy()
         if not bool(self.there[rows].all()):
             classes, logs = compute()
-            self.classes[rows] = classes.cpu().numpy().astype(self.classes.dtype)
-            self.logs[rows] = logs.cpu().numpy().astype(np.float16)
-            self.there[rows] = 1
+            with self._kept():
+                self.classes[rows] = classes.cpu().numpy()
+                self.logs[rows] = logs.cpu().numpy()
+                self.there[rows] = np.ones(len(rows))
         classes = torch.from_numpy(self.classes[rows].astype(np.int64))
         return classes, torch.from_numpy(self.logs[rows].astype(np.float32))
 
 
-def stored_array(path: Path, dtype: str, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
-    """Return a file as an array; a new one is sparse and takes room as it is filled."""
-    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    # Never emptied: another process may have it mapped already, or be about to.
-    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        if os.fstat(file).st_size != size:
-            os.ftruncate(file, size)
-    finally:
-        os.close(file)
-    return np.memmap(path, dtype, "r+", shape=shape)
+class StoredRows:
+    """An array in a file, read and written by rows; a new one is sparse and takes room as it is filled.
+
+    Raises OSError where it cannot be written: not through the memory that it is read by, where a full disk would end
+    the process without a word.
+    """
+
+    def __init__(self, path: Path, dtype: str, shape: tuple[int, ...]) -> None:
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        # Never emptied: another process may have it mapped already, or be about to.
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        weakref.finalize(self, os.close, self._file)
+        if os.fstat(self._file).st_size != size:
+            os.ftruncate(self._file, size)
+        self._read: np.ndarray[Any, Any] = np.memmap(path, dtype, "r", shape=shape)
+
+    @property
+    def num_bytes(self) -> int:
+        return self._read.nbytes
+
+    def __getitem__(self, rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        return self._read[rows]
+
+    def __setitem__(self, rows: np.ndarray[Any, Any], values: np.ndarray[Any, Any]) -> None:
+        for row, found in zip(rows, values, strict=True):
+            data, done = np.asarray(found, self._read.dtype).tobytes(), 0
+            while done < len(data):
+                done += os.pwrite(self._file, data[done:], int(row) * len(data) + done)

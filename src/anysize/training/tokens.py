@@ -20,8 +20,10 @@ import torch
 from torch.utils.data import Dataset, IterableDataset
 
 from anysize.errors import InputError
-from anysize.io.cache import cache_folder
+from anysize.io.cache import MOVE_CACHE, cache_folder
+from anysize.io.data_identity import data_identity
 from anysize.io.rows import documents
+from anysize.io.whole import read_json, told_of_disk, write_json
 from anysize.progress import Progress
 
 if TYPE_CHECKING:
@@ -32,46 +34,6 @@ Example = dict[str, torch.Tensor]
 _DOCUMENTS_AT_ONCE = 64
 # A document is cut here before it is tokenized, so that one of any length takes little memory.
 _LONGEST = 1 << 20
-# Bytes of a file that are looked at to know it again, at its beginning and at its end.
-_ENDS = 1 << 16
-
-
-def data_identity(data: str) -> str:
-    """Return what changes when the data change: names, sizes and times of files, or the commit of a Hub data set."""
-    path = Path(data).expanduser()
-    if path.exists():
-        files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-        return json.dumps([(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files])
-    from huggingface_hub import HfApi  # noqa: PLC0415
-
-    try:
-        return f"{data}@{HfApi().dataset_info(data).sha}"
-    except Exception:  # whatever the network or the Hub does, the name alone has to do
-        return data
-
-
-def data_contents(data: str) -> str:
-    """Return what changes when the data change, wherever they lie: names, sizes, and how files begin and end."""
-    path = Path(data).expanduser()
-    if not path.exists():
-        return data_identity(data)
-    home = path if path.is_dir() else path.parent
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    told: list[tuple[str, int, str]] = []
-    for file in files:
-        with file.open("rb") as opened:
-            size = opened.seek(0, os.SEEK_END)
-            opened.seek(0)
-            ends = opened.read(_ENDS)
-            opened.seek(max(0, size - _ENDS))
-            ends += opened.read(_ENDS)
-        told.append((str(file.relative_to(home)), size, hashlib.sha256(ends).hexdigest()))
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
-
-
-def same_data(before: str, now: str) -> bool:
-    """Whether two identities are of the same data: of a Hub data set without a network, the id is all there is."""
-    return before == now or before.startswith(f"{now}@") or now.startswith(f"{before}@")
 
 
 @dataclass(frozen=True)
@@ -146,35 +108,35 @@ def packed(
     home = cache_folder() / "tokens" / hashlib.sha256(key.encode()).hexdigest()[:24]
     record, place = home / "made.json", home / f"ids.{dtype}"
     if record.is_file():
-        made = json.loads(record.read_text())
+        made = read_json(record, "num_tokens", "num_bytes", "max_id")
         if max_id := made["max_id"]:
             _refuse_foreign([max_id], vocab_size)
         _refuse_empty(data, made["num_bytes"])
         return Packed(place, made["num_tokens"], made["num_bytes"], dtype)
-    home.mkdir(parents=True, exist_ok=True)
-    writing = home / f"ids.{os.getpid()}"
-    num_tokens = num_bytes = max_id = 0
-    try:
-        with writing.open("wb") as file:
-            for ids, size in _encoded(data, column, tokenizer, split):
-                _refuse_foreign(ids, vocab_size)
-                if max_tokens is not None and num_tokens + len(ids) >= max_tokens:
-                    kept = max_tokens - num_tokens
-                    # The bytes of a part, by its share of the tokens.
-                    size, ids = round(size * kept / len(ids)), ids[:kept]
-                file.write(np.array(ids, dtype).tobytes())
-                num_tokens, num_bytes = num_tokens + len(ids), num_bytes + size
-                max_id = max(max_id, *ids) if ids else max_id
-                progress("tokens", num_tokens, max_tokens or 0)
-                if num_tokens == max_tokens:
-                    break
-        _refuse_empty(data, num_bytes)
-        writing.replace(place)
-    except BaseException:
-        writing.unlink(missing_ok=True)
-        raise
-    writing.write_text(json.dumps({"num_tokens": num_tokens, "num_bytes": num_bytes, "max_id": max_id}))
-    writing.replace(record)
+    with told_of_disk(f"cannot keep the tokens of '{data}' in '{home}'", MOVE_CACHE):
+        home.mkdir(parents=True, exist_ok=True)
+        writing = home / f"ids.{os.getpid()}"
+        num_tokens = num_bytes = max_id = 0
+        try:
+            with writing.open("wb") as file:
+                for ids, size in _encoded(data, column, tokenizer, split):
+                    _refuse_foreign(ids, vocab_size)
+                    if max_tokens is not None and num_tokens + len(ids) >= max_tokens:
+                        kept = max_tokens - num_tokens
+                        # The bytes of a part, by its share of the tokens.
+                        size, ids = round(size * kept / len(ids)), ids[:kept]
+                    file.write(np.array(ids, dtype).tobytes())
+                    num_tokens, num_bytes = num_tokens + len(ids), num_bytes + size
+                    max_id = max(max_id, *ids) if ids else max_id
+                    progress("tokens", num_tokens, max_tokens or 0)
+                    if num_tokens == max_tokens:
+                        break
+            _refuse_empty(data, num_bytes)
+            writing.replace(place)
+        except BaseException:
+            writing.unlink(missing_ok=True)
+            raise
+        write_json(record, {"num_tokens": num_tokens, "num_bytes": num_bytes, "max_id": max_id})
     return Packed(place, num_tokens, num_bytes, dtype)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -15,11 +15,13 @@ import torch
 from accelerate.utils.operations import recursively_apply
 from torch.utils.data import RandomSampler
 from transformers import Trainer, TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
 
 from anysize.config import SourceConfig
 from anysize.errors import InputError
 from anysize.flops import training_flops
 from anysize.io.hub import open_checkpoint
+from anysize.io.whole import read_json, told_of_disk, write_json
 from anysize.processes import add_up, rank_and_world
 from anysize.training.arguments import examples_a_step
 from anysize.training.clock import clock_of
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 
 
 _ACCOUNT = "anysize-account.json"
+_GOES_ON = "make room, and the same command goes on from the checkpoint before it"
 # Of how many steps the speed is a median.
 _RECENT = 1_000
 
@@ -105,7 +108,7 @@ class Account:
     def save(self, checkpoint: Path, train_s: float, teacher_s: float, first_s: float) -> None:
         """Keep what all have spent beside a checkpoint, so that a resumed run goes on counting."""
         told = {"train_s": train_s, "teacher_s": teacher_s, "first_s": first_s}
-        (checkpoint / _ACCOUNT).write_text(json.dumps(told), encoding="utf-8")
+        write_json(checkpoint / _ACCOUNT, told)
 
     def restore(self, checkpoint: Path) -> None:
         """Take up what was spent until a checkpoint; nothing where a kill came before it was written.
@@ -114,7 +117,7 @@ class Account:
         """
         place = checkpoint / _ACCOUNT
         if place.is_file() and rank_and_world()[0] == 0:
-            told = json.loads(place.read_text(encoding="utf-8"))
+            told = read_json(place, fix="remove it, and the seconds before it are not counted")
             self.train_s, self.teacher_s, self.first_s = (told.get(k, 0.0) for k in ("train_s", "teacher_s", "first_s"))
 
 
@@ -177,6 +180,17 @@ class AnysizeTrainer(Trainer):
             moved.to(self.args.device)
             if teacher.writer is not None:
                 teacher.writer = teacher.writer.to(self.args.device)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Save a checkpoint, or leave none: half of one would be room that the rest needs."""
+        place = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+        with told_of_disk(f"cannot save the checkpoint '{place}'", _GOES_ON):
+            try:
+                super()._save_checkpoint(model, trial)
+            except Exception:
+                if not (place / TRAINER_STATE_NAME).is_file():
+                    shutil.rmtree(place, ignore_errors=True)
+                raise
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the model as a plain checkpoint, gathered where it is sharded; all processes have to call this."""
