@@ -364,7 +364,7 @@ def test_a_column_is_chosen_or_named(llama: Path, tmp_path: Path) -> None:
     data = written(tmp_path / "x.jsonl", json.dumps({"title": "w3 " * 500, "story": words * 20}) + "\n")
     with pytest.raises(InputError, match="name one with --column"):
         anysize.calibrate(llama, data, sequence_length=64)
-    with pytest.raises(InputError, match="no text column 'stroy': they have title; story"):
+    with pytest.raises(InputError, match="no column 'stroy'; of text they have title, story"):
         anysize.calibrate(llama, data, sequence_length=64, column="stroy")
     one, two = (anysize.calibrate(llama, data, sequence_length=64, column=c) for c in ("title", "story"))
     assert not same(one, two, 1e-6)
