@@ -11,13 +11,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from anysize.errors import InputError, OutputError
 from anysize.io.whole import damaged, read_json, told_of_disk, write_json
+from anysize.progress import quiet
+from anysize.training.config import train_config
+from anysize.training.run import train
 from anysize.training.targets import TargetCache
 from tests.training.runs import config_of, record, written
+from tests.training.test_resume import asked_of
 
 
 def limited(command: list[str], num_bytes: int | None, **env: str) -> subprocess.CompletedProcess[str]:
@@ -82,6 +87,27 @@ def test_tokens_that_cannot_be_kept_are_told_and_nothing_of_them_stays(
     assert "File too large; set ANYSIZE_CACHE to a folder that can be written and has room" in ran.stderr
     assert not [file for file in (tmp_path / "cache").rglob("*") if file.is_file() and file.stat().st_size == 20_000]
     assert not (tmp_path / "out").exists()
+
+
+def test_images_that_cannot_be_kept_are_told_and_nothing_of_them_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ANYSIZE_CACHE", str(tmp_path / "cache"))
+    config = asked_of("vit", tmp_path, tmp_path / "out")
+    whole, failing = np.save, True
+
+    def save(place: Path, values: Any) -> None:
+        whole(place, values)
+        if failing:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(np, "save", save)
+    asked = train_config(config, "c.yaml")
+    with pytest.raises(OutputError, match=r"cannot keep the images of '.*' in '.*': No space left on device; set ANYS"):
+        train(asked, command="", origin="c.yaml", progress=quiet)
+    assert not list((tmp_path / "cache").rglob("writing*"))
+    failing = False
+    train(asked, command="", origin="c.yaml", progress=quiet)
 
 
 def test_targets_that_cannot_be_kept_are_told_when_they_are_written(

@@ -23,7 +23,9 @@ def demo(
     with redirect_stdout(sys.stderr) if json else nullcontext():
         typer.echo("0. load torch and transformers")
         from anysize.demo.story import run_demo  # noqa: PLC0415
+        from anysize.io.whole import told_of_disk  # noqa: PLC0415
 
-        found = run_demo(output, seconds)
+        with told_of_disk(f"the demo cannot be written to '{output}'", "make room, or choose another --output"):
+            found = run_demo(output, seconds)
     if json:
         typer.echo(dumps(found))

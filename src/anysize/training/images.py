@@ -12,11 +12,12 @@ import torch
 from torch.utils.data import Dataset
 
 from anysize.errors import InputError
-from anysize.io.cache import cache_folder
+from anysize.io.cache import MOVE_CACHE, cache_folder
 from anysize.io.data_identity import data_identity
 from anysize.io.image_processor import ImageProcessor
 from anysize.io.pictures import label_of, picture
 from anysize.io.rows import rows
+from anysize.io.whole import told_of_disk
 from anysize.progress import Progress
 
 Example = dict[str, torch.Tensor]
@@ -51,25 +52,27 @@ class Images(Dataset[Example]):
         self, data: str, split: str, columns: tuple[str, str], max_images: int | None, progress: Progress
     ) -> None:
         column, label_column = columns
-        self._home.mkdir(parents=True, exist_ok=True)
         labels: list[int] = []
         writing = self._home / f"writing.{os.getpid()}"
-        try:
-            with writing.open("wb") as file:
-                for row in rows(data, split=split, images=True):
-                    labels.append(label_of(row, data, label_column, "data.label_column"))
-                    file.write(self._processor.stored(picture(row, data, column), data).tobytes())
-                    progress("images", len(labels), max_images or 0)
-                    if len(labels) == max_images:
-                        break
-            if not labels:
-                raise InputError(f"the data '{data}' are empty")
-            writing.replace(self._home / "pixels.uint8")
-        finally:
-            writing.unlink(missing_ok=True)
-        partial = Path(f"{writing}.npy")
-        np.save(partial, np.array(labels, np.int64))
-        partial.replace(self._home / "labels.npy")
+        with told_of_disk(f"cannot keep the images of '{data}' in '{self._home}'", MOVE_CACHE):
+            self._home.mkdir(parents=True, exist_ok=True)
+            partial = Path(f"{writing}.npy")
+            try:
+                with writing.open("wb") as file:
+                    for row in rows(data, split=split, images=True):
+                        labels.append(label_of(row, data, label_column, "data.label_column"))
+                        file.write(self._processor.stored(picture(row, data, column), data).tobytes())
+                        progress("images", len(labels), max_images or 0)
+                        if len(labels) == max_images:
+                            break
+                if not labels:
+                    raise InputError(f"the data '{data}' are empty")
+                writing.replace(self._home / "pixels.uint8")
+                np.save(partial, np.array(labels, np.int64))
+                partial.replace(self._home / "labels.npy")
+            finally:
+                writing.unlink(missing_ok=True)
+                partial.unlink(missing_ok=True)
 
     def __len__(self) -> int:
         return len(self._labels)
