@@ -84,6 +84,34 @@ def test_a_checkpoint_without_some_weights_is_refused(tmp_path: Path) -> None:
     assert (output / "checkpoint-4").is_dir()
 
 
+def test_a_damaged_checkpoint_is_one_sentence_and_its_fix_works(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    config = asked_of("llama", tmp_path, output)
+    run(config)
+    told = record(output)
+    stopped(output)
+    place = output / "checkpoint-4"
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "model.safetensors", "trainer_state.json"):
+        file = place / name
+        whole = file.read_bytes()
+        for damaged in (whole[: len(whole) // 2], b"", b"[1]"):
+            file.write_bytes(damaged)
+            if name == "trainer_state.json":
+                # Written last: what has none is left of a killed process.
+                run(config)
+                assert record(output)["losses"] == told["losses"]
+                stopped(output)
+                continue
+            with pytest.raises(
+                CheckpointError, match=rf"^cannot go on from the checkpoint '{place}': .*; remove it, and"
+            ):
+                run(config)
+        file.write_bytes(whole)
+    shutil.rmtree(place)
+    run(config)
+    assert record(output)["losses"] == told["losses"]
+
+
 @pytest.mark.parametrize("family", ["mixtral", "llama"])
 def test_the_best_checkpoint_is_taken_whole(family: str, tmp_path: Path, weights_of: Weights) -> None:
     output = tmp_path / "out"

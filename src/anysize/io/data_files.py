@@ -67,7 +67,7 @@ def text_files(path: Path) -> list[Path]:
     """Return the files of text in a folder, in order, or the one file; raise InputError for a folder without."""
     if path.is_file():
         return [path]
-    every = _shown(path)
+    every = shown_files(path)
     found = [p for p in every if _kind_of(p)]
     _require_read(path, [p for p in every if not _kind_of(p)], _TEXT)
     if not found:
@@ -82,7 +82,7 @@ def image_files(path: Path) -> list[Path]:
     """Return the image files of a folder, or its tables where it holds no image file; raise InputError for neither."""
     if path.is_file():
         return [path]
-    every = _shown(path)
+    every = shown_files(path)
     images, tables = [p for p in every if is_image_file(p)], [p for p in every if _is_table(p)]
     _require_read(path, [p for p in every if not is_data_file(p)], (*_IMAGES, *_TABLES))
     if images and tables:
@@ -95,7 +95,7 @@ def image_files(path: Path) -> list[Path]:
     return images or tables
 
 
-def _shown(folder: Path) -> list[Path]:
+def shown_files(folder: Path) -> list[Path]:
     """Return the files below a folder, in order, without hidden ones: what tools and desktops leave is no data."""
     below = (p for p in folder.rglob("*") if not any(part.startswith(".") for part in p.relative_to(folder).parts))
     return sorted(p for p in below if p.is_file())

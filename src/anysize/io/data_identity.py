@@ -7,6 +7,8 @@ import json
 import os
 from pathlib import Path
 
+from anysize.io.data_files import shown_files
+
 # Bytes of a file that are looked at to know it again, at its beginning and at its end.
 _ENDS = 1 << 16
 
@@ -55,7 +57,7 @@ def in_common(one: str, other: str) -> str:
 
 
 def _files(path: Path) -> list[Path]:
-    return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    return shown_files(path) if path.is_dir() else [path]
 
 
 def _content(file: Path) -> tuple[int, str]:

@@ -79,7 +79,7 @@ def last_checkpoint(folder: Path) -> Path | None:
         try:
             # The state is written last.
             found.append((json.loads((path / _STATE).read_text(encoding="utf-8"))["global_step"], path))
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             shutil.rmtree(path, ignore_errors=True)
     return max(found, default=(0, None))[1]
 

@@ -218,9 +218,14 @@ class StartFolder:
         return Plan.load(self._plan)
 
     def start(self, dtype: torch.dtype) -> Start:
-        """Return what was written as a start."""
-        plan, model = self.plan, str(self.model)
-        return Start(load(model, dtype), understand(plan.target_config), model, plan, **self.seconds)
+        """Return what was written as a start; raise CheckpointError where it was damaged since."""
+        try:
+            plan, model = self.plan, str(self.model)
+            return Start(load(model, dtype), understand(plan.target_config), model, plan, **self.seconds)
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"{error}; remove the folder '{self.path}', and the same command makes it again"
+            ) from error
 
 
 def at_random(config: SourceConfig, tokenizer: str, seed: int, dtype: torch.dtype) -> Start:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +20,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
 from anysize.config import SourceConfig
-from anysize.errors import InputError
+from anysize.errors import CheckpointError, InputError
 from anysize.flops import training_flops
 from anysize.io.hub import open_checkpoint
 from anysize.io.whole import read_json, told_of_disk, write_json
@@ -46,6 +48,22 @@ _ACCOUNT = "anysize-account.json"
 _GOES_ON = "make room, and the same command goes on from the checkpoint before it"
 # Of how many steps the speed is a median.
 _RECENT = 1_000
+
+
+@contextmanager
+def _told_of_damage(checkpoint: str | None) -> Generator[None]:
+    """While active, what cannot be read of a checkpoint is one sentence."""
+    try:
+        yield
+    except (OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, UnpicklingError, InputError) as error:
+        # Its own sentence is told by the command line, which knows it by its name.
+        if checkpoint is None or type(error).__name__ == "OutOfMemoryError":
+            raise
+        why = " ".join(str(error).split())[:300] or type(error).__name__
+        raise CheckpointError(
+            f"cannot go on from the checkpoint '{checkpoint}': {why}; remove it, and the same command goes on from the "
+            "one before it"
+        ) from error
 
 
 @dataclass
@@ -211,10 +229,23 @@ class AnysizeTrainer(Trainer):
         super()._save(output_dir, state_dict)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if self.is_fsdp_enabled:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        else:
-            taken_up(self.model if model is None else model, resume_from_checkpoint)
+        with _told_of_damage(resume_from_checkpoint):
+            if self.is_fsdp_enabled:
+                super()._load_from_checkpoint(resume_from_checkpoint, model)
+            else:
+                taken_up(self.model if model is None else model, resume_from_checkpoint)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with _told_of_damage(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        with _told_of_damage(checkpoint):
+            super()._load_scaler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with _told_of_damage(checkpoint):
+            super()._load_rng_state(checkpoint)
 
     def _load_best_model(self) -> None:
         if self.is_fsdp_enabled:
