@@ -47,7 +47,7 @@ def _table(path: Path, ending: str) -> Path:
 def test_rows_are_the_same_however_they_are_stored(tmp_path: Path, ending: str, packed: str) -> None:
     place = tmp_path / f"a{ending}{packed}"
     if ending == ".txt":
-        content, wanted = "\ufeffone\ntwo".encode(), ["one\ntwo"]
+        content, wanted = "\ufeffone\r\ntwo".encode(), ["one\ntwo"]
     else:
         content, wanted = _table(tmp_path / "plain", ending).read_bytes(), TEXTS
         (tmp_path / "plain").unlink()
@@ -74,10 +74,65 @@ def test_damaged_files_are_one_sentence(
     assert "error" not in "".join(capfd.readouterr()).lower()
 
 
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("text,n\na,b,1\n", "line 2 has 3 fields, and the first row names 2 columns"),
+        ("text,n\na,1\nb\n", "line 3 has 1 fields, and the first row names 2 columns"),
+        ("text\nHello, world\n", "line 2 has 2 fields"),
+        ("text;n\na;1\n", "its first row is 'text;n': wanted the names of the columns, separated by commas"),
+        ("text,text\na,b\n", "its first row, which names the columns, has 'text' twice"),
+        ('text\n"not closed\n', "unexpected end of data"),
+    ],
+)
+def test_a_csv_file_of_another_form_is_refused_and_nothing_of_it_is_lost(
+    tmp_path: Path, content: str, told: str
+) -> None:
+    (tmp_path / "a.csv").write_text(content, encoding="utf-8")
+    with pytest.raises(InputError, match=rf"cannot read the data file '.*a\.csv': {told}"):
+        list(rows(str(tmp_path / "a.csv"), ordered=True))
+
+
+def test_what_reads_like_a_number_in_a_csv_file_is_text(tmp_path: Path) -> None:
+    place = tmp_path / "a.csv"
+    for content, wanted in (
+        ("text,s\n007,a\n,b\n", ["007", ""]),
+        ("text,n\n1,x,\n2,y,,\n\n", ["1", "2"]),
+        ("text\n" + "1\n" * 12_000 + "word\n", ["1"] * 12_000 + ["word"]),
+        (f"text\n{'w' * 200_000}\n", ["w" * 200_000]),
+        ("", []),
+        ("text\n", []),
+    ):
+        place.write_text(content, encoding="utf-8")
+        assert list(documents(str(place), ordered=True)) == wanted
+
+
+def test_empty_files_have_no_rows_and_linked_folders_are_read_once(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "a.ndjson").write_text('{"text": "one"}\n', encoding="utf-8")
+    (tmp_path / "data" / "empty.jsonl.gz").write_bytes(gzip.compress(b""))
+    (tmp_path / "data" / "README.md.gz").write_bytes(gzip.compress(b"about"))
+    (tmp_path / "data" / "linked").symlink_to(tmp_path / "more")
+    (tmp_path / "more" / "back").symlink_to(tmp_path / "data")
+    assert list(documents(str(tmp_path / "data"))) == ["one"]
+    (tmp_path / "more" / "a::b.jsonl").write_text('{"text": "two"}\n', encoding="utf-8")
+    with pytest.raises(InputError, match=r"a::b\.jsonl': a '::' in a name"):
+        list(documents(str(tmp_path / "data")))
+
+
+def test_the_file_whose_rows_have_no_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n', encoding="utf-8")
+    (tmp_path / "b.csv").write_text("file,label\na,1\n", encoding="utf-8")
+    told = r"have a row without 'text': it has file, label \(in 'b\.csv': if it is no text to be read, move it out"
+    with pytest.raises(InputError, match=told):
+        list(documents(str(tmp_path), ordered=True))
+
+
 @pytest.mark.parametrize("name", ["b.jsonl.zst", "b.zip", "sub/b.parquet.gz", "b.arrow", "b.json.lz4", "b.odt.gz"])
 def test_a_folder_of_which_some_data_would_be_left_out_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "a.txt").write_text("words", encoding="utf-8")
-    (tmp_path / "notes.pdf").write_bytes(b"no data")
+    (tmp_path / "LICENSE").write_bytes(b"no data")
     assert list(documents(str(tmp_path))) == ["words"]
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_bytes(b"data")
@@ -89,6 +144,8 @@ def test_a_folder_of_which_some_data_would_be_left_out_is_refused(tmp_path: Path
 
 def test_a_folder_of_which_some_images_would_be_left_out_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"")
+    # Classes by name are not read, and no images are lost by that.
+    (tmp_path / "labels.csv").write_text("name,label", encoding="utf-8")
     assert len(list(rows(str(tmp_path), images=True))) == 1
     for name in ("b.gif", "c.tiff"):
         (tmp_path / name).write_bytes(b"")
@@ -137,13 +194,15 @@ def test_data_that_have_a_file_in_common_are_known_by_what_is_in_it(tmp_path: Pa
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text, encoding="utf-8")
     train, held = (str(tmp_path / name) for name in ("train", "held"))
-    assert in_common(train, held) == str(tmp_path / "held" / "c.txt")
-    assert in_common(train, f"{held}/d.txt") == ""
-    assert in_common(train, "some/set") == ""
+    assert in_common(train, held, images=False) == str(tmp_path / "held" / "c.txt")
+    assert in_common(train, f"{held}/d.txt", images=False) == ""
+    assert in_common(train, "some/set", images=False) == ""
     for name in ("train/e.txt", "held/e.txt"):
         (tmp_path / name).write_text("", encoding="utf-8")
     (tmp_path / "held" / "c.txt").unlink()
-    # Files without anything are no data.
-    assert in_common(train, held) == ""
-    told = shared_files(Data(train=f"{train}/a.txt", validation=train, test=held))
+    # Files without anything are no data, nor is what is not read.
+    for name in ("train/.hidden", "held/.hidden", "train/LICENSE", "held/LICENSE"):
+        (tmp_path / name).write_text("the same", encoding="utf-8")
+    assert in_common(train, held, images=False) == ""
+    told = shared_files(Data(train=f"{train}/a.txt", validation=train, test=held), images=False)
     assert told == ["data.train and data.validation have 'a.txt' in common: what is measured there was learned"]

@@ -6,6 +6,7 @@ Files are read and never mapped: what is mapped counts as memory that is taken.
 from __future__ import annotations
 
 import os
+import tempfile
 import weakref
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
@@ -89,7 +90,8 @@ def by_site(arrays: StoredArrays) -> dict[str, KindsOnDisk]:
 
 def keeping(folder: Path) -> AbstractContextManager[None]:
     """Return what tells, while active, that the disk refuses what a calibration keeps in this folder meanwhile."""
-    return told_of_disk(f"cannot keep {WHAT_IS_KEPT} in '{folder}'")
+    temporary = folder.is_relative_to(tempfile.gettempdir())
+    return told_of_disk(f"cannot keep {WHAT_IS_KEPT} in '{folder}'", "set TMPDIR to a folder with room" * temporary)
 
 
 class RowsOnDisk:

@@ -49,22 +49,25 @@ def _ended_by(signal_number: int) -> Generator[None]:
 def keeping_work_on_interrupt() -> Generator[None]:
     """Turn Ctrl-C, and a cluster's SIGTERM, into a sentence and exit code 130, or 143; what was written stays, to be
     resumed."""
+    with _told_of_the_end("the same command continues where it stopped"):
+        yield
+
+
+@contextmanager
+def _told_of_the_end(what: str) -> Generator[None]:
     try:
         with _ended_by(signal.SIGTERM):
             yield
     except KeyboardInterrupt as interrupt:
-        print("anysize: interrupted; the same command continues where it stopped", file=sys.stderr)
+        print(f"anysize: interrupted; {what}", file=sys.stderr)
         sys.exit(143 if isinstance(interrupt, _Terminated) else 130)
 
 
 @contextmanager
 def ending_on_interrupt() -> Generator[None]:
-    """Turn Ctrl-C into a sentence and exit code 130, where there is no work to keep."""
-    try:
+    """Do the same where there is no work to keep."""
+    with _told_of_the_end("nothing was written"):
         yield
-    except KeyboardInterrupt:
-        print("anysize: interrupted; nothing was written", file=sys.stderr)
-        sys.exit(130)
 
 
 def carry_out(

@@ -310,7 +310,7 @@ class Comparison:
 
     @cached_property
     def _shared_files(self) -> list[str]:
-        return shared_files(self.config.data)
+        return shared_files(self.config.data, images=self.source.architecture.modality == "image")
 
     def _source_record(self) -> SourceRecord:
         count, figure = self._sources[self.config.source]

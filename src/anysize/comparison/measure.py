@@ -20,7 +20,7 @@ class Figure(BaseModel):
     """What a model measures: the mean loss in nats/token, or the error rate on images, as runs are measured.
 
     of_text: of that loss, the mean over what is neither an end token between documents nor right after one. A model
-    that has never seen such a token can do nothing about those.
+    that has never seen such a token can do nothing about those. Where there is nothing else, it is all of it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -55,15 +55,16 @@ def _measured(model: Any, data: Any, end: int | None, batch: int, device: torch.
         labels = torch.stack([example["labels"] for example in examples]).to(device)
         if "pixel_values" in examples[0]:
             pixels = torch.stack([example["pixel_values"] for example in examples])
-            found = (model(pixel_values=pixels.to(device)).logits.argmax(-1) != labels).double()
+            found = (model(pixel_values=pixels.to(device)).logits.argmax(-1) != labels).float()
             text = torch.ones_like(found, dtype=torch.bool)
         else:
             logits = model(input_ids=labels, use_cache=False).logits[:, :-1].float()
-            found = cross_entropy(logits.transpose(1, 2), labels[:, 1:], reduction="none").double()
+            found = cross_entropy(logits.transpose(1, 2), labels[:, 1:], reduction="none")
             ends = torch.zeros_like(labels, dtype=torch.bool) if end is None else labels == end
             text = ~(ends[:, 1:] | ends[:, :-1])
         for i, counted in enumerate((found, found[text])):
-            sums[i] += counted.sum().cpu()
+            # Not every accelerator has double precision.
+            sums[i] += counted.cpu().double().sum()
             counts[i] += counted.numel()
-    value, of_text = (sums / counts.clamp(min=1)).tolist()
-    return Figure(value=value, of_text=of_text)
+    value, of_text = (sums / counts).tolist()
+    return Figure(value=value, of_text=of_text if counts[1] else value)

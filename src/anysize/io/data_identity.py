@@ -7,7 +7,7 @@ import json
 import os
 from pathlib import Path
 
-from anysize.io.data_files import shown_files
+from anysize.io.data_files import image_files, shown_files, text_files
 
 # Bytes of a file that are looked at to know it again, at its beginning and at its end.
 _ENDS = 1 << 16
@@ -41,19 +41,20 @@ def same_data(before: str, now: str) -> bool:
     return before == now or before.startswith(f"{now}@") or now.startswith(f"{before}@")
 
 
-def in_common(one: str, other: str) -> str:
-    """Return the name of a file that is among both data, wherever its copies lie; "" where there is none.
+def in_common(one: str, other: str, *, images: bool) -> str:
+    """Return the name of a file that is read of both data, wherever its copies lie; "" where there is none.
 
-    Parts of a Hub data set of other names are other data.
+    Parts of a Hub data set of other names are other data. images: whether it is images that are read.
     """
     first, second = (Path(data).expanduser() for data in (one, other))
     if not (first.exists() and second.exists()):
         return ""
+    ours, theirs = (image_files(path) if images else text_files(path) for path in (first, second))
     # Only what is as large can be the same.
-    sizes = {file.stat().st_size for file in _files(second)} - {0}
-    known = {_content(file) for file in _files(first) if file.stat().st_size in sizes}
+    sizes = {file.stat().st_size for file in theirs} - {0}
+    known = {_content(file) for file in ours if file.stat().st_size in sizes}
     sizes = {size for size, _ in known}
-    return next((str(file) for file in _files(second) if file.stat().st_size in sizes and _content(file) in known), "")
+    return next((str(file) for file in theirs if file.stat().st_size in sizes and _content(file) in known), "")
 
 
 def _files(path: Path) -> list[Path]:

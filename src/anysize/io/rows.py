@@ -160,6 +160,16 @@ def _kind(value: object) -> str:
     return "nothing but nulls" if value is None else "text" if isinstance(value, str) else type(value).__name__
 
 
+def _place_of(row: Row, data: str) -> str:
+    """Say in which file of a folder rows have the columns of this one."""
+    path = Path(data).expanduser()
+    for file in text_files(path) if path.is_dir() else []:
+        first = next(file_rows(file, ordered=True), None)
+        if first is not None and first.keys() == row.keys():
+            return f" (in '{file.relative_to(path)}': if it is no text to be read, move it out of the folder)"
+    return ""
+
+
 def documents(data: str, column: str = "", *, ordered: bool = False, split: str = "train") -> Iterator[str]:
     """Yield the texts of a file, folder or Hub data set, one after the other; raise InputError where there is none."""
     found, read = text_column(rows(data, ordered=ordered, split=split), column, data)
@@ -171,7 +181,8 @@ def text_of(row: Row, column: str, data: str) -> str:
     """Return the text of one row, "" where it is null; raise InputError where the row has no such text."""
     text = row.get(column)
     if column not in row:
-        raise InputError(f"the data '{data}' have a row without '{column}': it has {', '.join(row) or 'nothing'}")
+        has = ", ".join(row) or "nothing"
+        raise InputError(f"the data '{data}' have a row without '{column}': it has {has}{_place_of(row, data)}")
     if text is not None and not isinstance(text, str):
         raise InputError(f"the data '{data}' have a row without text in '{column}': it is {_kind(text)}")
     return text or ""

@@ -60,9 +60,9 @@ def write_whole(contents: Mapping[Path, bytes]) -> None:
         raise
 
 
-def write_json(path: Path, told: Mapping[str, Any]) -> None:
-    """Write a JSON object, and its folder where there is none; raise OutputError where that fails."""
-    with told_of_disk(f"cannot write '{path}'"):
+def write_json(path: Path, told: Mapping[str, Any], fix: str = "") -> None:
+    """Write a JSON object, and its folder where there is none; raise OutputError, with the fix, where that fails."""
+    with told_of_disk(f"cannot write '{path}'", fix):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole({path: (json.dumps(told, indent=1) + "\n").encode()})
 

@@ -47,7 +47,7 @@ class Datasets:
     collate: Callable[[list[Any]], dict[str, Any]] = stacked
 
 
-def shared_files(data: Data) -> list[str]:
+def shared_files(data: Data, *, images: bool) -> list[str]:
     """Return a sentence for each two of the data that are measured or trained on which have a file in common."""
     why = {
         ("train", "validation"): "what is measured there was learned",
@@ -57,7 +57,7 @@ def shared_files(data: Data) -> list[str]:
     found: list[str] = []
     for (one, other), told in why.items():
         first, second = getattr(data, one), getattr(data, other)
-        if first and second and (file := in_common(first, second)):
+        if first and second and (file := in_common(first, second, images=images)):
             found.append(f"data.{one} and data.{other} have '{Path(file).name}' in common: {told}")
     return found
 

@@ -230,7 +230,7 @@ def run(
         # Measured when the run began.
         args.eval_on_start = False
     # Checkpoints tell of themselves; this is what report_to keeps.
-    with quiet_transformers(), told_of_disk(f"the run in '{args.output_dir}' cannot go on", "the same command goes on"):
+    with quiet_transformers(), told_of_disk(f"the run in '{args.output_dir}' cannot go on"):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     step, wanted = trainer.state.global_step, trainer.state.max_steps
     # Of the run from its beginning: one that is resumed after it diverged has no step left to notice it at.

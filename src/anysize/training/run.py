@@ -338,7 +338,8 @@ def _trained(
             f"training diverged at step {outcome.step}: a loss was not finite; give a lower learning rate, or a longer "
             f"warm-up (the run is in '{folder.path}')"
         )
-    found = {**_found(outcome, start, data), "notes": shared_files(config.data)}
+    images = target.architecture.modality == "image"
+    found = {**_found(outcome, start, data), "notes": shared_files(config.data, images=images)}
     _save(config, outcome, start, found, folder.path, command)
     return found
 

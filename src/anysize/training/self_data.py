@@ -87,10 +87,10 @@ class Continuations:
         if self.ids is None or sequences is None:
             return continued(self.model, ids, self.options)
         rows = sequences.cpu().numpy()
-        silent = self.there[rows] == 0
-        if bool(silent.any()):
-            said = continued(self.model, ids[torch.from_numpy(silent).to(ids.device)], self.options)
-            with self._kept():
+        with self._kept():
+            silent = self.there[rows] == 0
+            if bool(silent.any()):
+                said = continued(self.model, ids[torch.from_numpy(silent).to(ids.device)], self.options)
                 self.ids[rows[silent]] = said.cpu().numpy()
                 self.there[rows[silent]] = np.ones(len(said))
-        return torch.from_numpy(self.ids[rows].astype(np.int64)).to(ids.device)
+            return torch.from_numpy(self.ids[rows].astype(np.int64)).to(ids.device)

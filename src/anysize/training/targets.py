@@ -12,6 +12,7 @@ import os
 import weakref
 from collections.abc import Callable
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -51,41 +52,48 @@ class TargetCache:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (classes int64, logs float32) [batch, length, k] of sequences by number, as they are stored."""
         rows = sequences.cpu().numpy()
-        if not bool(self.there[rows].all()):
-            classes, logs = compute()
-            with self._kept():
+        with self._kept():
+            if not bool(self.there[rows].all()):
+                classes, logs = compute()
                 self.classes[rows] = classes.cpu().numpy()
                 self.logs[rows] = logs.cpu().numpy()
                 self.there[rows] = np.ones(len(rows))
-        classes = torch.from_numpy(self.classes[rows].astype(np.int64))
-        return classes, torch.from_numpy(self.logs[rows].astype(np.float32))
+            classes = torch.from_numpy(self.classes[rows].astype(np.int64))
+            return classes, torch.from_numpy(self.logs[rows].astype(np.float32))
 
 
 class StoredRows:
     """An array in a file, read and written by rows; a new one is sparse and takes room as it is filled.
 
-    Raises OSError where it cannot be written: not through the memory that it is read by, where a full disk would end
-    the process without a word.
+    Raises OSError where it cannot be read or written: mapped into memory, a full disk would end the process without a
+    word, some even where a part that was never written is read.
     """
 
     def __init__(self, path: Path, dtype: str, shape: tuple[int, ...]) -> None:
-        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        self._dtype, self._row = np.dtype(dtype), shape[1:]
+        self._row_bytes = prod(self._row) * self._dtype.itemsize
+        self.num_bytes = size = shape[0] * self._row_bytes
         # Never emptied: another process may have it mapped already, or be about to.
         self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         weakref.finalize(self, os.close, self._file)
         if os.fstat(self._file).st_size != size:
             os.ftruncate(self._file, size)
-        self._read: np.ndarray[Any, Any] = np.memmap(path, dtype, "r", shape=shape)
-
-    @property
-    def num_bytes(self) -> int:
-        return self._read.nbytes
 
     def __getitem__(self, rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        return self._read[rows]
+        data = b"".join(self._read(int(row)) for row in rows)
+        return np.frombuffer(data, self._dtype).reshape(len(rows), *self._row)
+
+    def _read(self, row: int) -> bytes:
+        data = b""
+        while len(data) < self._row_bytes:
+            more = os.pread(self._file, self._row_bytes - len(data), row * self._row_bytes + len(data))
+            if not more:
+                raise OSError("it ended while it was read: it changed under us")
+            data += more
+        return data
 
     def __setitem__(self, rows: np.ndarray[Any, Any], values: np.ndarray[Any, Any]) -> None:
         for row, found in zip(rows, values, strict=True):
-            data, done = np.asarray(found, self._read.dtype).tobytes(), 0
+            data, done = np.asarray(found, self._dtype).tobytes(), 0
             while done < len(data):
-                done += os.pwrite(self._file, data[done:], int(row) * len(data) + done)
+                done += os.pwrite(self._file, data[done:], int(row) * self._row_bytes + done)

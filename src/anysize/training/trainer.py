@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 
 _ACCOUNT = "anysize-account.json"
-_GOES_ON = "make room, and the same command goes on from the checkpoint before it"
+_GOES_ON = "make room, and the same command goes on from the last whole checkpoint"
 # Of how many steps the speed is a median.
 _RECENT = 1_000
 
@@ -126,7 +126,7 @@ class Account:
     def save(self, checkpoint: Path, train_s: float, teacher_s: float, first_s: float) -> None:
         """Keep what all have spent beside a checkpoint, so that a resumed run goes on counting."""
         told = {"train_s": train_s, "teacher_s": teacher_s, "first_s": first_s}
-        write_json(checkpoint / _ACCOUNT, told)
+        write_json(checkpoint / _ACCOUNT, told, fix=_GOES_ON)
 
     def restore(self, checkpoint: Path) -> None:
         """Take up what was spent until a checkpoint; nothing where a kill came before it was written.
