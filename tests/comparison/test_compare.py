@@ -118,6 +118,16 @@ def test_an_arm_that_asks_more_of_its_scores_can_be_added(llama: Path, story: Pa
     assert after.arm("influence") == before.arm("influence")
     assert after.arm("loss").calibration_flops > after.arm("influence").calibration_flops
     assert "--leave-one-out" in after.arm("loss").command
+    assert "--tokenizer" not in after.arm("loss").command
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_the_command_of_an_arm_names_the_tokenizer_that_it_was_calibrated_with(
+    llama: Path, story: Path, tmp_path: Path
+) -> None:
+    config = config_of(llama, story, tmp_path / "out", seeds=[0], learning_rates=[1e-3], training={"max_steps": 2})
+    config["data"]["tokenizer"] = str(llama)
+    assert f"--tokenizer {llama}" in carried_out(config).arm("subspace").command
 
 
 @pytest.mark.usefixtures("in_this_process")

@@ -61,6 +61,22 @@ def test_a_diverged_rate_is_given_up_first() -> None:
     assert search({"a": [0.1, 2.0]}, {"a": 100}, halving=True, train=train) == {"a": 0.1}
 
 
+def test_where_the_winner_of_trials_diverges_in_its_whole_run_the_next_best_takes_its_place() -> None:
+    asked: list[tuple[float, int]] = []
+
+    def train(jobs: list[tuple[str, float, int]]) -> list[Run]:
+        asked.extend((rate, steps) for _, rate, steps in jobs)
+        return [
+            run(a, r, [9.0, 9.0 - r], steps=s, status="diverged" if r == 5 or (s == 800 and r > 2) else "finished")
+            for a, r, s in jobs
+        ]
+
+    assert search({"a": [1, 2, 3, 4, 5]}, {"a": 800}, halving=True, train=train) == {"a": 2}
+    assert [rate for rate, steps in asked if steps == 800] == [4, 3, 2]
+    # Where every rate diverges there is none to take its place, and no rate is tried twice.
+    assert search({"a": [5, 5.0]}, {"a": 800}, halving=True, train=train) == {"a": 5}
+
+
 def test_steps_to_a_level_are_interpolated() -> None:
     curve = run("a", 1e-3, [5.0, 4.0, 3.0])
     assert steps_to(curve, 4.5) == 25
@@ -120,6 +136,16 @@ def test_a_seed_that_diverged_counts_as_not_reached_and_the_dip_is_told() -> Non
     assert rows["ours"].reached == {"random": None}
     assert rows["ours"].rise == 0.5
     assert rows["random"].rise == 0.0
+
+
+def test_a_trial_that_diverged_is_no_seed_that_did() -> None:
+    goal, found = run("random", 1, [9.0, 5.0]), run("ours", 1, [8.0, 4.0])
+    trial = run("ours", 1, [8.0, 8.0], steps=25, status="diverged")
+    rows = rows_of([goal, found, trial], {"random": arm("random"), "ours": arm("ours")}, ["random"], 1)
+    assert (rows[1].num_diverged, rows[1].reached["random"] is None) == (0, False)
+    lost = run("ours", 1, [8.0, 8.0], seed=1, status="diverged")
+    rows = rows_of([goal, found, lost], {"random": arm("random"), "ours": arm("ours")}, ["random"], 1)
+    assert (rows[1].num_diverged, rows[1].reached["random"]) == (1, None)
 
 
 def test_rates_are_chosen_on_validation_data_of_the_first_seed() -> None:

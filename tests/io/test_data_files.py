@@ -170,6 +170,17 @@ def test_columns_without_text_are_told_by_what_they_hold(
         list(documents(str(tmp_path / "a.parquet"), column))
 
 
+@pytest.mark.parametrize("name", ["", " "])
+def test_data_without_a_name_are_not_the_folder_that_we_are_in(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "notes.md").write_text("mine", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert list(documents(".")) == ["mine"]
+    with pytest.raises(InputError, match="the data have no name: wanted a file, a folder or a Hub data set"):
+        list(documents(name))
+
+
 def test_a_name_tells_whether_it_is_a_file() -> None:
     assert all(is_data_file(Path(name)) for name in ("a.txt", "a.JSONL", "a.csv.gz", "a.png"))
     assert not any(is_data_file(Path(name)) for name in ("a.parquet.gz", "a.png.gz", "squad"))

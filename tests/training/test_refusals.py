@@ -10,7 +10,9 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+import torch
 from pyarrow import parquet
+from safetensors.torch import save_file
 
 from anysize.errors import InputError
 from anysize.progress import quiet
@@ -110,6 +112,13 @@ def rewrite_tokens(folder: Path, token: Callable[[int], int]) -> None:
             "distill.fade_steps is 5000 of",
         ),
         ({"training": {"push_to_hub": True}}, "transformers refuses to train"),
+        (
+            {"training": {"activation_checkpointing_kwargs": {"use_reentrnt": False}}},
+            "kwargs.use_reentrnt' (did you",
+        ),
+        ({"data": {"train": ""}}, "data.train"),
+        ({"distill": {"teacher": "SOURCE", "until_step": True}}, "distill.until_step: true, and it is nothing to"),
+        ({"distill": {"teacher": "SOURCE", "self_data": {"prompt_tokens": 32}}}, "and a sequence has 32: the teacher"),
         ({"training": {"auto_find_batch_size": True}}, "is told by per_device_train_batch_size"),
         ({"training": {"learning_rate": -1}}, "training.learning_rate is -1: wanted a number of 0 or more"),
     ],
@@ -158,3 +167,45 @@ def test_processes_that_would_train_alone_are_refused(
     assert done.code == 2
     assert "2 processes were started and each trains alone" in done.err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"recipe": {"new_parameters": {"learning_rate_factor": 2}}}, "no size of the target is larger"),
+        ({"recipe": {"optimizer_state": "carried"}}, "this target does not: it has less hidden"),
+        ({"training": {"metric_for_best_model": "foo"}}, "metric_for_best_model is 'foo': wanted validation_loss"),
+        ({"distill": {"self_data": {"prompt_tokens": 32}}}, "prompt_tokens is 32, and a sequence has 32"),
+    ],
+)
+def test_what_sizes_and_data_refuse_is_told_before_any_calibration(
+    llama: Path,
+    story: Path,
+    tmp_path: Path,
+    cli: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, Any],
+    told: str,
+) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(llama, source)
+    (source / "optimizer").mkdir()
+    save_file({"exp_avg.x": torch.zeros(1)}, source / "optimizer" / "adamw.safetensors", {"steps": "1"})
+    monkeypatch.setattr("anysize.training.run._start", lambda *_, **__: pytest.fail("it was begun"))
+    config = config_of(llama, story, tmp_path / "out", **changes)
+    del config["model"]
+    sizes = {"hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1}
+    config["resize"] = {"source": str(source), "preset": "subspace", "calibration": {}, **sizes}
+    done = cli("train", written(tmp_path / "c.yaml", config))
+    assert done.code == 2, done.err
+    assert told in done.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_when_to_measure_is_refused_without_anything_to_measure(
+    llama: Path, story: Path, tmp_path: Path, cli: Run
+) -> None:
+    config = config_of(llama, story, tmp_path / "out")
+    del config["data"]["validation"], config["training"]["eval_on_start"]
+    done = cli("train", written(tmp_path / "c.yaml", config))
+    assert (done.code, "training.eval_steps: there are no held-out data" in done.err) == (2, True)

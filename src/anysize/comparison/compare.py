@@ -365,6 +365,7 @@ class Comparison:
         found += ["--batch-size", str(asked.batch_size)]
         column = asked.column or self.config.data.column
         found += ["--column", column] if column else []
+        found += ["--tokenizer", self.config.data.tokenizer] if self.config.data.tokenizer else []
         if not self.config.leaves_one_out(arm):
             return tuple(found)
         labels = self.config.data.label_column

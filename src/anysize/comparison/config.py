@@ -124,7 +124,7 @@ class CompareConfig(Section):
     """
 
     title: str = ""
-    output: str
+    output: str = Field(min_length=1)
     source: str
     target: Sizes
     data: Data

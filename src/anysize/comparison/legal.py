@@ -17,7 +17,7 @@ from anysize.progress import quiet
 from anysize.target import public_sizes
 from anysize.training.arguments import fixed_arguments, require_buildable, training_arguments, with_defaults
 from anysize.training.config import Resize
-from anysize.training.optimizer_state import require_recipe, require_state
+from anysize.training.optimizer_state import require_growth, require_recipe, require_state
 from anysize.training.start import folder_of, plan_of, require_same_vocabulary, tokenizer_bytes
 
 if TYPE_CHECKING:
@@ -32,7 +32,8 @@ def models_of_arms(config: CompareConfig, source: TensorSource) -> dict[str, Ten
     for name in config.arms:
         for other in config.models_of(name):
             others[other] = tensors = others.get(other) or open_checkpoint(other)
-            require_same_vocabulary(understood, understand(tensors.config), other)
+            with named(name):
+                require_same_vocabulary(understood, understand(tensors.config), other)
             if tokenizer_bytes(folder_of(tensors)) != mine:
                 raise InputError(
                     f"arm '{name}': the tokenizer of '{other}' is not that of '{config.source}', so the arms would not "
@@ -100,6 +101,7 @@ def require_trainable(config: CompareConfig) -> None:
                 require_shards(args)
             if arm.distill is not None:
                 arm.distill.require_room(config.steps_of(name))
+                arm.distill.require_prompts(config.data.sequence_length)
             if arm.recipe.optimizer_state == "carried":
                 require_state(Path(folder_of(open_checkpoint(arm.source or config.source))), made[0], arm.recipe)
 
@@ -118,5 +120,7 @@ def require_plannable(config: CompareConfig, target: SourceConfig) -> None:
         if arm.random:
             continue
         scores = _no_scores_yet if takes_scores(config, name, target) else None
+        with named(name):
+            require_growth(arm.recipe, understand(open_checkpoint(arm.source or config.source).config), target)
         with suppress(_ScoresMissingError), named(name):
             plan_of(config.resize_of(name, config.seeds[0]), scores, quiet)

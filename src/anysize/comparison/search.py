@@ -8,6 +8,7 @@ way would be compared before their rates have decayed, which favours low rates (
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from math import isfinite
 
 from anysize.report.schema import Run
 
@@ -33,9 +34,11 @@ def search(
 ) -> dict[str, float]:  # fmt: skip
     """Return the best rate of every arm. `train` takes (arm, rate, steps) and returns runs in order.
 
-    All arms climb their ladders side by side, so that there is work for every process.
+    All arms climb their ladders side by side, so that there is work for every process. Where the rate that is left
+    diverges in its whole run, the next best takes its place.
     """
     left = {arm: list(tried) for arm, tried in rates.items()}
+    given_up: dict[str, list[float]] = {arm: [] for arm in rates}
     ladders = {arm: ladder(len(tried), steps[arm]) if halving else [] for arm, tried in rates.items()}
     while any(ladders.values()):
         asked = [(arm, rate, ladders[arm][0][0]) for arm in left if ladders[arm] for rate in left[arm]]
@@ -43,7 +46,22 @@ def search(
         for arm in left:
             if ladders[arm]:
                 step, kept = ladders[arm].pop(0)
-                left[arm] = sorted(left[arm], key=lambda rate: score(runs[arm, rate, step]))[:kept]
+                ranked = sorted(left[arm], key=lambda rate: score(runs[arm, rate, step]))
+                left[arm] = ranked[:kept]
+                # The last ones to go are the first to come back; those that diverged are not.
+                given_up[arm] = [r for r in ranked[kept:] if isfinite(score(runs[arm, r, step]))] + given_up[arm]
+    ends: dict[tuple[str, float, int], Run] = {}
+
+    def end(arm: str, rate: float) -> float:
+        return score(ends[arm, rate, steps[arm]])
+
     last = [(arm, rate, steps[arm]) for arm in left for rate in left[arm]]
-    ends = dict(zip(last, train(list(last)), strict=True))
-    return {arm: min(left[arm], key=lambda rate: score(ends[arm, rate, steps[arm]])) for arm in left}
+    while last:
+        ends |= zip(last, train(list(last)), strict=True)
+        last = []
+        for arm in left:
+            # What wins short runs may diverge in a long one.
+            if given_up[arm] and not any(isfinite(end(arm, rate)) for rate in left[arm]):
+                left[arm].append(given_up[arm].pop(0))
+                last.append((arm, left[arm][-1], steps[arm]))
+    return {arm: min(left[arm], key=lambda rate: end(arm, rate)) for arm in left}

@@ -86,8 +86,9 @@ def rows_of(
     finished = {arm: found for arm, found in finished.items() if found}
     made: list[Row] = []
     for arm, found in finished.items():
-        lost = [r for r in runs if r.arm == arm and r.learning_rate == best[arm] and r.status == "diverged"]
-        # A seed that diverged did not come anywhere.
+        # A trial that diverged warmed up faster, and a seed that diverged did not come anywhere.
+        lost = [r for r in runs if r.arm == arm and r.learning_rate == best[arm] and r.status == "diverged"
+                and r.steps == found[0].steps]  # fmt: skip
         reached = {
             goal: None if lost else _reached(found, arms[arm], finished[goal], arms[goal], tokens_a_step)
             for goal in goals

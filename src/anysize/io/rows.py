@@ -38,6 +38,9 @@ def rows(data: str, *, ordered: bool = False, split: str = "train", images: bool
     row, and not the text beside them. Raises InputError where there are no such data, and while rows are read where a
     file is damaged.
     """
+    if not data.strip():
+        # It would be the folder that we are in.
+        raise InputError("the data have no name: wanted a file, a folder or a Hub data set")
     path = Path(data).expanduser()
     if path.exists():
         files = image_files(path) if images else text_files(path)

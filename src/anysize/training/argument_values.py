@@ -69,12 +69,14 @@ _CHECKPOINTING = ("use_reentrant", "preserve_rng_state", "determinism_check", "d
 def _wrong_keys(given: Mapping[str, Any], where: str) -> list[str]:
     """Return what is wrong within arguments that are mappings."""
     told: list[str] = []
-    checkpointing, accelerator = given.get("gradient_checkpointing_kwargs"), given.get("accelerator_config")
-    if isinstance(checkpointing, Mapping):
-        told += [
-            f"unknown key '{where}.gradient_checkpointing_kwargs.{name}'{did_you_mean(name, _CHECKPOINTING)}"
-            for name in checkpointing if name not in _CHECKPOINTING
-        ]  # fmt: skip
+    accelerator = given.get("accelerator_config")
+    # Of which transformers has two names.
+    for key in ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"):
+        if isinstance(checkpointing := given.get(key), Mapping):
+            told += [
+                f"unknown key '{where}.{key}.{name}'{did_you_mean(name, _CHECKPOINTING)}"
+                for name in checkpointing if name not in _CHECKPOINTING
+            ]  # fmt: skip
     if isinstance(accelerator, Mapping):
         if accelerator.get("split_batches"):
             told.append(f"'{where}.accelerator_config.split_batches' is told by per_device_train_batch_size")

@@ -6,7 +6,16 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from anysize.errors import InputError, did_you_mean, joined
 from anysize.layers import EVOLUTIONARY, SCORED
@@ -38,6 +47,14 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        # Python takes true for 1.
+        if isinstance(value, bool) and "bool" not in str(cls.model_fields[info.field_name or ""].annotation):
+            raise ValueError(f"{str(value).lower()}, and it is nothing to switch on or off")
+        return value
+
 
 class Data(Section):
     """What is trained and measured on.
@@ -49,7 +66,7 @@ class Data(Section):
     tokenizer: where it lies, if not beside the model. flip: images are flipped at random.
     """
 
-    train: str
+    train: str = Field(min_length=1)
     validation: str = ""
     test: str = ""
     column: str = ""
@@ -113,6 +130,14 @@ class Distill(Section):
         """Return what part of its weights the teacher has at a step of a run with so many: 1, falling to 0."""
         taught = self.steps_taught(steps)
         return min(1.0, max(0, taught - step) / max(1, in_steps(self.fade_steps, steps)))
+
+    def require_prompts(self, length: int) -> None:
+        """Refuse to leave the teacher nothing to say in sequences of such a length."""
+        if self.self_data is not None and self.self_data.prompt_tokens >= length:
+            raise InputError(
+                f"distill.self_data.prompt_tokens is {self.self_data.prompt_tokens}, and a sequence has {length}: the "
+                "teacher would have nothing to say"
+            )
 
     def require_room(self, steps: int) -> None:
         """Refuse to fade for longer than a run of so many steps is taught."""
@@ -227,7 +252,7 @@ class TrainConfig(Section):
     keep_optimizer: the moments of AdamW are written beside the trained model, for a growth that carries them on.
     """
 
-    output: str
+    output: str = Field(min_length=1)
     model: str = ""
     random: str = ""
     resize: Resize | None = None

@@ -168,8 +168,13 @@ def require_trainable(data: Datasets, args: TrainingArguments, distill: Distill 
         raise InputError("training.max_steps: a stream has no length, so say how many steps to take")
     if data.num_sequences is None and args.dataloader_num_workers:
         raise InputError("training.dataloader_num_workers: every worker would read the whole stream; leave it out")
+    # Images are examples of one token each, and have errors as well.
+    image = data.tokens_each == 1
     if distill is not None:
         distill.require_room(_num_steps(data, args))
+        if not image:
+            distill.require_prompts(data.tokens_each)
+    _require_measured(args, list(data.held_out), image=image)
 
 
 def _num_steps(data: Datasets, args: TrainingArguments) -> int:
@@ -204,7 +209,6 @@ def run(
     image = start.config.architecture.modality == "image"
     watch = _Watch(examples_a_step(args) * data.tokens_each, progress)
     require_trainable(data, args, None if teacher is None else teacher.options)
-    _require_measured(args, list(data.held_out), image=image)
     if args.torch_compile:
         # What is left of other runs in this process is of no use, and from the ninth on nothing would be compiled.
         torch.compiler.reset()

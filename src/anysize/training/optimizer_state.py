@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from anysize.config import understand
+from anysize.config import SourceConfig, understand
 from anysize.dims import DimMap, Fill
 from anysize.errors import InputError
 from anysize.executor import DimMaps, as_matrix
@@ -112,6 +112,19 @@ def require_state(folder: Path, args: TrainingArguments, recipe: TrainingRecipe)
             "take steps of several times the learning rate: give recipe.new_parameters.warmup_steps"
         )
     return place
+
+
+def require_growth(recipe: TrainingRecipe, source: SourceConfig, target: SourceConfig) -> None:
+    """Refuse what a recipe asks of what a plan adds, or keeps as it was, where sizes say that there is nothing such."""
+    cut = [axis for axis, size in target.sizes.items() if size < source.sizes.get(axis, size)]
+    if recipe.optimizer_state == "carried" and cut:
+        raise InputError(
+            "recipe.optimizer_state: gradients carry over to what computes the same, and this target does not: it has "
+            f"less {', '.join(cut)} than its source"
+        )
+    larger = any(size > source.sizes.get(axis, size) for axis, size in target.sizes.items())
+    if recipe.new_parameters is not None and not larger:
+        raise InputError("recipe.new_parameters: the plan adds no elements: no size of the target is larger")
 
 
 def load_state(place: Path) -> tuple[dict[str, dict[str, torch.Tensor]], int]:

@@ -48,7 +48,7 @@ from anysize.training.loop import (
     run,
 )
 from anysize.training.memory import training_memory
-from anysize.training.optimizer_state import require_kept, require_recipe, require_state, save_state
+from anysize.training.optimizer_state import require_growth, require_kept, require_recipe, require_state, save_state
 from anysize.training.start import (
     Start,
     StartFolder,
@@ -286,6 +286,8 @@ def train(config: TrainConfig, *, command: str, origin: str, progress: Progress)
     """
     from accelerate import PartialState  # noqa: PLC0415
 
+    if "eval_steps" in config.training and not (config.data.validation or config.data.test):
+        raise InputError("training.eval_steps: there are no held-out data (data.validation, data.test)")
     given = with_defaults({**_held_out(config), **config.training})
     args = training_arguments({**given, **fixed_arguments(config.output)}, origin)
     require_buildable(args, origin)
@@ -321,6 +323,8 @@ def _trained(
         # Before a calibration, which may take long.
         target, tokenizer = _target(config)
         _taught_by(config, target, tokenizer)
+        if config.resize is not None:
+            require_growth(config.recipe, understand(open_checkpoint(config.resize.source).config), target)
         with first_process_first():
             data = datasets_of(config.data, target, tokenizer, examples_a_step(args), progress)
         require_trainable(data, args, config.distill)

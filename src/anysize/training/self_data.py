@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from anysize.errors import InputError
 from anysize.io.whole import told_of_disk
 from anysize.training.config import SelfData
 from anysize.training.targets import StoredRows
@@ -65,11 +64,6 @@ class Continuations:
         self, model: PreTrainedModel, options: SelfData, *, folder: str, identity: str, num_sequences: int | None,
         length: int, num_classes: int,
     ) -> None:  # fmt: skip
-        if options.prompt_tokens >= length:
-            raise InputError(
-                f"distill.self_data.prompt_tokens is {options.prompt_tokens}, and a sequence has {length}: the teacher "
-                "would have nothing to say"
-            )
         self.model, self.options = model, options
         self.ids: StoredRows | None = None
         self._kept = partial(told_of_disk, f"distill.cache: '{folder}' cannot hold the teacher's words")
