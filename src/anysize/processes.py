@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import time
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from datetime import timedelta
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
 # While one process resizes or tokenizes the others wait, longer than backends are used to.
 _PATIENCE = timedelta(hours=24)
+# What threads of a backend take to let go of the tensors of the last sum, many times over.
+_LETTING_GO_S = 0.2
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -31,10 +34,10 @@ def _group() -> Generator[Any]:
     """Give a group of all processes that talks about tensors on the CPU, whatever backend is at work beside it."""
     import torch.distributed as dist  # noqa: PLC0415
 
+    leave_at_the_end()
     if not dist.is_initialized():
         # Once: a second one would find the addresses of the first in the store of the torchrun.
         dist.init_process_group("gloo", timeout=_PATIENCE)
-        atexit.register(_leave)
     group: Any = dist.new_group(backend="gloo", timeout=_PATIENCE)
     try:
         yield group
@@ -42,11 +45,26 @@ def _group() -> Generator[Any]:
         dist.destroy_process_group(group)
 
 
+def leave_at_the_end() -> None:
+    """Have this process leave the group that it is about to enter, as it ends; one that it is in is its owner's.
+
+    A thread of a backend that lets go of its last tensor while the interpreter is taken down aborts the process
+    ("terminate called without an active exception").
+    """
+    import torch.distributed as dist  # noqa: PLC0415
+
+    if rank_and_world()[1] > 1 and not dist.is_initialized():
+        atexit.register(_leave)
+
+
 def _leave() -> None:
     import torch.distributed as dist  # noqa: PLC0415
 
     if dist.is_initialized():
         dist.destroy_process_group()
+        # Caches of sharded tensors still hold the group, so that its threads were not waited for; asleep, we hold
+        # nothing that they need.
+        time.sleep(_LETTING_GO_S)
 
 
 def add_up(tensors: Iterable[torch.Tensor]) -> None:

@@ -24,7 +24,7 @@ from anysize.io.models import quiet_transformers
 from anysize.io.provenance import companions
 from anysize.io.whole import read_json, told_of_disk, write_json
 from anysize.layers import LEAVE_ONE_OUT
-from anysize.processes import first_process_first, rank_and_world, wait_for_all
+from anysize.processes import first_process_first, leave_at_the_end, rank_and_world, wait_for_all
 from anysize.progress import Progress, quiet
 from anysize.target import public_sizes
 from anysize.tensors import num_parameters
@@ -288,6 +288,8 @@ def train(config: TrainConfig, *, command: str, origin: str, progress: Progress)
 
     if "eval_steps" in config.training and not (config.data.validation or config.data.test):
         raise InputError("training.eval_steps: there are no held-out data (data.validation, data.test)")
+    # accelerate begins a group of all processes, and leaves its end to others.
+    leave_at_the_end()
     given = with_defaults({**_held_out(config), **config.training})
     args = training_arguments({**given, **fixed_arguments(config.output)}, origin)
     require_buildable(args, origin)
