@@ -135,11 +135,11 @@ def tied_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Comparisons start no processes."""
-    from anysize.comparison import compare as engine
+    from anysize.comparison import workers
     from tests.comparison.runs import InThisProcess
 
-    monkeypatch.setattr(engine, "ProcessPoolExecutor", InThisProcess)
-    monkeypatch.setattr(engine, "as_completed", list)
+    monkeypatch.setattr(workers, "ProcessPoolExecutor", InThisProcess)
+    monkeypatch.setattr(workers, "as_completed", list)
 
 
 @pytest.fixture(scope="session")

@@ -368,10 +368,10 @@ def test_processes_end_with_the_one_that_began_them(tmp_path: Path) -> None:
     script.write_text(
         "import multiprocessing, os, time\n"
         "from concurrent.futures import ProcessPoolExecutor\n"
-        "from anysize.comparison.compare import _enter\n"
+        "from anysize.comparison.workers import enter\n"
         "if __name__ == '__main__':\n"
         "    context = multiprocessing.get_context('spawn')\n"
-        "    pool = ProcessPoolExecutor(1, context, _enter, (context.Value('i', 0), 0))\n"
+        "    pool = ProcessPoolExecutor(1, context, enter, (context.Value('i', 0), 0))\n"
         "    print(pool.submit(os.getpid).result(), flush=True)\n"
         "    pool.submit(time.sleep, 600).result()\n"
     )

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -21,10 +15,11 @@ from anysize.comparison.config import CompareConfig
 from anysize.comparison.flops import conversion_flops, leave_one_out_flops
 from anysize.comparison.folder import RECORD, claimed
 from anysize.comparison.job import Job, arguments_of, carry_out, conversion_s, known, prepare, takes_scores
-from anysize.comparison.legal import models_of_arms, named, require_plannable, require_trainable, target_of
+from anysize.comparison.legal import models_of_arms, require_plannable, require_trainable, target_of
 from anysize.comparison.records import machine, plan_record, resize_command, versions
 from anysize.comparison.search import ladder, search
 from anysize.comparison.summary import rows_of
+from anysize.comparison.workers import each, processes
 from anysize.config import understand
 from anysize.errors import AnysizeError, InputError
 from anysize.flops import forward_flops, training_flops
@@ -43,6 +38,8 @@ from anysize.training.data import Datasets, datasets_of, shared_files
 from anysize.training.start import beside_weights, calibration_of, folder_of, scores_from
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
     from anysize.comparison.measure import Figure
     from anysize.io.reader import TensorSource
     from anysize.recipe import Plan
@@ -50,71 +47,6 @@ if TYPE_CHECKING:
 
 # Nats/token by which end tokens between documents may raise a source's loss before that is told.
 _NOTED = 0.01
-
-
-def _end_with_parent() -> None:
-    """Wait for the end of the process that began this one, however it comes, and end as well."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _enter(counter: Any, num_gpus: int) -> None:
-    """Give a process a GPU of its own, or one thread, and the end of the one that has begun it."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    with counter.get_lock():
-        number = counter.value
-        counter.value += 1
-    if num_gpus:
-        given = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-        visible = given.split(",") if given else [str(i) for i in range(num_gpus)]
-        os.environ["CUDA_VISIBLE_DEVICES"] = visible[number % num_gpus]
-    import torch  # noqa: PLC0415
-
-    if not num_gpus:
-        torch.set_num_threads(1)
-
-
-@contextmanager
-def _ended_with_us(others: Sequence[Any]) -> Generator[None]:
-    """End the processes that have begun since, where someone interrupts: runs are recorded whole or not at all."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        for process in multiprocessing.active_children():
-            if process not in others:
-                process.terminate()
-        raise
-
-
-@contextmanager
-def _told_of_lost_processes() -> Generator[None]:
-    try:
-        yield
-    except BrokenProcessPool as error:
-        raise InputError(
-            "a process of the comparison ended without a word, most often for want of memory: give fewer workers or a "
-            "smaller batch; the same command goes on"
-        ) from error
-
-
-def _each(pool: Executor, work: Callable[[Job], object], jobs: Sequence[Job], then: Callable[[int], None]) -> None:
-    """Do some work on every job, and something each time that one is done, told how many are.
-
-    What one of them raises says of which arm it was; what others are at by then, they bring to its end.
-    """
-    waiting = {pool.submit(work, job): job for job in jobs}
-    try:
-        with _told_of_lost_processes():
-            for number, future in enumerate(as_completed(waiting), 1):
-                with named(waiting[future].arm):
-                    future.result()
-                then(number)
-    except BaseException:
-        for future in waiting:
-            future.cancel()
-        raise
 
 
 class Comparison:
@@ -199,15 +131,10 @@ class Comparison:
         config = self.config
         # Before any run is timed on the same device.
         _ = self._sources
-        num_gpus = _num_gpus()
-        workers = config.workers or num_gpus or os.cpu_count() or 1
-        context = multiprocessing.get_context("spawn")
-        counter = context.Value("i", 0)
-        running = multiprocessing.active_children()
-        with ProcessPoolExecutor(workers, context, _enter, (counter, num_gpus)) as pool, _ended_with_us(running):
+        with processes(config.workers) as pool:
             starts = {self.job(arm, 0.0, seed).start: self.job(arm, 0.0, seed)
                       for arm in config.arms for seed in config.seeds if not config.arms[arm].random}  # fmt: skip
-            _each(pool, prepare, [*starts.values()], lambda number: self.progress("starts", number, len(starts)))
+            each(pool, prepare, [*starts.values()], lambda number: self.progress("starts", number, len(starts)))
 
             def train(asked: list[tuple[str, float, int]]) -> list[Run]:
                 return self._carry_out(pool, [self.job(arm, r, config.seeds[0], steps) for arm, r, steps in asked])
@@ -220,7 +147,7 @@ class Comparison:
             self._carry_out(pool, others)
         return self.write(complete=True)
 
-    def _carry_out(self, pool: ProcessPoolExecutor, jobs: Sequence[Job]) -> list[Run]:
+    def _carry_out(self, pool: Executor, jobs: Sequence[Job]) -> list[Run]:
         """Return the runs of jobs in order; each is in the results as soon as it is there."""
         # Arms that differ in nothing but their names share a run.
         missing = {job.folder: job for job in jobs if known(job) is None}
@@ -229,7 +156,7 @@ class Comparison:
             self.write(complete=False)
             self.progress("runs", len(self.runs()), self.num_runs)
 
-        _each(pool, carry_out, [*missing.values()], then)
+        each(pool, carry_out, [*missing.values()], then)
         found = [known(job) for job in jobs]
         return [run for run in found if run is not None]
 
@@ -423,12 +350,6 @@ class Comparison:
 def _identity_of(tensors: TensorSource) -> str:
     """Return what tells a model from what may lie in its place another time, config and tokenizer included."""
     return f"{tensors.identity} {beside_weights(folder_of(tensors))}"
-
-
-def _num_gpus() -> int:
-    import torch  # noqa: PLC0415
-
-    return torch.cuda.device_count()
 
 
 def compare(config: CompareConfig, *, text: str, command: str, progress: Progress) -> Results:

@@ -1,0 +1,95 @@
+"""The processes of a comparison: one for each GPU or core, that begin, fail and end with the one that began them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from typing import Any
+
+from anysize.comparison.job import Job
+from anysize.comparison.legal import named
+from anysize.errors import InputError
+
+
+@contextmanager
+def processes(asked: int | None) -> Generator[Executor]:
+    """Give as many processes as are asked for, or one for each GPU, else for each core; they end with this one."""
+    import torch  # noqa: PLC0415
+
+    num_gpus = torch.cuda.device_count()
+    context = multiprocessing.get_context("spawn")
+    shared = (context.Value("i", 0), num_gpus)
+    running = multiprocessing.active_children()
+    count = asked or num_gpus or os.cpu_count() or 1
+    with ProcessPoolExecutor(count, context, enter, shared) as pool, _ended_with_us(running):
+        yield pool
+
+
+def _end_with_parent() -> None:
+    """Wait for the end of the process that began this one, however it comes, and end as well."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def enter(counter: Any, num_gpus: int) -> None:
+    """Give a process a GPU of its own, or one thread, and the end of the one that has begun it."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    with counter.get_lock():
+        number = counter.value
+        counter.value += 1
+    if num_gpus:
+        given = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        visible = given.split(",") if given else [str(i) for i in range(num_gpus)]
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible[number % num_gpus]
+    import torch  # noqa: PLC0415
+
+    if not num_gpus:
+        torch.set_num_threads(1)
+
+
+@contextmanager
+def _ended_with_us(others: Sequence[Any]) -> Generator[None]:
+    """End the processes that have begun since, where someone interrupts: runs are recorded whole or not at all."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        for process in multiprocessing.active_children():
+            if process not in others:
+                process.terminate()
+        raise
+
+
+@contextmanager
+def _told_of_lost_processes() -> Generator[None]:
+    try:
+        yield
+    except BrokenProcessPool as error:
+        raise InputError(
+            "a process of the comparison ended without a word, most often for want of memory: give fewer workers or a "
+            "smaller batch; the same command goes on"
+        ) from error
+
+
+def each(pool: Executor, work: Callable[[Job], object], jobs: Sequence[Job], then: Callable[[int], None]) -> None:
+    """Do some work on every job, and something each time that one is done, told how many are.
+
+    What one of them raises says of which arm it was; what others are at by then, they bring to its end.
+    """
+    waiting = {pool.submit(work, job): job for job in jobs}
+    try:
+        with _told_of_lost_processes():
+            for number, future in enumerate(as_completed(waiting), 1):
+                with named(waiting[future].arm):
+                    future.result()
+                then(number)
+    except BaseException:
+        for future in waiting:
+            future.cancel()
+        raise
