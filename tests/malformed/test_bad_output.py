@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 import stat
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 import anysize
 from anysize.errors import CheckpointError, InputError, OutputError
+from anysize.io.whole import scratch_folder
 from anysize.io.writer import staging_folder
 
 Run = Callable[..., Any]
@@ -218,3 +220,29 @@ def test_weights_that_are_not_finite_go_where_the_source_has_them_if_allowed(
     assert set(columns.tolist()) == ({5} if preset == "fresh" else {5, 53})
     others = {n: t for n, t in load_file(tmp_path / "out" / "model.safetensors").items() if n != name}
     assert all(bool(torch.isfinite(t).all()) for t in others.values())
+
+
+def test_no_room_for_what_a_proof_saves_for_a_while_is_told(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
+    with monkeypatch.context() as context:
+        context.setattr("transformers.PreTrainedModel.save_pretrained", full)
+        with pytest.raises(OutputError) as error:
+            anysize.resize(llama, tmp_path / "out", verify="full", **SIZES)
+    told = f"no room for temporary files in '{tmp_path}/scratch': No space left on device; set TMPDIR to a folder with"
+    assert told in str(error.value)
+    assert not list((tmp_path / "scratch").iterdir())
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    with pytest.raises(OutputError, match="there is no folder for temporary files: No such file or directory; set TMP"):
+        anysize.resize(llama, tmp_path / "out", verify="full", **SIZES)
+
+
+def test_what_has_nothing_to_do_with_room_is_not_blamed_on_it() -> None:
+    with pytest.raises(FileNotFoundError), scratch_folder():
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory")

@@ -9,7 +9,8 @@ import pytest
 
 from anysize.comparison.config import compare_config
 from anysize.errors import InputError
-from anysize.training.arguments import with_defaults
+from anysize.training.argument_values import unread_optim_args
+from anysize.training.arguments import fixed_arguments, training_arguments, with_defaults
 from anysize.training.config import train_config
 from anysize.training.config_file import overridden, read_yaml, spelled
 
@@ -218,3 +219,21 @@ def test_an_override_that_is_no_yaml_is_refused() -> None:
 def test_our_own_scheduler_written_out_is_the_same() -> None:
     assert with_defaults({"lr_scheduler_type": "cosine_with_min_lr"}) == with_defaults({})
     assert "lr_scheduler_kwargs" not in with_defaults({"lr_scheduler_type": "linear"})
+
+
+@pytest.mark.parametrize(
+    ("optim", "given"),
+    [("sgd", "momentum=0.9,dampening=0.0,weight_decay=0.5, nesterov=true"),
+     ("adagrad", "lr_decay=0.25,weight_decay=0.5,eps=0.125"),
+     ("rmsprop", "momentum=0.5,alpha=0.25,eps=0.125,weight_decay=0.75,centered=true")],
+)  # fmt: skip
+def test_what_optimizers_take_is_what_transformers_hands_them(tmp_path: Path, optim: str, given: str) -> None:
+    from transformers import Trainer
+
+    assert unread_optim_args(optim, given) == []
+    args = training_arguments({"optim": optim, "optim_args": given, **fixed_arguments(str(tmp_path))}, "c.yaml")
+    handed = Trainer.get_optimizer_cls_and_kwargs(args)[1]
+    assert handed.keys() - {"lr"} == {pair.split("=")[0].strip() for pair in given.split(",")}
+    # What is of a package of its own is for that to refuse.
+    assert unread_optim_args("galore_adamw", "rank=8") == []
+    assert "'rank'" in unread_optim_args(optim, f"{given},rank=8")[0]

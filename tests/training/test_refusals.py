@@ -120,6 +120,14 @@ def rewrite_tokens(folder: Path, token: Callable[[int], int]) -> None:
         ({"distill": {"teacher": "SOURCE", "until_step": True}}, "distill.until_step: true, and it is nothing to"),
         ({"distill": {"teacher": "SOURCE", "self_data": {"prompt_tokens": 32}}}, "and a sequence has 32: the teacher"),
         ({"training": {"auto_find_batch_size": True}}, "is told by per_device_train_batch_size"),
+        (
+            {"training": {"optim_args": "weight_decay=1"}},
+            "training.optim_args: 'weight_decay' is nothing that the optimizer 'adamw_torch",
+        ),
+        (
+            {"training": {"optim": "sgd", "optim_args": "momentum=0.9, nestrov=true"}},
+            "'nestrov' is nothing that the optimizer 'sgd' takes from there (did you mean 'nesterov'?): it takes",
+        ),
         ({"training": {"learning_rate": -1}}, "training.learning_rate is -1: wanted a number of 0 or more"),
     ],
 )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import tempfile
 import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
@@ -29,7 +28,7 @@ from anysize.devices import CPU, chosen_device, device_with
 from anysize.errors import AnysizeError, InputError, OutputError
 from anysize.io.lock import FolderLock
 from anysize.io.reader import Checkpoint, TensorSource
-from anysize.io.whole import told_of_disk
+from anysize.io.whole import scratch_folder, told_of_disk
 from anysize.memory import fits_in_memory, free_bytes
 from anysize.processes import add_up, rank_and_world, wait_for_all
 from anysize.progress import Progress
@@ -270,7 +269,7 @@ def _share_layer_by_layer(
 
 
 def _collect_layer_by_layer(
-    share: Share, scratch: str, device: torch.device, *, low: bool, keep_at: Path | None, progress: Progress
+    share: Share, scratch: Path, device: torch.device, *, low: bool, keep_at: Path | None, progress: Progress
 ) -> Scores:
     """Return what `collect` does, with one layer and its sums in memory; the scores lie in files until they are read.
 
@@ -281,7 +280,7 @@ def _collect_layer_by_layer(
     stride = moment_stride(share.config) if options.second_moments else 1
     with _removed_on_refusal(keep_at):
         share.require_batches()
-        run = LayerByLayer(share, Path(scratch) / "layers" if keep_at is None else _folder(keep_at), device)
+        run = LayerByLayer(share, scratch / "layers" if keep_at is None else _folder(keep_at), device)
         sites, layers, notes = run.run(progress, stride=stride)
         blocks: dict[str, torch.Tensor] = {}
         if options.leave_one_out:
@@ -355,7 +354,7 @@ def _sums_fit(tensors: TensorSource, options: CalibrationOptions) -> bool:
     return 2 * scores_bytes(understand(tensors.config), second_moments=options.second_moments) <= free_bytes() / 2
 
 
-def loaded_source(tensors: TensorSource, scratch: str, device: torch.device, *, low: bool) -> PreTrainedModel:
+def loaded_source(tensors: TensorSource, scratch: Path, device: torch.device, *, low: bool) -> PreTrainedModel:
     """Return the source as a stock model in float32, where `running_place` said: weights left on disk lie in `scratch`.
 
     Raises InputError where it does not fit there.
@@ -425,7 +424,7 @@ def _calibrated(
         from anysize.calibration.leave_one_out import require_loss  # noqa: PLC0415
 
         require_loss(understand(tensors.config), data, tokenizer_place(tensors, tokenizer), options.data)
-    with tempfile.TemporaryDirectory() as scratch, mode_kept(tensors):
+    with scratch_folder() as scratch, mode_kept(tensors):
         device, low = running_place(tensors, options, logits=options.leave_one_out)
         share = _share_layer_by_layer(tensors, data, tokenizer, options, place, low=low)
         if share is not None:

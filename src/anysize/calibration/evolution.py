@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import comb
@@ -26,6 +25,7 @@ from anysize.calibration.ledger import Candidate, Ledger
 from anysize.config import SourceConfig, understand
 from anysize.errors import SizeError
 from anysize.io.cache import cache_folder
+from anysize.io.whole import scratch_folder
 from anysize.layers import CUT, SCORED, layer_plan
 from anysize.progress import Progress
 from anysize.split import stream
@@ -226,7 +226,7 @@ def searched(
     how = CalibrationOptions(data, low_memory=low_memory)
     device, low = running_place(tensors, how, logits=True)
     told = [source_size, target_size, options.seed, budget, str(device), sorted(named.values())]
-    with tempfile.TemporaryDirectory() as scratch, mode_kept(tensors):
+    with scratch_folder() as scratch, mode_kept(tensors):
         divergence = Divergence(lambda: loaded_source(tensors, scratch, device, low=low), config, batches)
         place = cache_folder() / "search" / f"{_fingerprint(scores, batches, told)}.jsonl"
         counts = [_tokens(batch, config) for batch in batches]

@@ -4,6 +4,7 @@ said where a disk refuses them, or where one that we wrote is damaged since."""
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,8 @@ from anysize.errors import InputError, OutputError
 
 # How torch says that not all of a file could be written.
 _TORCH_WRITING = ("inline_container", "PytorchStreamWriter", "file write failed")
+# How all of them say that there is no room, and nothing else is amiss.
+_NO_ROOM = ("No space left", "quota exceeded", "File too large", "because the disk is full")
 
 
 @contextmanager
@@ -28,6 +31,22 @@ def told_of_disk(what: str, fix: str = "") -> Generator[None]:
         if why is None:
             raise
         raise OutputError(f"{what}: {why}{fix and '; '}{fix}") from error
+
+
+@contextmanager
+def scratch_folder() -> Generator[Path]:
+    """Give a folder for a while, under TMPDIR; raise OutputError, which names it, where there is no room for it."""
+    fix = "set TMPDIR to a folder with room"
+    with told_of_disk("there is no folder for temporary files", fix):
+        place = tempfile.TemporaryDirectory()
+    with place as name:
+        try:
+            yield Path(name)
+        except Exception as error:
+            why = _refusal_of_disk(error) or ""
+            if not any(sign in why for sign in _NO_ROOM):
+                raise
+            raise OutputError(f"no room for temporary files in '{Path(name).parent}': {why}; {fix}") from error
 
 
 def _refusal_of_disk(error: Exception) -> str | None:

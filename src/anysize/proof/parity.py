@@ -7,7 +7,6 @@ beside the same figure for a deliberately wrong target (its embedding turned by 
 from __future__ import annotations
 
 import copy
-import tempfile
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 
 from anysize.config import read_config
 from anysize.io.models import building, config_of, model_class, quiet_transformers
+from anysize.io.whole import scratch_folder
 from anysize.proof.distance import kl_nats, logit_error
 from anysize.proof.precision import DoubleThroughout
 from anysize.proof.verdict import Check, Verification
@@ -225,9 +225,9 @@ class Comparison:
     def reloaded(self, inputs: Mapping[str, torch.Tensor]) -> Check:
         """Return whether save_pretrained and from_pretrained give the target back bit by bit."""
         before = self.target(**inputs).logits
-        with tempfile.TemporaryDirectory() as folder, quiet_transformers():
+        with scratch_folder() as folder, quiet_transformers():
             self.target.save_pretrained(folder)
-            again = load(Path(folder), type(self.target).__name__)
+            again = load(folder, type(self.target).__name__)
         after = again(**inputs).logits
         wrong = again(**turned(inputs, self.vocab_size)).logits
         return Check(
@@ -249,7 +249,7 @@ class Comparison:
 
 
 def load(
-    folder: Path, class_name: str, *, scratch: str | None = None, dtype: torch.dtype = torch.float32
+    folder: Path, class_name: str, *, scratch: Path | None = None, dtype: torch.dtype = torch.float32
 ) -> PreTrainedModel:
     """Return a checkpoint folder as a plain transformers model in float32 (or another dtype), on the CPU.
 
@@ -257,7 +257,7 @@ def load(
 
     With `scratch`, weights stay on disk and each module's are read when it runs: memory is bounded by one module.
     """
-    placed: dict[str, Any] = {} if scratch is None else {"device_map": {"": "disk"}, "offload_folder": scratch}
+    placed: dict[str, Any] = {} if scratch is None else {"device_map": {"": "disk"}, "offload_folder": str(scratch)}
     config = config_of(read_config(folder))
     with quiet_transformers(), building(class_name):
         model = model_class(class_name).from_pretrained(

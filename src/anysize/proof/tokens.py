@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +12,7 @@ from anysize.axis import AxisMap
 from anysize.io.models import tokenizer_of
 from anysize.io.provenance import config_json, generation_of, target_companions
 from anysize.io.reader import Checkpoint, TensorSource
+from anysize.io.whole import scratch_folder
 from anysize.proof.verdict import Check, Verification
 from anysize.recipe import Plan
 from anysize.vocabulary.ids import new_ids
@@ -82,12 +81,12 @@ def prove_tokenizer(plan: Plan, tensors: TensorSource) -> Verification:
     assert axis is not None
     if not isinstance(tensors, Checkpoint) or not plan.tokenizer_sha256:
         return Verification(checks=(), notes=("the source has no tokenizer: cut yours to the kept tokens",))
-    with tempfile.TemporaryDirectory() as place:
+    with scratch_folder() as place:
         for name, data in [*target_companions(plan, tensors), ("config.json", config_json(plan))]:
-            path = Path(place) / name
+            path = place / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
-        source, target = tokenizer_of(str(tensors.folder)), tokenizer_of(place)
+        source, target = tokenizer_of(str(tensors.folder)), tokenizer_of(str(place))
     new = new_ids(axis)
     measured, texts = differences(source, target, axis, new)
     further = {old: (i + 1) % axis.target_size for old, i in new.items()}

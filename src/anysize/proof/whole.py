@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +16,7 @@ from anysize.io.hub import open_source
 from anysize.io.models import build_model
 from anysize.io.provenance import RECORD, read_record
 from anysize.io.reader import Checkpoint, TensorSource, read_bytes, read_header
+from anysize.io.whole import scratch_folder
 from anysize.memory import fits_in_memory
 from anysize.proof.algebra import check_rows, rows_of
 from anysize.proof.coverage import check_source, check_written
@@ -91,20 +91,18 @@ def _on_disk(folders: Sequence[Path], class_names: Sequence[str], scratch: Path)
     places = [scratch / str(number) for number in range(len(folders))]
     for place in places:
         place.mkdir()
-    return [
-        load(folder, name, scratch=str(place)) for folder, name, place in zip(folders, class_names, places, strict=True)
-    ]
+    return [load(folder, name, scratch=place) for folder, name, place in zip(folders, class_names, places, strict=True)]
 
 
 def _streamed(plan: Plan, source: Checkpoint, folder: Path) -> Verification:
     """Compare layer by layer. The unfinished output is looked at through links, so that it never looks complete."""
-    with tempfile.TemporaryDirectory() as place:
-        view = Path(place) / "target"
+    with scratch_folder() as place:
+        view = place / "target"
         view.mkdir()
         for path in folder.glob("model*.safetensors*"):
             (view / path.name).symlink_to(path)
         (view / "config.json").write_text(json.dumps(plan.target_config), encoding="utf-8")
-        models = _on_disk([source.folder, view], [plan.model_class] * 2, Path(place))
+        models = _on_disk([source.folder, view], [plan.model_class] * 2, place)
         return _planned(plan, models[0], models[1], _stored(plan)).run_streamed()
 
 
@@ -192,5 +190,5 @@ def compare(source: str | Path | PreTrainedModel, target: str | Path | PreTraine
         return proof + comparison([_source_model(t, name) for t, name in zip(opened, classes, strict=True)]).run(
             full=full
         )
-    with tempfile.TemporaryDirectory() as place:
-        return proof + comparison(_on_disk(folders, classes, Path(place))).run_streamed()
+    with scratch_folder() as place:
+        return proof + comparison(_on_disk(folders, classes, place)).run_streamed()

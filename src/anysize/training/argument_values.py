@@ -89,6 +89,26 @@ def _wrong_keys(given: Mapping[str, Any], where: str) -> list[str]:
     return told
 
 
+# What torch's own optimizers take of optim_args, where transformers passes over what it does not know; the others ask
+# packages of their own, which refuse by themselves.
+_OPTIM_ARGS: dict[str, tuple[str, ...]] = {
+    "adamw_torch": (), "adamw_torch_fused": (), "adafactor": (),
+    "sgd": ("momentum", "dampening", "weight_decay", "nesterov"),
+    "adagrad": ("lr_decay", "weight_decay", "eps"), "rmsprop": ("momentum", "alpha", "eps", "weight_decay", "centered"),
+}  # fmt: skip
+
+
+def unread_optim_args(optim: str, given: str | None) -> list[str]:
+    """Return which of `optim_args`, "name=value" after a comma each, the optimizer would not read."""
+    names = [pair.split("=")[0].strip() for pair in given.split(",")] if given else []
+    taken = _OPTIM_ARGS.get(optim)
+    return [] if taken is None else [
+        f"training.optim_args: '{name}' is nothing that the optimizer '{optim}' takes from there"
+        f"{did_you_mean(name, taken)}: it takes {', '.join(taken) or 'nothing'}"
+        for name in names if name not in taken
+    ]  # fmt: skip
+
+
 def _plain(hint: Any) -> tuple[type, ...]:
     """Return the kinds that a field takes where all are plain ones; others (names, settings) are left out."""
     kinds = get_args(hint) or (hint,)

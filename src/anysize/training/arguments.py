@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 from anysize.errors import InputError, did_you_mean, joined
-from anysize.training.argument_values import clashes, wrong_values
+from anysize.training.argument_values import clashes, unread_optim_args, wrong_values
 
 # What a run does where the config is silent: the field's habits for decoders, a checkpoint now and then.
 DEFAULTS: dict[str, Any] = {
@@ -106,6 +106,8 @@ def require_buildable(args: Any, origin: str) -> None:
             "is for examples of different lengths, and these are all as long: wanted random or sequential"
         )
     _require_extras(args, origin)
+    if unread := unread_optim_args(str(args.optim.value), args.optim_args):
+        raise InputError(f"the config '{origin}' cannot be used: {joined(unread)}")
     # With the rate that is asked for: some schedules end at one that has to be below it.
     stand_in = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=args.learning_rate)
     try:
