@@ -182,12 +182,16 @@ def test_processes_that_would_train_alone_are_refused(
     [
         ({"recipe": {"new_parameters": {"learning_rate_factor": 2}}}, "no size of the target is larger"),
         ({"recipe": {"optimizer_state": "carried"}}, "this target does not: it has less hidden"),
+        (
+            {"recipe": {"optimizer_state": "carried"}, "resize": {"intermediate_size": 96, "untie": True}},
+            "both its uses, and untie parts them",
+        ),
         ({"training": {"metric_for_best_model": "foo"}}, "metric_for_best_model is 'foo': wanted validation_loss"),
         ({"distill": {"self_data": {"prompt_tokens": 32}}}, "prompt_tokens is 32, and a sequence has 32"),
     ],
 )
 def test_what_sizes_and_data_refuse_is_told_before_any_calibration(
-    llama: Path,
+    tied_llama: Path,
     story: Path,
     tmp_path: Path,
     cli: Run,
@@ -196,13 +200,13 @@ def test_what_sizes_and_data_refuse_is_told_before_any_calibration(
     told: str,
 ) -> None:
     source = tmp_path / "source"
-    shutil.copytree(llama, source)
+    shutil.copytree(tied_llama, source)
     (source / "optimizer").mkdir()
     save_file({"exp_avg.x": torch.zeros(1)}, source / "optimizer" / "adamw.safetensors", {"steps": "1"})
     monkeypatch.setattr("anysize.training.run._start", lambda *_, **__: pytest.fail("it was begun"))
-    config = config_of(llama, story, tmp_path / "out", **changes)
+    config = config_of(tied_llama, story, tmp_path / "out", **changes)
     del config["model"]
-    sizes = {"hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1}
+    sizes = changes.get("resize") or {"hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1}
     config["resize"] = {"source": str(source), "preset": "subspace", "calibration": {}, **sizes}
     done = cli("train", written(tmp_path / "c.yaml", config))
     assert done.code == 2, done.err

@@ -121,6 +121,7 @@ def require_plannable(config: CompareConfig, target: SourceConfig) -> None:
             continue
         scores = _no_scores_yet if takes_scores(config, name, target) else None
         with named(name):
-            require_growth(arm.recipe, understand(open_checkpoint(arm.source or config.source).config), target)
+            source = understand(open_checkpoint(arm.source or config.source).config)
+            require_growth(arm.recipe, source, target, untie=arm.untie)
         with suppress(_ScoresMissingError), named(name):
             plan_of(config.resize_of(name, config.seeds[0]), scores, quiet)

@@ -41,6 +41,8 @@ FILE = Path("optimizer") / "adamw.safetensors"
 # steps, and with it the correction of Adam's bias, is the source's.
 _MOST_BETA2 = 0.98
 _MOMENTS = {"exp_avg": 1, "exp_avg_sq": 2}
+# Of a head that was the embedding.
+_UNTIED = "recipe.optimizer_state: the moments of a tied head are of both its uses, and untie parts them"
 
 
 def save_state(model: PreTrainedModel, optimizer: torch.optim.Optimizer, folder: Path) -> None:
@@ -114,7 +116,7 @@ def require_state(folder: Path, args: TrainingArguments, recipe: TrainingRecipe)
     return place
 
 
-def require_growth(recipe: TrainingRecipe, source: SourceConfig, target: SourceConfig) -> None:
+def require_growth(recipe: TrainingRecipe, source: SourceConfig, target: SourceConfig, *, untie: bool) -> None:
     """Refuse what a recipe asks of what a plan adds, or keeps as it was, where sizes say that there is nothing such."""
     cut = [axis for axis, size in target.sizes.items() if size < source.sizes.get(axis, size)]
     if recipe.optimizer_state == "carried" and cut:
@@ -122,6 +124,8 @@ def require_growth(recipe: TrainingRecipe, source: SourceConfig, target: SourceC
             "recipe.optimizer_state: gradients carry over to what computes the same, and this target does not: it has "
             f"less {', '.join(cut)} than its source"
         )
+    if recipe.optimizer_state == "carried" and untie:
+        raise InputError(_UNTIED)
     larger = any(size > source.sizes.get(axis, size) for axis, size in target.sizes.items())
     if recipe.new_parameters is not None and not larger:
         raise InputError("recipe.new_parameters: the plan adds no elements: no size of the target is larger")
@@ -179,9 +183,7 @@ def carried_state(plan: Plan, place: Path, model: PreTrainedModel) -> tuple[dict
             f"{plan.inexact[0]}"
         )
     if plan.options.untie:
-        raise InputError(
-            "recipe.optimizer_state: the moments of a tied head are of both its uses, and untie parts them"
-        )
+        raise InputError(_UNTIED)
     before, steps = load_state(place)
     maps = DimMaps(plan.axes, plan.dense)
     expected = expected_tensors(understand(plan.target_config))

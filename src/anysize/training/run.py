@@ -326,7 +326,8 @@ def _trained(
         target, tokenizer = _target(config)
         _taught_by(config, target, tokenizer)
         if config.resize is not None:
-            require_growth(config.recipe, understand(open_checkpoint(config.resize.source).config), target)
+            source = understand(open_checkpoint(config.resize.source).config)
+            require_growth(config.recipe, source, target, untie=config.resize.untie)
         with first_process_first():
             data = datasets_of(config.data, target, tokenizer, examples_a_step(args), progress)
         require_trainable(data, args, config.distill)
