@@ -243,6 +243,11 @@ def test_no_room_for_what_a_proof_saves_for_a_while_is_told(
         anysize.resize(llama, tmp_path / "out", verify="full", **SIZES)
 
 
-def test_what_has_nothing_to_do_with_room_is_not_blamed_on_it() -> None:
-    with pytest.raises(FileNotFoundError), scratch_folder():
-        raise FileNotFoundError(errno.ENOENT, "No such file or directory")
+@pytest.mark.parametrize("error", [
+    FileNotFoundError(errno.ENOENT, "No such file or directory"),
+    OSError(errno.ENOSPC, "No space left on device", "/elsewhere/cache/a.arrow"),
+])  # fmt: skip
+def test_what_has_nothing_to_do_with_temporary_files_is_not_blamed_on_them(error: OSError) -> None:
+    with pytest.raises(type(error)) as told, scratch_folder():
+        raise error
+    assert told.value is error

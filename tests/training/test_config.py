@@ -223,9 +223,9 @@ def test_our_own_scheduler_written_out_is_the_same() -> None:
 
 @pytest.mark.parametrize(
     ("optim", "given"),
-    [("sgd", "momentum=0.9,dampening=0.0,weight_decay=0.5, nesterov=true"),
-     ("adagrad", "lr_decay=0.25,weight_decay=0.5,eps=0.125"),
-     ("rmsprop", "momentum=0.5,alpha=0.25,eps=0.125,weight_decay=0.75,centered=true")],
+    [("sgd", "momentum=0.9,dampening=0.0, nesterov=true"),
+     ("adagrad", "lr_decay=0.25,eps=0.125"),
+     ("rmsprop", "momentum=0.5,alpha=0.25,eps=0.125,centered=true")],
 )  # fmt: skip
 def test_what_optimizers_take_is_what_transformers_hands_them(tmp_path: Path, optim: str, given: str) -> None:
     from transformers import Trainer
@@ -234,6 +234,8 @@ def test_what_optimizers_take_is_what_transformers_hands_them(tmp_path: Path, op
     args = training_arguments({"optim": optim, "optim_args": given, **fixed_arguments(str(tmp_path))}, "c.yaml")
     handed = Trainer.get_optimizer_cls_and_kwargs(args)[1]
     assert handed.keys() - {"lr"} == {pair.split("=")[0].strip() for pair in given.split(",")}
+    # Every group of parameters has its own by then.
+    assert "'weight_decay'" in unread_optim_args(optim, f"{given},weight_decay=0.5")[0]
     # What is of a package of its own is for that to refuse.
     assert unread_optim_args("galore_adamw", "rank=8") == []
     assert "'rank'" in unread_optim_args(optim, f"{given},rank=8")[0]

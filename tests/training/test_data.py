@@ -167,7 +167,7 @@ def test_images_are_pixels_with_their_labels(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("labels", "column", "told"),
-    [([0, 9], "label", "the label 9, the model has 7 classes"), ([0, -1], "label", "classes"),
+    [([0, 9], "label", "have the label 9: wanted 0 to 6, the classes"), ([6, -1], "label", "have the label -1: wanted"),
      ([0, 1], "clas", "have no column 'clas'.*data.label_column"), (["a", "b"], "label", "hold 'a': wanted integers"),
      ([0], "label", "1 images, wanted at least 2")],
 )  # fmt: skip

@@ -18,6 +18,7 @@ from anysize.progress import quiet
 from anysize.training import draft
 from anysize.training.config import Data, Distill, Resize, TrainConfig
 from anysize.training.start import load
+from tests.conftest import Ran
 
 
 @pytest.mark.parametrize(
@@ -147,6 +148,10 @@ def test_there_are_as_many_prompts_as_asked_for_while_the_text_is_long_enough(
         draft.make_draft(asked, num_prompts=count, new_tokens=2, num_drafted=2, command="", progress=quiet)
     # The story has 12,000 words, which are a token each, and an end.
     assert [tuple(prompts.shape) for prompts in read] == [(1, 16), (9, 16), (12_001 // 32, 16)]
+    # Of several that train together the first one measures.
+    monkeypatch.setenv("RANK", "1")
+    assert draft.make_draft(asked, num_prompts=1, new_tokens=2, num_drafted=2, command="", progress=quiet) is None
+    assert len(read) == 3
 
 
 @pytest.mark.parametrize(
@@ -194,6 +199,9 @@ def test_the_command_shows_first_and_says_where_the_text_was_too_short(
     assert shown["agreement with the source, share of all tokens"] == "0.500"
     assert "note: the held-out text gave 2 prompts of the 3 asked for" in ran.out.splitlines()
     assert "note:" not in cli(*asked, 2).out
+    with monkeypatch.context() as context:
+        context.setattr(draft, "make_draft", lambda _asked, **_told: None)
+        assert cli(*asked, 2) == Ran(0, "", "")
     monkeypatch.setattr(whole, "write_whole", full)
     ran = cli(*asked, 2)
     assert (ran.code, "No space left on device" in ran.err) == (2, True)

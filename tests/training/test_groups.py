@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,9 +14,12 @@ import anysize
 from anysize.config import understand
 from anysize.errors import InputError
 from anysize.io.models import build_model
-from anysize.training.config import ROLES, NewParameters
+from anysize.progress import quiet
+from anysize.training.config import ROLES, NewParameters, train_config
 from anysize.training.groups import ElementwiseAdamW, grouped, new_elements, roles
+from anysize.training.run import train
 from tests import tiny
+from tests.training.runs import config_of
 
 
 @pytest.mark.parametrize("family", sorted({v.family for v in tiny.VARIANTS}))
@@ -61,7 +66,7 @@ def _trained(rates: NewParameters | None, steps: int = 3) -> tuple[torch.Tensor,
     new = torch.tensor([False, False, False, True, True, True])
     groups = [{"params": [parameter], "lr": 0.1, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=0.1) if rates is None else ElementwiseAdamW(
-        groups, {parameter: new}, rates, betas=(0.9, 0.999), eps=1e-8)  # fmt: skip
+        groups, {parameter: new}, rates, lr=0.1, betas=(0.9, 0.999), eps=1e-8)  # fmt: skip
     for _ in range(steps):
         optimizer.zero_grad()
         (parameter**2).sum().backward()
@@ -110,3 +115,29 @@ def test_groups_hold_every_parameter_once_at_its_rate(llama: Path) -> None:
     for name, parameter in model.named_parameters():  # type: ignore[union-attr]
         wanted = {"norm": 0.005, "query-key": 0.08}.get(role_of[name], 0.01)
         assert rate_of[id(parameter)] == pytest.approx(wanted), name
+
+
+def _rates(config: dict[str, Any], output: Path) -> list[float]:
+    train(train_config(config | {"output": str(output)}, "c.yaml"), command="", origin="c.yaml", progress=quiet)
+    state = json.loads((output / "checkpoint-12" / "trainer_state.json").read_text())
+    return [entry["learning_rate"] for entry in state["log_history"] if "learning_rate" in entry]
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        {"lr_scheduler_kwargs": {"min_lr": 4e-4}},
+        {"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"lr_end": 2e-3}},
+    ],
+)
+def test_schedules_go_from_the_rate_of_the_run_whatever_recipe_it_has(
+    llama: Path, story: Path, tmp_path: Path, schedule: dict[str, Any]
+) -> None:
+    resize = {"source": str(llama), "intermediate_size": 96}
+    training = {"learning_rate": 4e-3, "warmup_steps": 0, "logging_steps": 1, "save_steps": 12, **schedule}
+    config = config_of(llama, story, tmp_path, resize=resize, training=training) | {"model": ""}
+    plain = _rates(config, tmp_path / "plain")
+    assert len(plain) == 12
+    assert min(plain) < 0.6 * max(plain)
+    recipe = {"new_parameters": {"learning_rate_factor": 1.3}}
+    assert _rates(config | {"recipe": recipe}, tmp_path / "apart") == pytest.approx(plain)

@@ -219,7 +219,7 @@ def test_a_teacher_computes_as_its_student_does(llama: Path, story: Path, tmp_pa
     assert heard == [True]
 
 
-def test_two_processes_do_what_one_does(llama: Path, story: Path, tmp_path: Path) -> None:
+def test_two_processes_do_what_one_does(llama: Path, story: Path, tmp_path: Path, cli: Run) -> None:
     # 22 sequences: an epoch ends after five steps and a part of one. 37 to measure, in batches of eight: the last ones
     # are filled up with copies.
     whole, few = tmp_path / "whole", {"max_tokens": 22 * 32, "evaluation_tokens": 37 * 32}
@@ -234,6 +234,12 @@ def test_two_processes_do_what_one_does(llama: Path, story: Path, tmp_path: Path
     assert done.returncode == 0, done.stderr[-3000:]
     one, two = record(whole), record(tmp_path / "out")
     assert two["tokens"] == one["tokens"]
+    assert two["examples_a_step"] == one["examples_a_step"] == 4
+    # More of them would see other tokens a step: what is there, also where it is done, is another run.
+    done = cli("train", path)
+    assert done.code == 2
+    assert "is of a run with 4 examples a step, and here are 2: start as many processes as then, or choose" in done.err
+    assert record(tmp_path / "out") == two
     for step in one["curve"]:
         assert two["curve"][step]["validation"] == pytest.approx(one["curve"][step]["validation"], abs=1e-5)
     # The same losses, not merely similar ones: a run at another rate is far off.
@@ -397,7 +403,7 @@ def test_a_folder_with_something_else_is_refused(llama: Path, story: Path, tmp_p
 def test_two_processes_do_not_train_in_one_folder(llama: Path, story: Path, tmp_path: Path, cli: Run) -> None:
     output = tmp_path / "out"
     path = written(tmp_path / "c.yaml", config_of(llama, story, output))
-    first = _Folder(train_config(yaml.safe_load(path.read_text()), "c.yaml"))
+    first = _Folder(train_config(yaml.safe_load(path.read_text()), "c.yaml"), 4)
     assert first.claim() is None
     done = cli("train", path)
     assert done.code == 2
@@ -413,7 +419,7 @@ def test_a_start_that_another_process_may_be_reading_stays(
 ) -> None:
     resize = {"source": str(llama), "intermediate_size": 96}
     config = train_config({**config_of(llama, story, tmp_path / "out", resize=resize), "model": ""}, "c.yaml")
-    folder = _Folder(config)
+    folder = _Folder(config, 4)
     assert folder.claim() is None
     place = StartFolder(tmp_path / "out" / "start")
     place.write(Resize(**resize), None, time.process_time, quiet, "")

@@ -57,9 +57,13 @@ def draft(
         "anysize draft",
     )
     with keeping_work_on_interrupt(), progress_bars(enabled=not json) as progress:
-        trained, found = make_draft(
+        made = make_draft(
             asked, num_prompts=prompts, new_tokens=new_tokens, num_drafted=drafted, command=command_line(),
             progress=progress,
         )  # fmt: skip
+    # Another process than the first: nobody but that one speaks.
+    if made is None:
+        return
+    trained, found = made
     show_drafting(trained, found, output, num_prompts=prompts, as_json=json)
     save_drafting(found, source, output)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +15,8 @@ from typing import Any
 from anysize.comparison.job import Job
 from anysize.comparison.legal import named
 from anysize.errors import InputError
+
+_log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -26,7 +29,12 @@ def processes(asked: int | None) -> Generator[Executor]:
     shared = (context.Value("i", 0), num_gpus)
     running = multiprocessing.active_children()
     count = asked or num_gpus or os.cpu_count() or 1
-    with ProcessPoolExecutor(count, context, enter, shared) as pool, _ended_with_us(running):
+    # Inside, so that what is under way is not waited for; outside, for an interrupt while it is.
+    with (
+        _ended_with_us(running),
+        ProcessPoolExecutor(count, context, enter, shared) as pool,
+        _ended_with_us(running),
+    ):
         yield pool
 
 
@@ -80,16 +88,42 @@ def _told_of_lost_processes() -> Generator[None]:
 def each(pool: Executor, work: Callable[[Job], object], jobs: Sequence[Job], then: Callable[[int], None]) -> None:
     """Do some work on every job, and something each time that one is done, told how many are.
 
-    What one of them raises says of which arm it was; what others are at by then, they bring to its end.
+    What one of them raises says of which arm it was. It is told at once, and raised when the others have brought what
+    they are at to its end, and the one that the pool already holds in hand for the next that is free.
     """
-    waiting = {pool.submit(work, job): job for job in jobs}
+    waiting: dict[Future[object], Job] = {}
+    failure: Exception | None = None
+    num_done = 0
     try:
         with _told_of_lost_processes():
-            for number, future in enumerate(as_completed(waiting), 1):
-                with named(waiting[future].arm):
-                    future.result()
-                then(number)
+            for job in jobs:
+                waiting[pool.submit(work, job)] = job
+            # A pool looks whether processes live each time that it is asked for something, before it begins another
+            # for that: without this, the end of the last one would show when some other one is done.
+            pool.submit(int, 0)
+            for future in as_completed(waiting):
+                if future.cancelled():
+                    continue
+                try:
+                    with named(waiting[future].arm):
+                        future.result()
+                except BrokenProcessPool:
+                    raise
+                except Exception as error:
+                    _cancel(waiting)
+                    if failure is None and not all(other.done() for other in waiting):
+                        _log.warning("anysize: %s; what is under way is brought to its end first", error)
+                    failure = failure or error
+                    continue
+                num_done += 1
+                then(num_done)
     except BaseException:
-        for future in waiting:
-            future.cancel()
+        _cancel(waiting)
         raise
+    if failure is not None:
+        raise failure
+
+
+def _cancel(waiting: Iterable[Future[object]]) -> None:
+    for future in waiting:
+        future.cancel()

@@ -44,7 +44,8 @@ def scratch_folder() -> Generator[Path]:
             yield Path(name)
         except Exception as error:
             why = _refusal_of_disk(error) or ""
-            if not any(sign in why for sign in _NO_ROOM):
+            elsewhere = isinstance(error, OSError) and error.filename and name not in str(error.filename)
+            if elsewhere or not any(sign in why for sign in _NO_ROOM):
                 raise
             raise OutputError(f"no room for temporary files in '{Path(name).parent}': {why}; {fix}") from error
 

@@ -89,12 +89,12 @@ def _wrong_keys(given: Mapping[str, Any], where: str) -> list[str]:
     return told
 
 
-# What torch's own optimizers take of optim_args, where transformers passes over what it does not know; the others ask
-# packages of their own, which refuse by themselves.
+# What torch's own optimizers take of optim_args, where transformers passes over what it does not know (and over
+# weight_decay, which groups of parameters have by then); the others ask packages of their own, which refuse themselves.
 _OPTIM_ARGS: dict[str, tuple[str, ...]] = {
     "adamw_torch": (), "adamw_torch_fused": (), "adafactor": (),
-    "sgd": ("momentum", "dampening", "weight_decay", "nesterov"),
-    "adagrad": ("lr_decay", "weight_decay", "eps"), "rmsprop": ("momentum", "alpha", "eps", "weight_decay", "centered"),
+    "sgd": ("momentum", "dampening", "nesterov"),
+    "adagrad": ("lr_decay", "eps"), "rmsprop": ("momentum", "alpha", "eps", "centered"),
 }  # fmt: skip
 
 

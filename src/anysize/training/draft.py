@@ -11,6 +11,7 @@ from anysize.config import understand
 from anysize.errors import InputError
 from anysize.evals.drafting import Drafting, measure_drafting
 from anysize.io.hub import open_checkpoint
+from anysize.processes import rank_and_world
 from anysize.progress import Progress
 from anysize.training.config import TrainConfig
 from anysize.training.data import datasets_of
@@ -20,9 +21,10 @@ from anysize.training.start import folder_of, load
 
 def make_draft(
     config: TrainConfig, *, num_prompts: int, new_tokens: int, num_drafted: int, command: str, progress: Progress
-) -> tuple[dict[str, Any], Drafting]:
+) -> tuple[dict[str, Any], Drafting] | None:
     """Train a draft and return the record of its training and what it is worth to its source.
 
+    Of several processes, which train together, the first one alone measures; the others return None.
     Prompts are halves of held-out sequences, fewer than asked for where the held-out text is short. Raises InputError
     for images, and for what training refuses.
     """
@@ -39,6 +41,8 @@ def make_draft(
             f"{positions}"
         )
     record = train(config, command=command, origin="anysize draft", progress=progress)
+    if rank_and_world()[0]:
+        return None
     # Here and not in the config: what is measured while training stays as it is, however many prompts are asked for.
     enough = max(config.data.evaluation_tokens, num_prompts * config.data.sequence_length)
     data = config.data.model_copy(update={"evaluation_tokens": enough})

@@ -102,14 +102,14 @@ class ElementwiseAdamW(torch.optim.AdamW):
     """AdamW whose steps are scaled element by element: new elements by one factor, the others by another.
 
     `new` says which elements of a parameter are new. Parameters that are not in it are old as a whole. The warm-ups of
-    `rates` are in steps (see NewParameters.of_run).
+    `rates` are in steps (see NewParameters.of_run). `lr` is the rate that schedules take for the whole run's.
     """
 
     def __init__(
         self, groups: list[dict[str, Any]], new: Mapping[torch.nn.Parameter, torch.Tensor], rates: NewParameters, *,
-        betas: tuple[float, float], eps: float,
+        lr: float, betas: tuple[float, float], eps: float,
     ) -> None:  # fmt: skip
-        super().__init__(groups, betas=betas, eps=eps)
+        super().__init__(groups, lr=lr, betas=betas, eps=eps)
         self.new, self.rates = new, rates
 
     @torch.no_grad()

@@ -45,8 +45,12 @@ class Images(Dataset[Example]):
         self._pixels = np.memmap(self._home / "pixels.uint8", np.uint8, "r", shape=shape)
         if len(self) < least:
             raise InputError(f"the data '{data}' hold {len(self)} images, wanted at least {least}, one step")
-        if (worst := int(self._labels.max())) >= num_classes or int(self._labels.min()) < 0:
-            raise InputError(f"the data '{data}' have the label {worst}, the model has {num_classes} classes")
+        least_label, most_label = int(self._labels.min()), int(self._labels.max())
+        if least_label < 0 or most_label >= num_classes:
+            raise InputError(
+                f"the data '{data}' have the label {least_label if least_label < 0 else most_label}: wanted 0 to "
+                f"{num_classes - 1}, the classes of the model"
+            )
 
     def _decode(
         self, data: str, split: str, columns: tuple[str, str], max_images: int | None, progress: Progress

@@ -113,8 +113,10 @@ def _image_processors(models: Mapping[str, str]) -> dict[str, str]:
 class _Folder:
     """The folder of a run: who made it, and whether it is done."""
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, config: TrainConfig, num_examples: int) -> None:
+        """num_examples: of one step of all processes, of which the config knows but one."""
         self.path = Path(config.output).expanduser()
+        self._num_examples = num_examples
         self._is_new = False
         self._lock: FolderLock | None = None
         self._config = json.loads(config.model_dump_json(exclude={"output"}))
@@ -149,6 +151,11 @@ class _Folder:
                     f"the output '{self.path}' was made of other files ({', '.join(changed)} changed since): choose "
                     "another one"
                 )
+            if (then := known.get("examples_a_step", self._num_examples)) != self._num_examples:
+                raise InputError(
+                    f"the output '{self.path}' is of a run with {then} examples a step, and here are "
+                    f"{self._num_examples}: start as many processes as then, or choose another output"
+                )
             return known if known["finished"] else None
         self.write(finished=False, found={})
         return None
@@ -167,7 +174,8 @@ class _Folder:
 
     def write(self, *, finished: bool, found: Mapping[str, Any]) -> dict[str, Any]:
         """Write the record, whole or not at all."""
-        told = {"finished": finished, "config": self._config, "made_of": self._made_of, **found}
+        told = {"finished": finished, "config": self._config, "examples_a_step": self._num_examples,
+                "made_of": self._made_of, **found}  # fmt: skip
         write_json(self.path / _RECORD, told)
         return told
 
@@ -300,7 +308,7 @@ def train(config: TrainConfig, *, command: str, origin: str, progress: Progress)
         config.distill.require_room(args.max_steps)
     if config.recipe.optimizer_state == "carried" and config.resize is not None:
         require_state(Path(folder_of(open_checkpoint(config.resize.source))), args, config.recipe)
-    folder = _Folder(config)
+    folder = _Folder(config, examples_a_step(args))
     state = PartialState()
     if state.num_processes != (world := rank_and_world()[1]):
         raise InputError(

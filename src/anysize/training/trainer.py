@@ -412,4 +412,4 @@ class AnysizeTrainer(Trainer):
         parameters = dict(plain.named_parameters())
         new = {parameters[n]: mask.to(args.device) for n, mask in new_elements(self.plan, plain).items()}
         rates = recipe.new_parameters.of_run(self.state.max_steps)
-        return ElementwiseAdamW(groups, new, rates, betas=betas, eps=args.adam_epsilon)
+        return ElementwiseAdamW(groups, new, rates, lr=args.learning_rate, betas=betas, eps=args.adam_epsilon)
