@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from anysize.calibration.statistics import MADE_OF, average, kinds_of
-from anysize.io.whole import told_of_disk
+from anysize.io.whole import MOVE_SCRATCH, told_of_disk
 from anysize.stored import StoredArrays
 
 # What is told of the layers themselves lies beside the sites, under this name.
@@ -91,7 +91,7 @@ def by_site(arrays: StoredArrays) -> dict[str, KindsOnDisk]:
 def keeping(folder: Path) -> AbstractContextManager[None]:
     """Return what tells, while active, that the disk refuses what a calibration keeps in this folder meanwhile."""
     temporary = folder.is_relative_to(tempfile.gettempdir())
-    return told_of_disk(f"cannot keep {WHAT_IS_KEPT} in '{folder}'", "set TMPDIR to a folder with room" * temporary)
+    return told_of_disk(f"cannot keep {WHAT_IS_KEPT} in '{folder}'", MOVE_SCRATCH * temporary)
 
 
 class RowsOnDisk:

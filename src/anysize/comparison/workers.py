@@ -74,54 +74,47 @@ def _ended_with_us(others: Sequence[Any]) -> Generator[None]:
         raise
 
 
-@contextmanager
-def _told_of_lost_processes() -> Generator[None]:
+def each(pool: Executor, work: Callable[[Job], object], jobs: Sequence[Job], then: Callable[[int], None]) -> None:
+    """Do some work on every job, and something each time that one is done, told how many are.
+
+    What one of them raises says of which arm it was. It is told at once, and raised when the others have brought what
+    they are at to its end, and the one that the pool already holds in hand for the next that is free. Raises
+    InputError where a process is gone.
+    """
+    waiting: dict[Future[object], Job] = {}
+    failures: list[Exception] = []
+    num_done = 0
     try:
-        yield
+        for job in jobs:
+            waiting[pool.submit(work, job)] = job
+        # A pool looks whether processes live each time that it is asked for something, before it begins another for
+        # that: without this, the end of the last one would show when some other one is done.
+        pool.submit(int, 0)
+        for future in as_completed(waiting):
+            if future.cancelled():
+                continue
+            try:
+                with named(waiting[future].arm):
+                    future.result()
+            except BrokenProcessPool:
+                raise
+            except Exception as error:
+                _cancel(waiting)
+                if not failures and not all(other.done() for other in waiting):
+                    _log.warning("anysize: %s; what is under way is brought to its end first", error)
+                failures.append(error)
+            else:
+                num_done += 1
+                then(num_done)
     except BrokenProcessPool as error:
         raise InputError(
             "a process of the comparison ended without a word, most often for want of memory: give fewer workers or a "
             "smaller batch; the same command goes on"
         ) from error
-
-
-def each(pool: Executor, work: Callable[[Job], object], jobs: Sequence[Job], then: Callable[[int], None]) -> None:
-    """Do some work on every job, and something each time that one is done, told how many are.
-
-    What one of them raises says of which arm it was. It is told at once, and raised when the others have brought what
-    they are at to its end, and the one that the pool already holds in hand for the next that is free.
-    """
-    waiting: dict[Future[object], Job] = {}
-    failure: Exception | None = None
-    num_done = 0
-    try:
-        with _told_of_lost_processes():
-            for job in jobs:
-                waiting[pool.submit(work, job)] = job
-            # A pool looks whether processes live each time that it is asked for something, before it begins another
-            # for that: without this, the end of the last one would show when some other one is done.
-            pool.submit(int, 0)
-            for future in as_completed(waiting):
-                if future.cancelled():
-                    continue
-                try:
-                    with named(waiting[future].arm):
-                        future.result()
-                except BrokenProcessPool:
-                    raise
-                except Exception as error:
-                    _cancel(waiting)
-                    if failure is None and not all(other.done() for other in waiting):
-                        _log.warning("anysize: %s; what is under way is brought to its end first", error)
-                    failure = failure or error
-                    continue
-                num_done += 1
-                then(num_done)
-    except BaseException:
+    finally:
         _cancel(waiting)
-        raise
-    if failure is not None:
-        raise failure
+    if failures:
+        raise failures[0]
 
 
 def _cancel(waiting: Iterable[Future[object]]) -> None:

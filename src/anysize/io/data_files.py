@@ -29,8 +29,9 @@ _TABLES = {".parquet": "parquet", ".jsonl": "json", ".jsonlines": "json", ".ndjs
            ".csv": "csv", ".tsv": "tsv"}  # fmt: skip
 _TEXT = {".txt": "text", ".md": "text", ".py": "text", **_TABLES}
 _IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-# Tables that may hold images.
-_IMAGE_TABLES = tuple(ending for ending, kind in _TABLES.items() if kind in ("parquet", "json"))
+# Kinds of tables that may hold images, and their endings.
+_OF_IMAGES = ("parquet", "json")
+_IMAGE_TABLES = tuple(ending for ending, kind in _TABLES.items() if kind in _OF_IMAGES)
 # After any ending of text but parquet, which packs its own pages.
 _PACKED: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 # Data that nothing here reads: in a folder they would be missed without a word.
@@ -58,7 +59,7 @@ def _kind_of(path: Path) -> str | None:
 
 
 def _is_image_table(path: Path) -> bool:
-    return _kind_of(path) in ("parquet", "json")
+    return _kind_of(path) in _OF_IMAGES
 
 
 def is_image_file(path: Path) -> bool:

@@ -17,6 +17,9 @@ _TORCH_WRITING = ("inline_container", "PytorchStreamWriter", "file write failed"
 # How all of them say that there is no room, and nothing else is amiss.
 _NO_ROOM = ("No space left", "quota exceeded", "File too large", "because the disk is full")
 
+# What mends a want of room for temporary files.
+MOVE_SCRATCH = "set TMPDIR to a folder with room"
+
 
 @contextmanager
 def told_of_disk(what: str, fix: str = "") -> Generator[None]:
@@ -36,8 +39,7 @@ def told_of_disk(what: str, fix: str = "") -> Generator[None]:
 @contextmanager
 def scratch_folder() -> Generator[Path]:
     """Give a folder for a while, under TMPDIR; raise OutputError, which names it, where there is no room for it."""
-    fix = "set TMPDIR to a folder with room"
-    with told_of_disk("there is no folder for temporary files", fix):
+    with told_of_disk("there is no folder for temporary files", MOVE_SCRATCH):
         place = tempfile.TemporaryDirectory()
     with place as name:
         try:
@@ -47,7 +49,7 @@ def scratch_folder() -> Generator[Path]:
             elsewhere = isinstance(error, OSError) and error.filename and name not in str(error.filename)
             if elsewhere or not any(sign in why for sign in _NO_ROOM):
                 raise
-            raise OutputError(f"no room for temporary files in '{Path(name).parent}': {why}; {fix}") from error
+            raise OutputError(f"no room for temporary files in '{Path(name).parent}': {why}; {MOVE_SCRATCH}") from error
 
 
 def _refusal_of_disk(error: Exception) -> str | None:

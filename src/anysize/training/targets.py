@@ -73,7 +73,7 @@ class StoredRows:
         self._dtype, self._row = np.dtype(dtype), shape[1:]
         self._row_bytes = prod(self._row) * self._dtype.itemsize
         self.num_bytes = size = shape[0] * self._row_bytes
-        # Never emptied: another process may have it mapped already, or be about to.
+        # Never emptied: another process may be at it already.
         self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         weakref.finalize(self, os.close, self._file)
         if os.fstat(self._file).st_size != size:
